@@ -1,0 +1,1 @@
+"""Multi-task learning of glaucoma assessment with one optax state per task."""

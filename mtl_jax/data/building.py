@@ -1,0 +1,170 @@
+"""What every TFDS builder here needs: parallel work, and a build that leaves no litter.
+
+Nothing of TFDS' own output is shown; progress is one bar for each pass over the images.
+"""
+
+import collections
+import contextlib
+import io
+import itertools
+import multiprocessing
+import os
+import pathlib
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
+from typing import TypeVar
+
+import tensorflow_datasets as tfds
+import tqdm
+from absl import logging
+from tensorflow_datasets.core.utils import tqdm_utils
+
+from mtl_jax.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Not a POSIX system: builds are not guarded from one another.
+    fcntl = None
+
+# Below this many items, starting processes takes longer than they save.
+PROCESSES_FROM = 32
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+class LocalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Base of the builders here, which download nothing."""
+
+    # Looking for a list of download checksums beside the code needs, in TFDS 4.9.10, a
+    # package that it does not install (importlib_resources).
+    url_infos = None
+
+
+@contextlib.contextmanager
+def quiet_tfds() -> Iterator[None]:
+    """Silences TFDS' log, progress bars and prints; errors and our bars still show."""
+    verbosity = logging.get_verbosity()
+    bars = getattr(tqdm_utils, "_active", True)
+    logging.set_verbosity(logging.ERROR)
+    tfds.display_progress_bar(False)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tfds.display_progress_bar(bars)
+        logging.set_verbosity(verbosity)
+
+
+def prepare(builder: tfds.core.DatasetBuilder) -> pathlib.Path:
+    """Builds a data set into its version directory, wholly or not at all.
+
+    TFDS writes to a sibling directory `incomplete.*` and renames it at the end, so what
+    a killed build left cannot be taken for a data set; it is deleted here. Of several
+    processes that build the same data set at once, one does and the others wait.
+
+    Args:
+      builder: a builder whose `data_dir` is set; its examples need no download.
+
+    Returns:
+      The version directory.
+
+    Raises:
+      UserError: if the directory cannot be written.
+    """
+    version_dir = pathlib.Path(builder.data_dir)
+    try:
+        version_dir.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{version_dir.parent} cannot be created ({error.strerror}); name another"
+            " data directory."
+        ) from error
+    with _locked(version_dir.parent), tempfile.TemporaryDirectory() as downloads:
+        for stale in version_dir.parent.glob(f"incomplete.*_{version_dir.name}"):
+            shutil.rmtree(stale)
+        with quiet_tfds():
+            builder.download_and_prepare(
+                download_dir=downloads, file_format="array_record"
+            )
+    return version_dir
+
+
+def parallel_map(
+    function: Callable[[_Item], _Result],
+    items: Sequence[_Item],
+    description: str,
+    *,
+    processes: bool,
+) -> Iterator[_Result]:
+    """Applies a function to items on all cores, with a progress bar on stderr.
+
+    Args:
+      function: what to do; for processes, importable by name or a `functools.partial`
+        of such a function.
+      items: what to do it to.
+      description: what stands before the bar.
+      processes: whether the work holds Python's interpreter lock, so that threads would
+        wait for each other. Few items are done by threads in any case. Processes are
+        spawned (forking a process in which JAX runs may hang), so a program must guard
+        its entry by `if __name__ == "__main__"`.
+
+    Yields:
+      The results, in the order of the items.
+    """
+    workers = max(1, min(_cores(), len(items)))
+    if processes and len(items) >= PROCESSES_FROM:
+        executor = futures.ProcessPoolExecutor(
+            workers, multiprocessing.get_context("spawn"), _start_worker
+        )
+    else:
+        executor = futures.ThreadPoolExecutor(workers)
+    remaining = iter(items)
+    with executor, tqdm.tqdm(total=len(items), desc=description, mininterval=1) as bar:
+        # Records are large: only a few may wait for a slow consumer.
+        pending = collections.deque(
+            executor.submit(function, item)
+            for item in itertools.islice(remaining, 2 * workers)
+        )
+        while pending:
+            result = pending.popleft().result()
+            for item in itertools.islice(remaining, 1):
+                pending.append(executor.submit(function, item))
+            bar.update()
+            yield result
+
+
+@contextlib.contextmanager
+def _locked(directory: pathlib.Path) -> Iterator[None]:
+    """Waits until no other process is in this block for the same directory."""
+    handle = os.open(directory, os.O_RDONLY) if fcntl else None
+    try:
+        if handle is not None:
+            # Some network file systems have no locks: then builds are not guarded.
+            with contextlib.suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _start_worker() -> None:
+    """Ties a worker's life to its parent's, whose business Ctrl-C is."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def exit_with_parent() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=exit_with_parent, daemon=True).start()

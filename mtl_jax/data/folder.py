@@ -1,0 +1,183 @@
+"""A TFDS data set of a researcher's own photographs, listed in a CSV manifest."""
+
+import dataclasses
+import functools
+import hashlib
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from mtl_jax.data import building, images, schema
+from mtl_jax.data.manifest import parse_manifest, read_manifest, read_masks
+from mtl_jax.data.manifest_rows import SPLITS, ManifestRow
+from mtl_jax.errors import UserError
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class FundusFolderConfig(tfds.core.BuilderConfig):
+    """Where the data come from and at what size they are kept.
+
+    Attributes:
+      source: directory that relative paths in the manifest start from.
+      manifest: the CSV file.
+      image_size: pixels a side of the model image.
+      fingerprint: names the contents of manifest and files.
+    """
+
+    source: str
+    manifest: str
+    image_size: int
+    fingerprint: str = ""
+
+
+class FundusFolder(building.LocalBuilder):
+    """Builder for a manifest that `read_manifest` has found in order."""
+
+    name = "fundus_folder"
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        config = self.builder_config
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Colour fundus photographs with annotations from a manifest.",
+            features=schema.features(config.image_size),
+            metadata=tfds.core.MetadataDict(fingerprint=config.fingerprint),
+        )
+
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
+        rows, _ = parse_manifest(
+            self.builder_config.manifest, self.builder_config.source
+        )
+        by_split = {name: [r for r in rows if r.split == name] for name in SPLITS}
+        return {
+            name: self._generate_examples(name, members)
+            for name, members in by_split.items()
+            if members
+        }
+
+    def _generate_examples(
+        self, split: str, rows: list[ManifestRow]
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        make_record = functools.partial(
+            record_of, image_size=self.builder_config.image_size
+        )
+        records = building.parallel_map(
+            make_record, rows, f"building {split}", processes=True
+        )
+        for row, record in zip(rows, records, strict=True):
+            yield row.image_id, record
+
+
+def record_of(row: ManifestRow, image_size: int) -> dict[str, Any]:
+    """The record of one row; see `schema.encode_record`."""
+    disc_mask, cup_mask = read_masks(row)
+    return schema.encode_record(
+        row.image_id,
+        images.read_photograph(row.image),
+        image_size,
+        disc_mask=disc_mask,
+        cup_mask=cup_mask,
+        fovea_xy=row.fovea_xy,
+        glaucoma=row.glaucoma,
+    )
+
+
+def build(
+    data_dir: images.PathLike,
+    source: images.PathLike,
+    *,
+    manifest: images.PathLike | None = None,
+    image_size: int = 256,
+    name: str | None = None,
+) -> pathlib.Path:
+    """Builds the data set of a manifest, or finds it built already.
+
+    Every file is checked before anything is written. Large sets are built by spawned
+    processes; see `building.parallel_map`.
+
+    Args:
+      data_dir: directory of all TFDS data sets.
+      source: directory that relative paths in the manifest start from.
+      manifest: the CSV file, by default `manifest.csv` in `source`; its columns are
+        those of `manifest_rows.COLUMNS`.
+      image_size: pixels a side of the model image, a multiple of 16, at least 32.
+      name: what to call the data set, by default the source directory's name; other
+        characters than ASCII letters, digits and `_` become `_`.
+
+    Returns:
+      The version directory, for `tfds.builder_from_directory`.
+
+    Raises:
+      UserError: if the manifest or a file has problems (all are listed), if a data set
+        of this name was built from other contents, or if an argument is unsuitable.
+    """
+    source = pathlib.Path(source).expanduser().absolute()
+    if not source.is_dir():
+        raise UserError(f"{source} is not a directory; name the one with the images.")
+    manifest = pathlib.Path(manifest or source / "manifest.csv").expanduser().absolute()
+    if image_size % 16 or image_size < 32:
+        raise UserError(
+            f"An image size of {image_size} pixels does not fit the network; choose a"
+            " multiple of 16, at least 32."
+        )
+    name = re.sub(r"[^A-Za-z0-9_]", "_", name or source.resolve().name)
+    if not name:
+        raise UserError(f"{source} has no name to call the data set by; give a name.")
+    rows, _ = parse_manifest(manifest, source)
+    config = FundusFolderConfig(
+        name=f"{name}-{image_size}px",
+        source=str(source),
+        manifest=str(manifest),
+        image_size=image_size,
+        fingerprint=_fingerprint(manifest, rows),
+    )
+    data_dir = pathlib.Path(data_dir).expanduser().absolute()
+    version_dir = data_dir / FundusFolder.name / config.name / str(FundusFolder.VERSION)
+    if not version_dir.exists():
+        read_manifest(manifest, source)
+        with building.quiet_tfds():
+            builder = FundusFolder(
+                data_dir=data_dir, config=config, file_format="array_record"
+            )
+        version_dir = building.prepare(builder)
+    _check_contents(version_dir, config)
+    return version_dir
+
+
+def _fingerprint(manifest: pathlib.Path, rows: list[ManifestRow]) -> str:
+    """Names the contents of a manifest and, without reading them, of its files."""
+    digest = hashlib.sha256(manifest.read_bytes())
+    for row in rows:
+        for path in (row.image, *row.mask_files.values()):
+            digest.update(_stamp(path).encode())
+    return digest.hexdigest()
+
+
+def _stamp(path: pathlib.Path) -> str:
+    try:
+        stat = path.stat()
+    except (OSError, ValueError):
+        return "absent;"
+    return f"{stat.st_size} {stat.st_mtime_ns};"
+
+
+def _check_contents(version_dir: pathlib.Path, config: FundusFolderConfig) -> None:
+    """Refuses a data set that is not of these contents."""
+    try:
+        built = tfds.builder_from_directory(version_dir).info.metadata["fingerprint"]
+    except (OSError, KeyError, ValueError, TypeError):
+        raise UserError(
+            f"{version_dir} is not a complete data set; delete this folder and build"
+            " again."
+        ) from None
+    if built != config.fingerprint:
+        raise UserError(
+            f"{version_dir} was built from other contents of {config.manifest} and its"
+            " files; give another name or delete this folder."
+        )

@@ -1,0 +1,144 @@
+"""Random retinal vessels, in the eye frame of `fundus_anatomy`."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+VEIN_WIDTH = 0.0135
+ARTERY_WIDTH = 0.0100
+THINNEST_VESSEL = 0.0018
+VESSEL_STEP = 0.012
+AVASCULAR_RADIUS = 0.050
+
+# Nerve fibres, and the vessels above and below the macula, leave the disc steeply and
+# bend round the fovea: their angle falls by this much per unit of distance.
+FIBRE_BEND = math.radians(105)
+FIBRE_START = 0.09
+
+
+class Vessel(NamedTuple):
+    """A ribbon: points [n, 2] in the eye frame, full widths [n], and its kind."""
+
+    points: np.ndarray
+    widths: np.ndarray
+    is_artery: bool
+
+
+def sample_vessels(
+    rng: np.random.Generator, fovea: tuple[float, float]
+) -> tuple[Vessel, ...]:
+    """Draws arteries and veins with two generations of branches.
+
+    Args:
+      rng: source of all randomness.
+      fovea: (x, y) in the eye frame.
+
+    Returns:
+      The vessels, thickest last.
+    """
+    trunks = _sample_trunks(rng, math.atan2(fovea[1], fovea[0]))
+    branches = [b for trunk in trunks for b in _sample_branches(rng, trunk, 0.065)]
+    twigs = [b for branch in branches for b in _sample_branches(rng, branch, 0.11)]
+    kept = (_outside_macula(v, fovea) for v in (*twigs, *branches, *trunks))
+    return tuple(vessel for vessel in kept if len(vessel.points) > 2)
+
+
+def _sample_trunks(rng: np.random.Generator, fovea_angle: float) -> list[Vessel]:
+    """The vessels that leave the disc: temporal arcades, nasal and macular ones."""
+    hilum = np.array([rng.uniform(-0.025, -0.01), rng.normal(0, 0.006)])
+    trunks = []
+    for pole in (-1, 1):
+        # (angle from the fovea's direction [deg], bend, relative width, length)
+        arcade = (rng.uniform(66, 88), FIBRE_BEND * rng.uniform(0.9, 1.1), 1.0, 0.70)
+        nasal = (rng.uniform(112, 140), math.radians(-25), 0.7, 0.50)
+        macular = (rng.uniform(20, 38), math.radians(40), 0.35, 0.30)
+        for angle, bend, width, length in (nasal, macular, arcade):
+            # The vessels to the macula are single, the others come in pairs.
+            kinds = (False, True) if width > 0.5 else (rng.random() < 0.5,)
+            for is_artery in kinds:
+                apart = rng.uniform(3, 8) * (1 if is_artery else -1)
+                thick = width * (ARTERY_WIDTH if is_artery else VEIN_WIDTH)
+                points = _trunk_path(
+                    rng, hilum, pole, math.radians(angle + apart), bend, length
+                )
+                points = _rotated(points, fovea_angle)
+                widths = _taper(thick * rng.uniform(0.85, 1.15), len(points), 0.35)
+                trunks.append(Vessel(points, widths, is_artery))
+    return trunks
+
+
+def _trunk_path(
+    rng: np.random.Generator,
+    hilum: np.ndarray,
+    pole: int,
+    angle: float,
+    bend: float,
+    length: float,
+) -> np.ndarray:
+    """A path that starts at the hilum and follows the nerve fibres, [n, 2]."""
+    r = np.arange(0.004, length, VESSEL_STEP)
+    direction = angle - bend * np.maximum(r - FIBRE_START, 0)
+    for waves_per_unit in (3, 6, 11):
+        phase = rng.uniform(0, 2 * math.pi)
+        sway = math.radians(rng.normal(0, 8 / waves_per_unit))
+        direction = direction + sway * np.sin(2 * math.pi * waves_per_unit * r + phase)
+    path = np.stack([np.cos(direction), pole * np.sin(direction)], -1) * r[:, None]
+    return path + hilum * np.maximum(1 - r / FIBRE_START, 0)[:, None]
+
+
+def _sample_branches(
+    rng: np.random.Generator, parent: Vessel, spacing: float
+) -> list[Vessel]:
+    """Branches left and right in turn, about `spacing` apart along the parent."""
+    branches = []
+    side = 1 if rng.random() < 0.5 else -1
+    place = FIBRE_START + rng.uniform(0, spacing)
+    reach = (len(parent.points) - 2) * VESSEL_STEP
+    while place < reach:
+        i = int(place / VESSEL_STEP)
+        step = parent.points[i + 1] - parent.points[i]
+        heading = math.atan2(step[1], step[0]) + side * math.radians(
+            rng.uniform(30, 60)
+        )
+        length = rng.uniform(0.35, 0.8) * (reach - place) + 0.05
+        path = _branch_path(rng, parent.points[i], heading, -side, length)
+        width = parent.widths[i] * rng.uniform(0.45, 0.7)
+        widths = _taper(width, len(path), 0.4)
+        branches.append(Vessel(path, widths, parent.is_artery))
+        side = -side
+        place += spacing * rng.uniform(1.0, 2.2)
+    return branches
+
+
+def _branch_path(
+    rng: np.random.Generator,
+    start: np.ndarray,
+    heading: float,
+    turn: int,
+    length: float,
+) -> np.ndarray:
+    """A path that turns back a little towards its parent's direction, [n, 2]."""
+    steps = np.arange(0, length, VESSEL_STEP)
+    phases = rng.uniform(0, 2 * math.pi, 2)
+    sway = 0.25 * np.sin(2 * math.pi * 5 * steps + phases[0])
+    sway += 0.20 * np.sin(2 * math.pi * 11 * steps + phases[1])
+    direction = heading + turn * rng.uniform(0.5, 2.0) * steps + sway
+    moves = VESSEL_STEP * np.stack([np.cos(direction), np.sin(direction)], -1)
+    return start + np.cumsum(moves, axis=0) - moves[:1]
+
+
+def _taper(width: float, count: int, end: float) -> np.ndarray:
+    return np.maximum(width * np.linspace(1, end, count), THINNEST_VESSEL)
+
+
+def _rotated(points: np.ndarray, angle: float) -> np.ndarray:
+    c, s = math.cos(angle), math.sin(angle)
+    return points @ np.array([[c, s], [-s, c]])
+
+
+def _outside_macula(vessel: Vessel, fovea: tuple[float, float]) -> Vessel:
+    """Cuts a vessel where it would enter the avascular zone."""
+    near = np.hypot(*(vessel.points - fovea).T) < AVASCULAR_RADIUS
+    end = int(np.argmax(near)) if near.any() else len(near)
+    return vessel._replace(points=vessel.points[:end], widths=vessel.widths[:end])

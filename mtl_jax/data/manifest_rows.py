@@ -1,0 +1,169 @@
+"""The rows of a manifest: what a cell may hold, and what it means."""
+
+import dataclasses
+import math
+import pathlib
+import re
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+REQUIRED_COLUMNS = ("image_id", "image")
+MASK_COLUMNS = ("disc_mask", "cup_mask", "mask")
+COLUMNS = (
+    *REQUIRED_COLUMNS,
+    *MASK_COLUMNS,
+    "fovea_x",
+    "fovea_y",
+    "glaucoma",
+    "split",
+)
+SPLITS = ("train", "validation", "test")
+
+_SPLIT_NAMES = {
+    **{name: name for name in SPLITS},
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "testing": "test",
+}
+# Spreadsheets and pandas write whole numbers as 0.0 and 1.0 beside empty cells.
+_GLAUCOMA_VALUES = {
+    **dict.fromkeys(("0", "0.0", "false", "no"), 0.0),
+    **dict.fromkeys(("1", "1.0", "true", "yes"), 1.0),
+}
+_UNSAFE_ID = re.compile(r"^\.|[/\\\x00-\x1f\x7f]")
+
+_Value = TypeVar("_Value")
+
+
+@dataclasses.dataclass(frozen=True)
+class ManifestRow:
+    """One photograph and its annotations; None stands for "not annotated".
+
+    Attributes:
+      number: the row in a spreadsheet, where the header is row 1.
+      image_id: unique, usable as a file name.
+      image: the photograph.
+      disc_mask: mask of the optic disc.
+      cup_mask: mask of the optic cup.
+      mask: mask of both with REFUGE's values, in place of the two.
+      fovea_xy: (x, y) = (column, row) in native pixels.
+      glaucoma: 1 for glaucoma, 0 for healthy.
+      split: one of `SPLITS`.
+    """
+
+    number: int
+    image_id: str
+    image: pathlib.Path
+    disc_mask: pathlib.Path | None = None
+    cup_mask: pathlib.Path | None = None
+    mask: pathlib.Path | None = None
+    fovea_xy: tuple[float, float] | None = None
+    glaucoma: float | None = None
+    split: str = "train"
+
+    @property
+    def mask_files(self) -> dict[str, pathlib.Path]:
+        """The masks there are, by column."""
+        named = {column: getattr(self, column) for column in MASK_COLUMNS}
+        return {column: path for column, path in named.items() if path is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Something to mend in one row of a manifest."""
+
+    number: int
+    text: str
+
+
+def parse_row(
+    number: int, cells: dict[str, str], source_dir: pathlib.Path
+) -> tuple[ManifestRow | None, list[str]]:
+    """Makes a row from its cells.
+
+    Args:
+      number: the row in a spreadsheet.
+      cells: stripped text by column, for all columns of the header.
+      source_dir: directory that relative paths start from.
+
+    Returns:
+      The row, or None if it names no photograph, and what is wrong with its cells. A
+      cell with a problem is None in the row (the split: train).
+    """
+    problems = []
+
+    def parsed(parse: Callable[..., _Value], *columns: str) -> _Value | None:
+        try:
+            return parse(*(cells.get(column, "") for column in columns))
+        except ValueError as error:
+            problems.append(str(error))
+            return None
+
+    image_id = parsed(_parse_image_id, "image_id")
+    fovea_xy = parsed(_parse_fovea, "fovea_x", "fovea_y")
+    glaucoma = parsed(_parse_glaucoma, "glaucoma")
+    split = parsed(_parse_split, "split") if "split" in cells else None
+    masks = {c: source_dir / cells[c] for c in MASK_COLUMNS if cells.get(c)}
+    if "mask" in masks and len(masks) > 1:
+        problems.append("both mask and disc_mask or cup_mask are given; keep one way")
+    if not cells["image"]:
+        return None, [*problems, "the cell image is empty; name the photograph"]
+    row = ManifestRow(
+        number,
+        image_id or "",
+        source_dir / cells["image"],
+        **masks,
+        fovea_xy=fovea_xy,
+        glaucoma=glaucoma,
+        split=split or SPLITS[0],
+    )
+    return row, problems
+
+
+def _parse_image_id(text: str) -> str:
+    if not text:
+        raise ValueError("the cell image_id is empty; give each photograph a name")
+    if _UNSAFE_ID.search(text) or len(text.encode()) > 200:
+        raise ValueError(
+            f"image_id {text!r} cannot be a file name; leave out slashes, control"
+            " characters and a leading dot, and keep to 200 bytes"
+        )
+    return text
+
+
+def _parse_fovea(x: str, y: str) -> tuple[float, float] | None:
+    if not x and not y:
+        return None
+    if not x or not y:
+        raise ValueError("only one of fovea_x and fovea_y is given")
+    return _parse_number("fovea_x", x), _parse_number("fovea_y", y)
+
+
+def _parse_number(column: str, text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{column} {text!r} is not a number such as 812.5")
+    return number
+
+
+def _parse_glaucoma(text: str) -> float | None:
+    if text and text.lower() not in _GLAUCOMA_VALUES:
+        raise ValueError(
+            f"glaucoma {text!r} is none of 0, 1, false, true, no, yes or empty"
+        )
+    return _GLAUCOMA_VALUES.get(text.lower())
+
+
+def _parse_split(text: str) -> str:
+    if text.lower() not in _SPLIT_NAMES:
+        raise ValueError(f"split {text!r} is none of {words(SPLITS)}")
+    return _SPLIT_NAMES[text.lower()]
+
+
+def words(names: Iterable[str]) -> str:
+    """The names as a list to read."""
+    return ", ".join(names)

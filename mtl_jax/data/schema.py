@@ -1,0 +1,116 @@
+"""The record every builder writes, and its way from arrays to TFDS features.
+
+One record is one photograph at model size with its annotations, plus what evaluation at
+native resolution needs. Images travel as PNG bytes, so neither writing nor reading a
+data set needs TensorFlow.
+"""
+
+import io
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from mtl_jax.data import geometry
+
+# The order of `has_label`, fixed in every data set whatever tasks are trained.
+LABELS = ("glaucoma", "disc", "cup", "fovea")
+
+# Encoded masks that only evaluation at native resolution decodes.
+NATIVE_MASKS = ("native_disc_mask", "native_cup_mask")
+
+
+def features(image_size: int) -> tfds.features.FeaturesDict:
+    """TFDS features of one record with model images of `image_size` pixels a side."""
+    image = tfds.features.Image
+
+    def mask(shape: tuple[int | None, int | None]) -> tfds.features.Image:
+        return image(shape=(*shape, 1), encoding_format="png")
+
+    square = (image_size, image_size)
+    return tfds.features.FeaturesDict(
+        {
+            "image_id": tfds.features.Text(),
+            "camera": tfds.features.Text(),
+            "image": image(shape=(*square, 3), encoding_format="png"),
+            "disc_mask": mask(square),
+            "cup_mask": mask(square),
+            "fovea_xy": tfds.features.Tensor(shape=(2,), dtype=np.float32),
+            "glaucoma": np.float32,
+            "has_label": tfds.features.Tensor(shape=(4,), dtype=np.bool_),
+            "native_size": tfds.features.Tensor(shape=(2,), dtype=np.int32),
+            "native_fovea_xy": tfds.features.Tensor(shape=(2,), dtype=np.float32),
+            "native_disc_mask": mask((None, None)),
+            "native_cup_mask": mask((None, None)),
+        }
+    )
+
+
+def encode_record(
+    image_id: str,
+    photograph: np.ndarray,
+    image_size: int,
+    *,
+    disc_mask: np.ndarray | None = None,
+    cup_mask: np.ndarray | None = None,
+    fovea_xy: np.ndarray | None = None,
+    glaucoma: float | None = None,
+    camera: str = "",
+) -> dict[str, Any]:
+    """Makes the record of one photograph; None stands for "not annotated".
+
+    Args:
+      image_id: unique name within the data set.
+      photograph: uint8 [H, W, 3] RGB at native size.
+      image_size: pixels a side of the model image.
+      disc_mask: [H, W], non-zero inside the optic disc.
+      cup_mask: [H, W], non-zero inside the optic cup.
+      fovea_xy: (x, y) in native pixels.
+      glaucoma: 1 for glaucoma, 0 for healthy.
+      camera: free text naming the device.
+
+    Returns:
+      A dict that fits `features(image_size)`; absent annotations are zero and their
+      place in `has_label` is False.
+    """
+    native_size = photograph.shape[:2]
+    model_size = (image_size, image_size)
+    empty = np.zeros(native_size, np.uint8)
+    masks = {
+        name: empty if mask is None else (np.asarray(mask) != 0).astype(np.uint8)
+        for name, mask in (("disc_mask", disc_mask), ("cup_mask", cup_mask))
+    }
+    native_xy = np.zeros(2) if fovea_xy is None else np.asarray(fovea_xy, np.float64)
+    model_xy = geometry.rescale_xy(native_xy, native_size, model_size)
+    labels = (glaucoma, disc_mask, cup_mask, fovea_xy)
+    return {
+        "image_id": image_id,
+        "camera": camera,
+        "image": encode_png(geometry.resize_photograph(photograph, model_size)),
+        **{
+            name: encode_png(geometry.resize_mask(mask, model_size))
+            for name, mask in masks.items()
+        },
+        "fovea_xy": np.zeros(2, np.float32)
+        if fovea_xy is None
+        else model_xy.astype(np.float32),
+        "glaucoma": np.float32(0 if glaucoma is None else glaucoma),
+        "has_label": np.array([label is not None for label in labels]),
+        "native_size": np.array(native_size, np.int32),
+        "native_fovea_xy": native_xy.astype(np.float32),
+        **{f"native_{name}": encode_png(mask) for name, mask in masks.items()},
+    }
+
+
+def encode_png(array: np.ndarray) -> bytes:
+    """PNG bytes of a uint8 [H, W] or [H, W, 3] array."""
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def decode_png(encoded: bytes) -> np.ndarray:
+    """The uint8 array that `encode_png` was given."""
+    with Image.open(io.BytesIO(encoded)) as image:
+        return np.asarray(image)

@@ -1,0 +1,226 @@
+"""A data set of drawn fundi, for demonstrations and tests without patients' data.
+
+Its splits imitate REFUGE: the training split is taken with one camera, validation and
+test with another, and few of the eyes have glaucoma.
+"""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from mtl_jax.data import building, fundus_renderer, schema
+from mtl_jax.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+CAMERAS = {
+    "train": fundus_renderer.TRAINING_CAMERA,
+    "validation": fundus_renderer.EVALUATION_CAMERA,
+    "test": fundus_renderer.EVALUATION_CAMERA,
+}
+
+# The network halves the image four times.
+_SIZE_MULTIPLE = 16
+
+
+@dataclasses.dataclass(eq=False)
+class SyntheticFundusConfig(tfds.core.BuilderConfig):
+    """What distinguishes one synthetic data set from another.
+
+    Attributes:
+      name: derived from the other fields; leave it empty.
+      image_size: pixels a side, a multiple of 16 and at least 32.
+      num_images: how many in train, validation and test.
+      glaucoma_fraction: share of glaucoma in each split.
+      seed: the same seed draws the same eyes, whatever their number.
+    """
+
+    name: str = ""
+    image_size: int = 256
+    num_images: tuple[int, int, int] = (400, 400, 400)
+    glaucoma_fraction: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self):
+        self.num_images = tuple(self.num_images)
+        self._check()
+        self.name = self._derive_name()
+        self.description = (
+            f"{self.image_size} x {self.image_size} pixels, "
+            f"{100 * self.glaucoma_fraction:g} % glaucoma."
+        )
+
+    def _check(self) -> None:
+        size = self.image_size
+        if size < 2 * _SIZE_MULTIPLE or size % _SIZE_MULTIPLE:
+            raise UserError(
+                f"The image size of a synthetic data set is {size}; give a multiple of "
+                f"{_SIZE_MULTIPLE} that is at least {2 * _SIZE_MULTIPLE}."
+            )
+        counts = self.num_images
+        if len(counts) != len(SPLITS) or min(counts) < 1:
+            raise UserError(
+                f"The numbers of synthetic images are {counts}; give one of at least 1 "
+                f"for each of {', '.join(SPLITS)}."
+            )
+        if not 0 <= self.glaucoma_fraction <= 1:
+            raise UserError(
+                f"The glaucoma fraction of a synthetic data set is "
+                f"{self.glaucoma_fraction}; give a number from 0 to 1."
+            )
+        if self.seed < 0:
+            raise UserError(
+                f"The seed of a synthetic data set is {self.seed}; give 0 or more."
+            )
+
+    def _derive_name(self) -> str:
+        """Names only what differs from the defaults, apart from the size."""
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        parts = [f"{self.image_size}px"]
+        if self.num_images != defaults["num_images"]:
+            parts += map(str, self.num_images)
+        if self.glaucoma_fraction != defaults["glaucoma_fraction"]:
+            parts.append(f"glaucoma{float(self.glaucoma_fraction)}")
+        if self.seed != defaults["seed"]:
+            parts.append(f"seed{self.seed}")
+        return "-".join(parts)
+
+
+class SyntheticFundus(tfds.core.GeneratorBasedBuilder):
+    """Builds drawn fundi as a TFDS data set of `schema` records."""
+
+    name = "synthetic_fundus"
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First version."}
+    # TFDS would look beside the code for checksums of downloads, of which there are
+    # none, by way of a package that it does not install (importlib_resources).
+    code_path = None
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        config = self.builder_config
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Procedurally drawn colour fundus photographs with exact "
+            "optic disc, optic cup, fovea and glaucoma annotations.",
+            features=schema.features(config.image_size),
+            metadata=tfds.core.MetadataDict(
+                image_size=config.image_size,
+                num_images=list(config.num_images),
+                glaucoma_fraction=config.glaucoma_fraction,
+                seed=config.seed,
+            ),
+        )
+
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
+        del dl_manager
+        return {split: self._generate_examples(split) for split in SPLITS}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        config = self.builder_config
+        count = config.num_images[SPLITS.index(split)]
+        labels = assign_labels(count, config.glaucoma_fraction)
+        draw = functools.partial(
+            draw_record, split=split, image_size=config.image_size, seed=config.seed
+        )
+        images = list(enumerate(labels))
+        for record in building.parallel_map(
+            draw, images, f"drawing {split}", processes=True
+        ):
+            yield record["image_id"], record
+
+
+def build(
+    data_dir: str | os.PathLike[str],
+    *,
+    image_size: int = 256,
+    num_images: tuple[int, int, int] = (400, 400, 400),
+    glaucoma_fraction: float = 0.1,
+    seed: int = 0,
+) -> pathlib.Path:
+    """Builds a synthetic data set, or finds it built.
+
+    An interrupted build leaves at most an `incomplete.*` folder, which nothing takes
+    for a data set and the next build of the same data set removes.
+
+    Args:
+      data_dir: TFDS data directory, made if need be.
+      image_size: pixels a side.
+      num_images: how many in train, validation and test.
+      glaucoma_fraction: share of glaucoma in each split.
+      seed: chooses the eyes.
+
+    Returns:
+      The version's directory, for `tfds.builder_from_directory`.
+
+    Raises:
+      UserError: if a size, number or fraction makes no sense.
+    """
+    config = SyntheticFundusConfig(
+        image_size=image_size,
+        num_images=num_images,
+        glaucoma_fraction=glaucoma_fraction,
+        seed=seed,
+    )
+    with building.quiet_tfds():
+        builder = SyntheticFundus(data_dir=os.fspath(data_dir), config=config)
+    return building.prepare(builder)
+
+
+def draw_record(
+    image: tuple[int, bool], *, split: str, image_size: int, seed: int
+) -> dict[str, Any]:
+    """Draws one photograph of a split and makes its record.
+
+    Args:
+      image: its index in the split and whether it has glaucoma. The eye depends on
+        these two, the split and the seed alone.
+      split: "train", "validation" or "test".
+      image_size: pixels a side, both native and model size.
+      seed: of the data set.
+
+    Returns:
+      A record that fits `schema.features(image_size)`.
+    """
+    index, glaucoma = image
+    seeds = np.random.SeedSequence([seed, SPLITS.index(split), index])
+    camera = CAMERAS[split]
+    fundus = fundus_renderer.render(
+        np.random.default_rng(seeds), (image_size, image_size), camera, glaucoma
+    )
+    return schema.encode_record(
+        f"{split}-{index:05d}",
+        fundus.photograph,
+        image_size,
+        disc_mask=fundus.disc_mask,
+        cup_mask=fundus.cup_mask,
+        fovea_xy=np.array(fundus.fovea_xy),
+        glaucoma=fundus.glaucoma,
+        camera=camera.name,
+    )
+
+
+def assign_labels(count: int, glaucoma_fraction: float) -> list[bool]:
+    """Spreads `round(glaucoma_fraction * count)` positives evenly over a split.
+
+    Spread evenly, a short split is the beginning of a longer one, apart from rounding.
+
+    Args:
+      count: number of photographs.
+      glaucoma_fraction: wanted share of glaucoma.
+
+    Returns:
+      [count] labels; both classes occur if there are two photographs or more.
+    """
+    positives = round(glaucoma_fraction * count)
+    if count >= 2:
+        positives = min(max(positives, 1), count - 1)
+    # How many positives the first i photographs hold, rounded half up.
+    held = [(2 * i * positives + count) // (2 * count) for i in range(count + 1)]
+    return [after > before for before, after in zip(held, held[1:], strict=False)]

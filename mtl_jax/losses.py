@@ -1,0 +1,112 @@
+"""Losses per image, and the mean over the images that carry the label.
+
+Every loss maps logits and targets to one number per image, [B] float32. `masked_mean`
+turns them into the loss of the whole batch, also where the batch is spread over devices
+and where only some of its images are annotated.
+"""
+
+from typing import Literal
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+# sqrt(50) pixels at a width of 256, as in the original authors' program.
+FOVEA_SIGMA = 50**0.5 / 256
+
+Reduction = Literal["mean", "sum"]
+
+
+def focal_loss(logits: jax.Array, labels: jax.Array, gamma: float = 2.0) -> jax.Array:
+    """Focal loss (Lin et al. 2017) of one binary label per image.
+
+    Args:
+      logits: [B].
+      labels: [B], 0 or 1.
+      gamma: how strongly well classified images are discounted; 0 is cross-entropy.
+
+    Returns:
+      [B] losses.
+    """
+    chex.assert_equal_shape([logits, labels])
+    return optax.losses.sigmoid_focal_loss(logits, labels, gamma=gamma)
+
+
+def pixel_cross_entropy(logits: jax.Array, masks: jax.Array) -> jax.Array:
+    """Binary cross-entropy averaged over the pixels of each image.
+
+    Args:
+      logits: [B, H, W].
+      masks: [B, H, W], 1 inside and 0 outside.
+
+    Returns:
+      [B] losses.
+    """
+    chex.assert_equal_shape([logits, masks])
+    losses = optax.losses.sigmoid_binary_cross_entropy(
+        logits, masks.astype(logits.dtype)
+    )
+    return losses.mean((1, 2))
+
+
+def heatmap_l1(
+    logits: jax.Array, targets: jax.Array, reduction: Reduction = "mean"
+) -> jax.Array:
+    """L1 distance of the predicted map, sigmoid(logits), from the target map.
+
+    Args:
+      logits: [B, H, W].
+      targets: [B, H, W] maps with maximum 1, see `fovea_map`.
+      reduction: over pixels; the paper writes a sum, the authors' program means.
+
+    Returns:
+      [B] losses.
+    """
+    chex.assert_equal_shape([logits, targets])
+    distance = jnp.abs(jax.nn.sigmoid(logits) - targets)
+    return distance.mean((1, 2)) if reduction == "mean" else distance.sum((1, 2))
+
+
+def fovea_map(
+    fovea_xy: jax.Array, size: tuple[int, int], sigma: float = FOVEA_SIGMA
+) -> jax.Array:
+    """Isotropic Gaussians with maximum 1 at the foveas.
+
+    Args:
+      fovea_xy: [B, 2] points (x, y) in pixels of the map.
+      size: (height, width) of the map.
+      sigma: standard deviation as a fraction of the width.
+
+    Returns:
+      [B, H, W] maps.
+    """
+    height, width = size
+    dx = jnp.arange(width) - fovea_xy[:, 0, None]
+    dy = jnp.arange(height) - fovea_xy[:, 1, None]
+    scale = -0.5 / (sigma * width) ** 2
+    return jnp.exp(scale * dy**2)[:, :, None] * jnp.exp(scale * dx**2)[:, None, :]
+
+
+def masked_mean(
+    values: jax.Array, mask: jax.Array, axis_name: str | None = None
+) -> jax.Array:
+    """Mean over the images that carry the label, on all devices together.
+
+    Under `jax.pmap` each device returns its share, so that the shares add up to the
+    mean and the gradients of the shares, added up (`lax.psum`), are its gradient.
+
+    Args:
+      values: [B] losses of this device's images.
+      mask: [B], True where the image carries the label.
+      axis_name: of the mapped axis, None outside `jax.pmap`.
+
+    Returns:
+      This device's share of the mean; 0 where no image on any device has the label.
+    """
+    chex.assert_equal_shape([values, mask])
+    count = mask.sum(dtype=values.dtype)
+    if axis_name is not None:
+        count = lax.psum(count, axis_name)
+    return jnp.where(mask, values, 0.0).sum() / jnp.maximum(count, 1.0)

@@ -1,0 +1,197 @@
+"""Layers shared by the networks: convolution, normalisation, upsampling, dropout.
+
+Images are NHWC. Under `jax.pmap` the modules take the name of the mapped axis, so that
+batch statistics and dropout depend on the whole batch and not on how it is split.
+"""
+
+import math
+from typing import Any, Literal, get_args
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Norm = Literal["batch", "batch_no_average", "group", "none"]
+NORMS: tuple[str, ...] = get_args(Norm)
+
+EPSILON = 1e-5
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+kernel_init = nn.initializers.he_uniform()
+
+
+def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=LAYOUT)
+
+
+@jax.custom_vjp
+def conv_canonical(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """3x3 convolution whose gradients are convolutions in canonical layout.
+
+    Inside a loop or a conditional XLA's CPU backend runs only canonical convolutions
+    with its fast kernel; the weight gradient that JAX derives is not one of them and is
+    some thirty times slower there (jax issue 12868).
+
+    Args:
+      x: [B, H, W, Cin].
+      kernel: [3, 3, Cin, Cout].
+
+    Returns:
+      [B, H, W, Cout], zero padding, stride 1.
+    """
+    return _convolve(x, kernel)
+
+
+def _conv_canonical_forward(x, kernel):
+    return _convolve(x, kernel), (x, kernel)
+
+
+def _conv_canonical_backward(residuals, gradient):
+    x, kernel = residuals
+    x_gradient = _convolve(gradient, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+    kernel_gradient = lax.conv_general_dilated(
+        x.transpose(3, 1, 2, 0),
+        gradient.transpose(1, 2, 0, 3),
+        window_strides=(1, 1),
+        padding=((1, 1), (1, 1)),
+        dimension_numbers=LAYOUT,
+    )
+    return x_gradient, kernel_gradient.transpose(1, 2, 0, 3)
+
+
+conv_canonical.defvjp(_conv_canonical_forward, _conv_canonical_backward)
+
+
+def _conv_3x3(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
+    """What `nn.Conv` calls; it always asks for stride 1 and zero padding here."""
+    convolve = conv_canonical if jax.default_backend() == "cpu" else _convolve
+    return convolve(x, kernel)
+
+
+class BatchNormNoAverage(nn.Module):
+    """Batch normalisation that keeps no running averages.
+
+    In training it normalises by the batch. In evaluation every image is normalised by
+    its own statistics, which is what the original authors' program does by evaluating
+    batches of one, here for batches of any size.
+    """
+
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Normalises [B, H, W, C] features."""
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        x = x.astype(jnp.float32)
+        axes = (0, 1, 2) if train else (1, 2)
+        mean = jnp.mean(x, axes, keepdims=True)
+        square = jnp.mean(jnp.square(x), axes, keepdims=True)
+        if train and self.axis_name is not None and not self.is_initializing():
+            mean, square = lax.pmean((mean, square), self.axis_name)
+        variance = jnp.maximum(square - jnp.square(mean), 0.0)
+        y = (x - mean) * (lax.rsqrt(variance + EPSILON) * scale) + bias
+        return y.astype(self.dtype)
+
+
+class ConvNormRelu(nn.Module):
+    """3x3 convolution with bias, normalisation, ReLU.
+
+    Attributes:
+      features: output channels.
+      norm: `batch` (running averages), `batch_no_average`, `group` or `none`.
+      norm_momentum: share of the running averages kept at each update (`batch`).
+      dtype: of the computation; parameters and statistics are float32.
+      axis_name: of the `jax.pmap` axis that batch statistics are shared over.
+    """
+
+    features: int
+    norm: Norm = "batch"
+    norm_momentum: float = 0.99
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps [B, H, W, C] to [B, H, W, features]."""
+        x = nn.Conv(
+            self.features,
+            (3, 3),
+            kernel_init=kernel_init,
+            dtype=self.dtype,
+            conv_general_dilated=_conv_3x3,
+            name="conv",
+        )(x)
+        if self.norm == "batch":
+            x = nn.BatchNorm(
+                use_running_average=not train,
+                momentum=self.norm_momentum,
+                epsilon=EPSILON,
+                dtype=self.dtype,
+                axis_name=self.axis_name,
+                name="norm",
+            )(x)
+        elif self.norm == "batch_no_average":
+            x = BatchNormNoAverage(self.dtype, self.axis_name, name="norm")(
+                x, train=train
+            )
+        elif self.norm == "group":
+            groups = math.gcd(32, self.features)
+            x = nn.GroupNorm(groups, epsilon=EPSILON, dtype=self.dtype, name="norm")(x)
+        return nn.relu(x)
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """2x2 max pooling of [B, H, W, C] with even H and W."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).max((2, 4))
+
+
+def upsample(x: jax.Array) -> jax.Array:
+    """Doubles H and W of [B, H, W, C] by bilinear interpolation, corners aligned.
+
+    Written as two products with small matrices, whose gradients are products as well;
+    gathering rows would make them scatters.
+    """
+    x = jnp.einsum("oh,bhwc->bowc", _interpolation(x.shape[1], x.dtype), x)
+    return jnp.einsum("ow,bhwc->bhoc", _interpolation(x.shape[2], x.dtype), x)
+
+
+def _interpolation(size: int, dtype: Any) -> jax.Array:
+    """[2 * size, size] matrix of linear interpolation with aligned corners."""
+    position = jnp.arange(2 * size) * ((size - 1) / (2 * size - 1))
+    distance = jnp.abs(position[:, None] - jnp.arange(size)[None, :])
+    return jnp.maximum(1.0 - distance, 0.0).astype(dtype)
+
+
+def example_index(batch: int, axis_name: str | None) -> jax.Array:
+    """[batch] index of each example within the batch of all devices together."""
+    start = 0 if axis_name is None else lax.axis_index(axis_name) * batch
+    return start + jnp.arange(batch)
+
+
+class Dropout(nn.Module):
+    """Dropout with a random stream per example of the global batch.
+
+    Splitting a batch over more devices leaves every example's mask as it was.
+    """
+
+    rate: float
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Drops elements of [B, ...] features with probability `rate`."""
+        if not train or self.rate == 0.0:
+            return x
+        key = self.make_rng("dropout")
+        axis_name = None if self.is_initializing() else self.axis_name
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(
+            example_index(x.shape[0], axis_name)
+        )
+        keep = 1.0 - self.rate
+        kept = jax.vmap(lambda k: jax.random.bernoulli(k, keep, x.shape[1:]))(keys)
+        return jnp.where(kept, x / keep, jnp.zeros_like(x))

@@ -1,0 +1,122 @@
+"""The multi-task U-Net of Pascal et al. (Scientific Reports 2022, 12:12361)."""
+
+import functools
+from collections.abc import Callable, Collection
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mtl_jax.models import layers, vgg
+
+
+class Decoder(nn.Module):
+    """Four stages of upsampling, concatenation with the skip and two convolutions.
+
+    Attributes:
+      widths: channels of the encoder's blocks, which fix those of the stages.
+      conv: makes one convolution layer, given its features and its name.
+    """
+
+    widths: tuple[int, ...]
+    conv: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, features: list[jax.Array], *, train: bool) -> jax.Array:
+        """Decodes the encoder's features to [B, H, W, widths[0]]."""
+        x = features[-1]
+        for i, skip in enumerate(reversed(features[:-1])):
+            x = jnp.concatenate([skip, layers.upsample(x)], axis=-1)
+            level = len(self.widths) - 2 - i
+            middle, out = self.widths[level], self.widths[max(level - 1, 0)]
+            x = self.conv(middle, name=f"stage{i + 1}_conv1")(x, train=train)
+            x = self.conv(out, name=f"stage{i + 1}_conv2")(x, train=train)
+        return x
+
+
+class MultiTaskUNet(nn.Module):
+    """U-Net with a VGG encoder, a shared decoder, and one head per task.
+
+    A network with classification heads alone has no decoder; one with dense heads alone
+    is a plain U-Net. Sides of the image must be divisible by 16.
+
+    Attributes:
+      encoder: `vgg16` or `vgg13` (the original authors' program).
+      width: multiplier of all channel counts, for small models.
+      classification_heads: names of the heads on the encoder's deepest features.
+      dense_heads: names of the heads on the decoder's features.
+      norm: `batch`, `batch_no_average` (the authors' behaviour), `group` or `none`.
+      norm_momentum: share of the running averages kept at each update (`batch`).
+      dropout: probability that a pooled feature is dropped before the classifier.
+      dtype: of the computation, float32 or bfloat16; parameters are float32.
+      axis_name: of the `jax.pmap` axis that batch statistics are shared over.
+    """
+
+    encoder: str = "vgg16"
+    width: float = 1.0
+    classification_heads: tuple[str, ...] = ("glaucoma",)
+    dense_heads: tuple[str, ...] = ("disc", "cup", "fovea")
+    norm: layers.Norm = "batch"
+    norm_momentum: float = 0.99
+    dropout: float = 0.8
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        images: jax.Array,
+        *,
+        heads: Collection[str] | None = None,
+        train: bool = False,
+    ) -> dict[str, jax.Array]:
+        """Predicts logits; only the route that the wanted heads need is computed.
+
+        Args:
+          images: float [B, H, W, 3] in [0, 1].
+          heads: names of the wanted heads; all by default.
+          train: normalise by the batch and drop out (wants the rng `dropout`).
+
+        Returns:
+          float32 logits by head: [B] for classification, [B, H, W] for dense heads.
+
+        Raises:
+          ValueError: for an unknown head, or a side that 16 does not divide.
+        """
+        everything = (*self.classification_heads, *self.dense_heads)
+        wanted = everything if heads is None else tuple(heads)
+        if unknown := set(wanted) - set(everything):
+            raise ValueError(f"heads {sorted(unknown)} are not among {everything}")
+        if images.shape[1] % 16 or images.shape[2] % 16:
+            raise ValueError(f"sides of {images.shape} must be divisible by 16")
+
+        widths = tuple(max(1, round(self.width * width)) for width in vgg.WIDTHS)
+        conv = functools.partial(
+            layers.ConvNormRelu,
+            norm=self.norm,
+            norm_momentum=self.norm_momentum,
+            dtype=self.dtype,
+            axis_name=self.axis_name,
+        )
+        features = vgg.VggEncoder(
+            vgg.DEPTHS[self.encoder], widths, conv, name="encoder"
+        )(images.astype(self.dtype), train=train)
+
+        logits = {}
+        if any(head in wanted for head in self.classification_heads):
+            pooled = jnp.max(features[-1], axis=(1, 2))
+            pooled = layers.Dropout(self.dropout, self.axis_name)(pooled, train=train)
+            for head in self.classification_heads:
+                logits[head] = self._head(head)(pooled)
+        if any(head in wanted for head in self.dense_heads):
+            decoded = Decoder(widths, conv, name="decoder")(features, train=train)
+            for head in self.dense_heads:
+                logits[head] = self._head(head)(decoded)
+        return {head: logits[head][..., 0].astype(jnp.float32) for head in wanted}
+
+    def _head(self, name: str) -> nn.Module:
+        # A dense layer on the last axis: for pixels that is the 1x1 convolution.
+        return nn.Dense(
+            1, dtype=self.dtype, kernel_init=layers.kernel_init, name=f"head_{name}"
+        )

@@ -1,0 +1,86 @@
+"""ROC curves of glaucoma classifiers in one figure (Pascal et al. 2022, figure 1)."""
+
+import os
+from collections.abc import Mapping
+from itertools import cycle
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from mtl_jax.evaluation import metrics
+
+# Okabe and Ito's colours, told apart under every form of colour blindness, without
+# their yellow, which is too pale for a line on white.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+
+# Seven colours and four dashes: no pair comes back before the 28th curve.
+_LINE_STYLES = ("-", "--", "-.", ":")
+
+
+def plot_roc(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]], path: str | os.PathLike[str]
+) -> None:
+    """Writes a PNG with one ROC curve per classifier.
+
+    A dotted line marks the specificity of 0.85 that the challenge reads sensitivity at.
+    A classifier scored on one class only has no curve, and the legend says so.
+
+    Args:
+      curves: name to (scores [N], labels [N] of zeros and ones).
+      path: the file to write, in a folder that exists.
+    """
+    # Agg on the object itself: no display, and no figure kept alive by pyplot.
+    figure = Figure(figsize=(5.6, 5.6), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    _draw_frame(axes)
+    styles = zip(cycle(_COLOURS), cycle(_LINE_STYLES), strict=False)
+    for (name, (scores, labels)), style in zip(curves.items(), styles, strict=False):
+        _draw_curve(axes, name, scores, labels, *style)
+    axes.legend(loc="lower right", frameon=True, framealpha=0.9, fontsize=9)
+    canvas.print_figure(path, format="png", dpi=150)
+
+
+def _draw_frame(axes: Axes) -> None:
+    grey = "#767676"
+    axes.plot([0, 1], [0, 1], color=grey, linewidth=0.8, label="chance")
+    axes.axvline(1 - metrics.SPECIFICITY, color=grey, linewidth=0.8, linestyle=":")
+    axes.annotate(
+        f"specificity {metrics.SPECIFICITY}",
+        (1 - metrics.SPECIFICITY, 1.02),
+        ha="center",
+        va="bottom",
+        color=grey,
+        fontsize=9,
+    )
+    axes.set(
+        xlabel="1 − specificity (false-positive rate)",
+        ylabel="sensitivity (true-positive rate)",
+        xlim=(-0.02, 1.02),
+        ylim=(-0.02, 1.02),
+        aspect="equal",
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_curve(
+    axes: Axes,
+    name: str,
+    scores: ArrayLike,
+    labels: ArrayLike,
+    colour: str,
+    line_style: str,
+) -> None:
+    area = metrics.auc(scores, labels)
+    if area is None:
+        axes.plot([], [], " ", label=f"{name} (one class only)")
+        return
+    axes.plot(
+        *metrics.roc(scores, labels),
+        color=colour,
+        linestyle=line_style,
+        linewidth=1.8,
+        label=f"{name} (AUC {area:.3f})",
+    )

@@ -1,0 +1,163 @@
+"""Pure training and evaluation steps, `step(state, batch) -> (state, metrics)`."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mtl_jax import losses, optim
+from mtl_jax.models.layers import example_index
+from mtl_jax.tasks import Batch, Task
+from mtl_jax.training.state import TrainState
+
+Metrics = dict[str, jax.Array]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def create_train_state(
+    model: nn.Module,
+    optimizer: optim.SequentialOptimizer,
+    key: jax.Array,
+    image_size: int = 32,
+) -> TrainState:
+    """Fresh parameters and optimizer states; the image size does not matter to them."""
+    init_key, step_key = jax.random.split(key)
+    images = jnp.zeros((1, image_size, image_size, 3))
+    variables = jax.jit(model.init)(init_key, images)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer.init(variables["params"]),
+        key=step_key,
+    )
+
+
+def sequential_step(
+    model: nn.Module,
+    tasks: Sequence[Task],
+    optimizer: optim.SequentialOptimizer,
+    *,
+    axis_name: str | None = None,
+    augment: Callable[[jax.Array, Batch, jax.Array], Batch] | None = None,
+) -> TrainStep:
+    """One visit of every task in turn: forward, backward, that task's update.
+
+    A task that no image of the batch (on any device) is annotated for is left out: it
+    moves no parameter, no statistic, and not its optimizer state.
+
+    Args:
+      model: network with a head for every task.
+      tasks: in the order of the visits.
+      optimizer: `optim.independent` or another `SequentialOptimizer` of those tasks.
+      axis_name: of the `jax.pmap` axis over devices; None under plain `jax.jit`.
+      augment: `(key, batch, index) -> batch` applied to the batch, images in [0, 1],
+        index [B] of each example in the batch of all devices.
+
+    Returns:
+      `step(state, batch)`; images are uint8, or float in [0, 1]. Its metrics are
+      `loss` [N] and `num_labels` [N], the images annotated for each task.
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        augment_key, dropout_key = jax.random.split(
+            jax.random.fold_in(state.key, state.step)
+        )
+        batch = {**batch, "image": as_unit_range(batch["image"])}
+        if augment is not None:
+            index = example_index(batch["image"].shape[0], axis_name)
+            batch = augment(augment_key, batch, index)
+        labels = jnp.stack([batch["has_label"][:, task.label] for task in tasks])
+        num_labels = psum(labels.sum(1), axis_name)
+        params, opt_state, batch_stats, task_losses = optimizer.update(
+            _task_gradient(model, tasks, batch, dropout_key, axis_name),
+            state.opt_state,
+            state.params,
+            state.batch_stats,
+            active=num_labels > 0,
+        )
+        state = state.replace(
+            step=state.step + 1,
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+        )
+        return state, {"loss": task_losses, "num_labels": num_labels}
+
+    return step
+
+
+def _task_gradient(
+    model: nn.Module,
+    tasks: Sequence[Task],
+    batch: Batch,
+    dropout_key: jax.Array,
+    axis_name: str | None,
+) -> optim.sequential.TaskGradient:
+    """The gradient of one task's loss, chosen by a traced index.
+
+    Tasks that share a route through the network share a branch of the switch: the heads
+    cost next to nothing beside the route, and every branch is compiled in full.
+    """
+    routes: dict[bool, list[int]] = {}
+    for index, task in enumerate(tasks):
+        routes.setdefault(task.is_dense, []).append(index)
+    route_of, place_in_route = [0] * len(tasks), [0] * len(tasks)
+    for route, members in enumerate(routes.values()):
+        for place, index in enumerate(members):
+            route_of[index], place_in_route[index] = route, place
+
+    def loss(params, batch_stats, index, members):
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            batch["image"],
+            heads=[tasks[i].name for i in members],
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.fold_in(dropout_key, index)},
+        )
+        shares = [
+            losses.masked_mean(
+                task.loss(logits[task.name], batch),
+                batch["has_label"][:, task.label],
+                axis_name,
+            )
+            for task in (tasks[i] for i in members)
+        ]
+        share = jnp.stack(shares)[jnp.array(place_in_route)[index]]
+        return share, updated.get("batch_stats", batch_stats)
+
+    branches = [
+        jax.value_and_grad(functools.partial(loss, members=members), has_aux=True)
+        for members in routes.values()
+    ]
+
+    def task_gradient(index, params, batch_stats):
+        (share, batch_stats), gradient = lax.switch(
+            jnp.array(route_of)[index], branches, params, batch_stats, index
+        )
+        value, gradient = psum((share, gradient), axis_name)
+        return (value, batch_stats), gradient
+
+    return task_gradient
+
+
+def predict(model: nn.Module, variables: Any, images: jax.Array) -> Metrics:
+    """Logits of a batch of images, uint8 or float in [0, 1], in evaluation mode."""
+    return model.apply(variables, as_unit_range(images), train=False)
+
+
+def as_unit_range(images: jax.Array) -> jax.Array:
+    """float32 images in [0, 1] from uint8 ones; float images are left as they are."""
+    if images.dtype == jnp.uint8:
+        return images.astype(jnp.float32) / 255
+    return images
+
+
+def psum(tree: Any, axis_name: str | None) -> Any:
+    """Sum over the devices; outside `jax.pmap` there is one."""
+    return tree if axis_name is None else lax.psum(tree, axis_name)

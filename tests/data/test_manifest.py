@@ -1,0 +1,248 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from mtl_jax.data import manifest
+from mtl_jax.data.manifest_rows import SPLITS, parse_row
+from mtl_jax.errors import UserError
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A directory with two photographs (64 x 48) and masks of several kinds."""
+    rng = np.random.default_rng(0)
+    for name in ("a.jpg", "b.PNG"):
+        picture = rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(tmp_path / name)
+    disc = np.zeros((48, 64), np.uint8)
+    disc[10:30, 20:40] = 255
+    cup = np.zeros_like(disc)
+    cup[15:25, 25:35] = 255
+    masks = {
+        "disc.png": disc,
+        "cup.png": cup,
+        "labels.png": disc // 255,
+        "both.bmp": 255 - disc // 255 * 127 - cup // 255 * 128,
+        "empty.png": np.zeros_like(disc),
+        "full.png": np.full_like(disc, 255),
+        "three_labels.png": disc // 255 + cup // 255,
+        "turned.png": disc.T.copy(),
+    }
+    for name, mask in masks.items():
+        Image.fromarray(mask).save(tmp_path / name)
+    return tmp_path
+
+
+def write(source, text, encoding="utf-8"):
+    path = source / "manifest.csv"
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def problems_of(source, text):
+    with pytest.raises(UserError) as caught:
+        manifest.read_manifest(write(source, text), source)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_reads_what_spreadsheets_write(source, separator, newline, encoding):
+    lines = [
+        "Image_ID,image,disc_mask,fovea_x,fovea_y,glaucoma,split",
+        "ä,a.jpg,disc.png,1.5,47.5,Yes,Training",
+        "b, b.PNG ,,,,0.0,VAL",
+        ",,,,,,",
+        "",
+    ]
+    text = newline.join(lines).replace(",", separator)
+    first, second = manifest.read_manifest(write(source, text, encoding), source)
+    assert first == manifest.ManifestRow(
+        2,
+        "ä",
+        source / "a.jpg",
+        disc_mask=source / "disc.png",
+        fovea_xy=(1.5, 47.5),
+        glaucoma=1.0,
+        split="train",
+    )
+    assert second == manifest.ManifestRow(
+        3, "b", source / "b.PNG", glaucoma=0.0, split="validation"
+    )
+
+
+def test_rows_are_numbered_as_in_a_spreadsheet(source):
+    text = 'image_id,image\n\n"two\nlines",a.jpg\nb,missing.png\n'
+    report = problems_of(source, text)
+    assert "manifest.csv row 3: image_id 'two\\nlines'" in report
+    assert "manifest.csv row 4:" in report
+    assert "missing.png does not exist" in report
+
+
+def test_absolute_paths_and_short_rows(source, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    text = f"image_id,image,glaucoma\na,{source / 'a.jpg'}\n"
+    (row,) = manifest.read_manifest(write(source, text), elsewhere)
+    assert row.image == source / "a.jpg"
+    assert row.glaucoma is None
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "empty"),
+        ("image_id,image\n", "no rows"),
+        ("image_id,image\n,\n", "no rows"),
+        ("image,glaucoma\na.jpg,1\n", "row 1: there is no column image_id"),
+        (
+            "image_id,file\na,a.jpg\n",
+            "row 1: unknown column 'file'; known are",
+        ),
+        (
+            "image_id,image,image\na,a.jpg,a.jpg\n",
+            "row 1: the column image is",
+        ),
+        ('image_id,image\na,"a.jpg\n', "not well-formed"),
+        ("image_id,image\na,a.jpg,1\n", "row 2: more cells"),
+        ("image_id,image,Cup_maks\na,a.jpg,\n", "row 1: unknown column 'cup_maks'"),
+        ("image_id,image,split\na,a.jpg\n", "row 2: split '' is none of"),
+    ],
+)
+def test_malformed_tables(source, text, reason):
+    assert reason in problems_of(source, text)
+
+
+def test_missing_manifest_and_wrong_encoding(source):
+    with pytest.raises(UserError, match=r"manifest\.csv does not exist"):
+        manifest.read_manifest(source / "manifest.csv", source)
+    path = write(source, "image_id,image\nä,a.jpg\n", "latin-1")
+    with pytest.raises(UserError, match=r"manifest\.csv is not UTF-8"):
+        manifest.read_manifest(path, source)
+
+
+@pytest.mark.parametrize(
+    ("cells", "reason"),
+    [
+        ({"image_id": "x/y"}, "cannot be a file name"),
+        ({"image_id": "x\\y"}, "cannot be a file name"),
+        ({"image_id": ".."}, "cannot be a file name"),
+        ({"image_id": "x" * 201}, "cannot be a file name"),
+        ({"image_id": ""}, "image_id is empty"),
+        ({"image": ""}, "image is empty"),
+        ({"mask": "m", "disc_mask": "d"}, "both mask and"),
+        ({"mask": "m", "cup_mask": "c"}, "both mask and"),
+        ({"fovea_x": "1", "fovea_y": ""}, "only one of"),
+        ({"fovea_x": "1", "fovea_y": "nan"}, "fovea_y 'nan' is not a number"),
+        ({"fovea_x": "inf", "fovea_y": "1"}, "fovea_x 'inf' is not a number"),
+        ({"fovea_x": "1,5", "fovea_y": "1"}, "fovea_x '1,5' is not a number"),
+        ({"glaucoma": "2"}, "glaucoma '2' is none of"),
+        ({"split": "dev"}, "split 'dev' is none of"),
+        ({"split": ""}, "split '' is none of"),
+    ],
+)
+def test_bad_cells(tmp_path, cells, reason):
+    cells = {"image_id": "a", "image": "a.jpg", **cells}
+    _, problems = parse_row(2, cells, tmp_path)
+    assert len(problems) == 1
+    assert reason in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("cells", "reason"),
+    [
+        ({"fovea_x": "63.6", "fovea_y": "0"}, "fovea (63.6, 0) lies outside"),
+        ({"fovea_x": "0", "fovea_y": "-0.6"}, "lies outside"),
+        ({"disc_mask": "turned.png"}, "has 48 x 64 pixels, its photograph 64 x 48"),
+        ({"disc_mask": "empty.png"}, "no pixel of"),
+        ({"disc_mask": "three_labels.png"}, "its largest value is 2"),
+        ({"cup_mask": "three_labels.png"}, "its largest value is 2"),
+        ({"disc_mask": "full.png"}, "every pixel of"),
+        ({"mask": "full.png"}, "no pixel of"),
+        ({"mask": "three_labels.png"}, "every pixel of"),
+        ({"mask": "manifest.csv"}, "is not an image"),
+    ],
+)
+def test_bad_files(source, cells, reason):
+    columns, values = zip(*cells.items(), strict=True)
+    text = f"image_id,image,{','.join(columns)}\na,a.jpg,{','.join(values)}\n"
+    report = problems_of(source, text)
+    assert report.count("row 2:") == 1
+    assert reason in report
+
+
+def test_small_image_is_a_problem(source):
+    Image.new("RGB", (200, 31)).save(source / "small.png")
+    report = problems_of(source, "image_id,image\na,small.png\n")
+    assert "row 2:" in report
+    assert "200 x 31" in report
+
+
+def test_all_problems_are_reported_at_once_in_order(source):
+    text = (
+        "image_id,image,disc_mask,glaucoma,splits\n"
+        "a,a.jpg,nowhere.png,0,\n"
+        "b,b.PNG,disc.png,maybe,\n"
+        "b,c.png,turned.png,1,\n"
+        "d,a.jpg,,1,\n"
+    )
+    lines = problems_of(source, text).splitlines()
+    assert lines[0] == f"{source / 'manifest.csv'} has 6 problems:"
+    expected = [
+        "row 1: unknown column 'splits'",
+        "row 2: ",
+        "row 3: glaucoma 'maybe'",
+        "row 4: image_id b is also in row 3",
+        "row 4: ",
+        "row 5: image ",
+    ]
+    assert len(lines) == 1 + len(expected)
+    for line, start in zip(lines[1:], expected, strict=True):
+        assert line.startswith(f"  manifest.csv {start}")
+    assert "nowhere.png does not exist" in lines[2]
+    assert "c.png does not exist" in lines[5]
+
+
+def test_long_reports_are_cut(source):
+    rows = "".join(f"{i},no{i}.png\n" for i in range(73))
+    lines = problems_of(source, "image_id,image\n" + rows).splitlines()
+    assert "73 problems" in lines[0]
+    assert len(lines) == 52
+    assert lines[-1].strip() == "and 23 more"
+
+
+def test_masks_of_every_kind_agree(source):
+    text = (
+        "image_id,image,disc_mask,cup_mask,mask\n"
+        "a,a.jpg,disc.png,cup.png,\n"
+        "b,b.PNG,labels.png,empty.png,\n"
+    )
+    first, second = manifest.read_manifest(write(source, text), source)
+    disc, cup = manifest.read_masks(first)
+    assert (disc.sum(), cup.sum()) == (400, 100)
+    labels, empty = manifest.read_masks(second)
+    assert (labels == disc).all()
+    assert empty.sum() == 0
+
+    text = "image_id,image,mask\na,a.jpg,both.bmp\nb,b.PNG,\n"
+    both, neither = manifest.read_manifest(write(source, text), source)
+    for mask, expected in zip(manifest.read_masks(both), (disc, cup), strict=True):
+        assert (mask == expected).all()
+    assert manifest.read_masks(neither) == (None, None)
+
+
+def test_default_splits_do_not_depend_on_order():
+    names = [f"p{i}" for i in range(50)]
+    splits = manifest.default_splits(names)
+    assert splits == manifest.default_splits(reversed(names))
+    counts = {name: list(splits.values()).count(name) for name in SPLITS}
+    assert counts == {"train": 30, "validation": 10, "test": 10}
+    pinned = [4, 5, 8, 15, 21, 25, 32, 35, 39, 40]
+    # Another draw would move photographs from test to train unnoticed.
+    assert [i for i in range(50) if splits[f"p{i}"] == "test"] == pinned
+
+
+def test_splits_for_testing_only_are_allowed(source):
+    text = "image_id,image,split\na,a.jpg,test\nb,b.PNG,testing\n"
+    rows = manifest.read_manifest(write(source, text), source)
+    assert [row.split for row in rows] == ["test", "test"]

@@ -1,0 +1,237 @@
+import json
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from mtl_jax.evaluation import metrics
+
+# The machines that run this are shared, so that no example has a time limit.
+FAST = settings(deadline=None, max_examples=50)
+
+# Few distinct scores, so that ties are common.
+SCORED = st.lists(
+    st.tuples(st.integers(0, 8).map(lambda i: i / 8), st.sampled_from([0, 1])),
+    min_size=2,
+    max_size=30,
+)
+MASK_PAIRS = hnp.array_shapes(min_dims=2, max_dims=2, max_side=6).flatmap(
+    lambda shape: st.tuples(*[hnp.arrays(np.bool_, shape)] * 2)
+)
+REFUGE = (np.arange(400) < 40).astype(int)
+
+
+def unzip(scored):
+    scores, labels = zip(*scored, strict=True)
+    assume(len(set(labels)) == 2)
+    return list(scores), list(labels)
+
+
+def split(scores, labels):
+    positive = [s for s, label in zip(scores, labels, strict=True) if label]
+    negative = [s for s, label in zip(scores, labels, strict=True) if not label]
+    return positive, negative
+
+
+@FAST
+@given(MASK_PAIRS)
+def test_dice_is_set_overlap(pair):
+    a, b = ({tuple(pixel) for pixel in np.argwhere(mask)} for mask in pair)
+    expected = 2 * len(a & b) / (len(a) + len(b)) if a or b else 1.0
+    assert metrics.dice(*pair) == pytest.approx(expected, abs=1e-12)
+    as_files = [255 * mask.astype(np.uint8) for mask in pair]
+    assert metrics.dice(*as_files) == pytest.approx(expected, abs=1e-12)
+
+
+def test_dice_of_empty_masks():
+    empty, full = np.zeros((3, 3)), np.ones((3, 3))
+    assert metrics.dice(empty, empty) == 1.0
+    assert metrics.dice(empty, full) == 0.0
+    assert metrics.dice(full, empty) == 0.0
+
+
+def test_dice_refuses_to_broadcast():
+    with pytest.raises(ValueError, match="shape"):
+        metrics.dice(np.ones((4, 4)), np.ones((1, 4)))
+
+
+@FAST
+@given(SCORED)
+def test_auc_counts_pairs(scored):
+    scores, labels = unzip(scored)
+    positive, negative = split(scores, labels)
+    wins = sum((p > n) + Fraction(p == n, 2) for p in positive for n in negative)
+    expected = float(wins / (len(positive) * len(negative)))
+    assert metrics.auc(scores, labels) == pytest.approx(expected, abs=1e-12)
+
+
+@FAST
+@given(SCORED)
+def test_roc_is_a_monotone_curve_with_the_auc_below_it(scored):
+    scores, labels = unzip(scored)
+    fpr, tpr = metrics.roc(scores, labels)
+    assert (fpr[0], tpr[0]) == (0, 0)
+    assert (fpr[-1], tpr[-1]) == (1, 1)
+    assert np.all(np.diff(fpr) >= 0)
+    assert np.all(np.diff(tpr) >= 0)
+    area = np.sum(np.diff(fpr) * (tpr[1:] + tpr[:-1]) / 2)
+    assert area == pytest.approx(metrics.auc(scores, labels), abs=1e-12)
+
+
+@pytest.mark.parametrize("labels", [[], [0], [1, 1, 1], [0.0, 0.0]])
+def test_one_class_has_no_curve(labels):
+    scores = np.linspace(0, 1, len(labels))
+    assert metrics.auc(scores, labels) is None
+    assert metrics.sensitivity_at_specificity(scores, labels) is None
+    with pytest.raises(ValueError, match="both classes"):
+        metrics.roc(scores, labels)
+
+
+def sensitivity_by_hand(scores, labels, specificity):
+    """Thresholds one by one; exact rates; two neighbours and a straight line."""
+    positive, negative = split(scores, labels)
+    best = {Fraction(0): Fraction(0)}
+    for threshold in set(scores):
+        fpr = Fraction(sum(n >= threshold for n in negative), len(negative))
+        tpr = Fraction(sum(p >= threshold for p in positive), len(positive))
+        best[fpr] = max(best.get(fpr, Fraction(0)), tpr)
+    wanted = 1 - specificity
+    below = max(f for f in best if f <= wanted)
+    above = min(f for f in best if f >= wanted)
+    if below == above:
+        return float(best[below])
+    share = (wanted - below) / (above - below)
+    return float(best[below] + share * (best[above] - best[below]))
+
+
+@FAST
+@given(SCORED, st.integers(0, 20))
+def test_sensitivity_at_specificity_is_the_straightforward_reading(scored, twentieths):
+    scores, labels = unzip(scored)
+    specificity = Fraction(twentieths, 20)
+    expected = sensitivity_by_hand(scores, labels, specificity)
+    found = metrics.sensitivity_at_specificity(scores, labels, float(specificity))
+    assert found == pytest.approx(expected, abs=1e-9)
+
+
+@FAST
+@given(st.integers(0, 10**6), st.floats(0, 3))
+def test_sensitivity_on_a_set_of_the_challenges_size(seed, shift):
+    scores = np.random.default_rng(seed).normal(shift * REFUGE)
+    # 15 % of 360 healthy images are 54: the threshold that lets through just these.
+    threshold = np.sort(scores[REFUGE == 0])[-54]
+    above_next = np.sort(scores[REFUGE == 0])[-55]
+    best = np.mean(scores[REFUGE == 1] > above_next)
+    assert best >= np.mean(scores[REFUGE == 1] >= threshold)
+    found = metrics.sensitivity_at_specificity(scores, REFUGE)
+    assert found == pytest.approx(best, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "expected"),
+    [
+        ([0.9, 0.8, 0.2, 0.1], [1, 1, 0, 0], 1.0),  # perfect
+        ([0.1, 0.2, 0.8, 0.9], [1, 1, 0, 0], 0.0),  # reversed; (0, 0) to (0.5, 0)
+        ([0.5, 0.5, 0.5, 0.5], [1, 1, 0, 0], 0.15),  # one tie: the diagonal
+        # (0, 0.5) by the first positive, then a tie leads to (0.5, 1).
+        ([0.9, 0.6, 0.6, 0.1], [1, 1, 0, 0], 0.5 + 0.5 * 0.15 / 0.5),
+    ],
+)
+def test_sensitivity_at_85_by_hand(scores, labels, expected):
+    found = metrics.sensitivity_at_specificity(scores, labels)
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_perfect_classifier_of_the_challenges_size():
+    assert metrics.sensitivity_at_specificity(REFUGE + 0.0, REFUGE) == 1.0
+    assert metrics.auc(REFUGE + 0.0, REFUGE) == 1.0
+
+
+@FAST
+@given(st.tuples(*[st.floats(-1e3, 1e3, width=32)] * 4))
+def test_fovea_distance(numbers):
+    a, b, c, d = numbers
+    expected = math.sqrt((a - c) ** 2 + (b - d) ** 2)
+    found = metrics.fovea_distance(np.array([a, b], np.float32), (c, d))
+    assert found == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+def rows():
+    missing = dict.fromkeys(
+        ("glaucoma", "probability", "probability_fc", "probability_vcdr", "vcdr")
+        + ("vcdr_true", "dice_disc", "dice_cup", "fovea_x", "fovea_y", "fovea_error")
+        + ("fovea_error_native",)
+    )
+    full = {"dice_disc": 0.9, "dice_cup": 0.8, "vcdr": 0.5, "vcdr_true": 0.4}
+    return [
+        {**missing, **full, "image_id": "a", "glaucoma": 1, "probability": 0.7}
+        | {"probability_fc": 0.9, "probability_vcdr": 0.3, "fovea_error": 3.0},
+        {**missing, **full, "image_id": "b", "glaucoma": 0, "probability": 0.4}
+        | {"probability_fc": 0.2, "probability_vcdr": 0.6, "vcdr_true": 0.8},
+        # Not diagnosed: its scores must not count.
+        {**missing, "image_id": "c", "probability": 0.0, "probability_fc": 0.0}
+        | {"fovea_error": 5.0, "fovea_error_native": np.float32(40), "vcdr": 0.9},
+        # Diagnosed, but without a vCDR to score by.
+        {**missing, "image_id": "d", "glaucoma": 1, "probability": 0.1}
+        | {"probability_fc": 0.1, "dice_disc": 0.0},
+    ]
+
+
+def test_summarize_by_hand():
+    summary = metrics.summarize(rows())
+    num_images = summary.pop("num_images")
+    assert summary == pytest.approx(
+        {
+            "auc": 0.5,
+            "auc_fc": 0.5,
+            "auc_vcdr": 0.0,
+            "sensitivity_at_85_specificity": 0.5 + 0.15 * 0.5,
+            "dice_disc": 0.6,
+            "dice_cup": 0.8,
+            "vcdr_mae": 0.2,
+            "fovea_error": 4.0,
+            "fovea_error_native": 40.0,
+        }
+    )
+    assert num_images == {
+        "auc": 3,
+        "auc_fc": 3,
+        "auc_vcdr": 2,
+        "sensitivity_at_85_specificity": 3,
+        "dice_disc": 3,
+        "dice_cup": 2,
+        "vcdr_mae": 2,
+        "fovea_error": 2,
+        "fovea_error_native": 1,
+    }
+    json.dumps(summary | num_images, allow_nan=False)
+
+
+def test_summarize_without_labels_is_none_everywhere():
+    unlabelled = [{"image_id": "x", "probability": 0.3, "vcdr": 0.5, "glaucoma": None}]
+    for nothing in ([], unlabelled):
+        summary = metrics.summarize(nothing)
+        num_images = summary.pop("num_images")
+        assert set(summary) == set(num_images)
+        assert all(value is None for value in summary.values())
+        assert not any(num_images.values())
+
+
+def test_summarize_of_one_class_says_how_many_images():
+    summary = metrics.summarize([{"glaucoma": 0, "probability": p} for p in (0.1, 0.9)])
+    assert summary["auc"] is None
+    assert summary["sensitivity_at_85_specificity"] is None
+    assert summary["num_images"]["auc"] == 2
+
+
+def test_validation_score():
+    summary = {"auc": 0.9, "dice_disc": 0.8, "dice_cup": 0.7, "fovea_error": 6.4}
+    assert metrics.validation_score(summary, 64) == pytest.approx(3.3 / 4)
+    without = {**summary, "auc": None, "fovea_error": None}
+    assert metrics.validation_score(without, 64) == pytest.approx(0.75)
+    assert metrics.validation_score({"fovea_error": 0.0}, 64) == 1.0
+    assert metrics.validation_score(dict.fromkeys(summary), 64) is None

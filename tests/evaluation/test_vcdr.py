@@ -1,0 +1,75 @@
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mtl_jax.evaluation import vcdr
+
+
+def sample(seed, size=60):
+    rng = np.random.default_rng(seed)
+    glaucoma = (np.arange(size) < size // 5).astype(float)
+    return np.clip(rng.normal(0.4 + 0.2 * glaucoma, 0.1), 0, 1), glaucoma
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(0, 10**6), st.sampled_from([0.1, 1.0, 30.0]))
+def test_penalised_likelihood_is_stationary_at_the_solution(seed, C):
+    ratios, glaucoma = sample(seed)
+    w, b = vcdr.fit(ratios, glaucoma, C)
+    # Of w^2 / 2 + C * sum_i -log P(label_i), whose minimum is unique.
+    residual = 1 / (1 + np.exp(-(w * ratios + b))) - glaucoma
+    # lbfgs stops at a gradient of 1e-4, of the objective divided by C * N.
+    tolerance = 2e-4 * C * len(ratios)
+    assert abs(w + C * np.sum(residual * ratios)) < tolerance
+    assert abs(C * np.sum(residual)) < tolerance
+
+
+def test_larger_c_shrinks_less():
+    ratios, glaucoma = sample(0)
+    slopes = [vcdr.fit(ratios, glaucoma, C).coefficient for C in (0.1, 1, 10, 100)]
+    assert slopes == sorted(slopes)
+    assert slopes[0] > 0
+
+
+@pytest.mark.parametrize("labels", [[], [0, 0], [1]])
+def test_one_class_has_no_classifier(labels):
+    assert vcdr.fit(np.linspace(0.2, 0.8, len(labels)), labels) is None
+
+
+def test_predict_probability():
+    classifier = vcdr.VcdrClassifier(coefficient=3.0, intercept=-1.5)
+    assert vcdr.predict_probability(classifier, 0.5) == pytest.approx(0.5)
+    expected = [1 / (1 + math.exp(1.5)), 1 / (1 + math.exp(-1.5))]
+    found = vcdr.predict_probability(classifier, [0.0, 1.0])
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    # A cup without a disc has a ratio of a hundred million.
+    assert vcdr.predict_probability(classifier, 1e9) == 1.0
+
+
+def test_classifier_survives_json():
+    classifier = vcdr.fit(*sample(1))
+    restored = vcdr.VcdrClassifier(**json.loads(json.dumps(classifier._asdict())))
+    assert restored == classifier
+
+
+@pytest.mark.parametrize(
+    ("fc", "from_vcdr", "expected"),
+    [(0.2, 0.6, 0.4), (0.2, None, 0.2), (None, 0.6, 0.6), (None, None, None)],
+)
+def test_combine(fc, from_vcdr, expected):
+    assert vcdr.combine(fc, from_vcdr) == pytest.approx(expected)
+
+
+def test_zero_is_a_probability_not_an_absence():
+    assert vcdr.combine(0.0, 1.0) == 0.5
+    assert vcdr.combine(0.0, None) == 0.0
+
+
+def test_diagnose():
+    assert vcdr.diagnose(0.5) is True
+    assert vcdr.diagnose(np.float32(0.49)) is False
+    assert vcdr.diagnose(None) is None
