@@ -7,12 +7,13 @@ import dataclasses
 import math
 
 import numpy as np
-from scipy import ndimage
+from scipy import ndimage, special
 
 from mtl_jax.data.fundus_anatomy import Framing
 
 # RGB in [0, 1].
 REFLECTION = np.array([0.75, 0.85, 0.95], np.float32)
+REFLECTION_SOFTNESS = 0.012
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +68,8 @@ EVALUATION_CAMERA = Camera(
         gaze=(0.48, 0.08),
     ),
     field_of_view=1.02,
-    colour_gain=(0.94, 1.02, 1.16),
-    gamma=0.92,
+    colour_gain=(0.96, 1.00, 1.09),
+    gamma=0.95,
     blur=0.0032,
     noise=0.010,
     vignetting=0.18,
@@ -88,7 +89,7 @@ def expose(rng: np.random.Generator, camera: Camera, tissue: np.ndarray) -> np.n
     """
     x, y = _centred_coordinates(tissue.shape[:2])
     blur = _sample_blur(rng, camera) * min(tissue.shape[:2])
-    gain = camera.colour_gain * np.exp(rng.normal(0, 0.025, 3))
+    gain = camera.colour_gain * np.exp(rng.normal(0, 0.03, 3))
     light = tissue * _draw_illumination(rng, camera, x, y)
     reflection = _draw_reflection(rng, camera, x, y)
     light = ndimage.gaussian_filter(light, (blur, blur, 0), truncate=3)
@@ -137,7 +138,7 @@ def _draw_reflection(
         return np.zeros((1, 1, 1), np.float32)
     edge = camera.field_of_view / 2
     distance = np.hypot(x - edge * math.cos(angle), y - edge * math.sin(angle))
-    dome = strength / (1 + np.exp((distance - radius) / 0.012))
+    dome = strength * special.expit((radius - distance) / REFLECTION_SOFTNESS)
     return dome[..., None].astype(np.float32)
 
 

@@ -40,10 +40,34 @@ FOVEA = (0.10, 0.25, 0.20)
 FIBRE_SHEEN = (-0.15, -0.30, -0.34)
 BLOOD = (0.42, 1.05, 0.95)
 
+# Standard deviations of the dark spots.
 MACULA_RADIUS = 0.060
 FOVEA_RADIUS = 0.016
+# How far on either side of its outline a thing fades out.
 DISC_SOFTNESS = 0.006
 CUP_SOFTNESS = 0.010
+ATROPHY_SOFTNESS = 0.008
+TYPICAL_DISC_RADIUS = 0.09
+
+# Noise: cells along the frame's side, and for the choroid the weight of each.
+MOTTLING = ((5, 0.35), (14, 0.20), (60, 0.22))
+CHOROIDAL_VESSELS = 18
+PATCHES = 50
+
+# The nerve fibre layer is thickest in this direction, above and below the fovea's, and
+# thins within this width [rad] and with this distance from the disc.
+THICKEST_FIBRES = math.radians(72)
+FIBRE_LOBE = math.radians(32)
+FIBRE_REACH = 0.32
+FIBRE_STRIPES = 90
+# Where the layer is lost the pigment below shows, darker than elsewhere by this much.
+DEFECT_DARKNESS = 1.0
+
+# Density from 0 to 255.
+ARTERY_DENSITY = 165
+ARTERY_REFLEX_DENSITY = 115
+VEIN_DENSITY = 210
+HAEMORRHAGE_DENSITY = 255
 # Vessels are drawn larger and shrunk; beyond this many pixels a side they need not be.
 VESSEL_CANVAS = 640
 
@@ -170,19 +194,18 @@ def _draw_retina(rng: np.random.Generator, frame: Frame) -> np.ndarray:
 def _draw_choroid(rng: np.random.Generator, frame: Frame) -> np.ndarray:
     """Mottling, and dark choroidal vessels that shine through in some eyes."""
     mottling = sum(
-        weight * _noise(rng, cells, frame.size)
-        for cells, weight in ((5, 0.35), (14, 0.20), (60, 0.22))
+        weight * _noise(rng, cells, frame.size) for cells, weight in MOTTLING
     )
-    vessels = np.abs(_noise(rng, 18, frame.size))
+    vessels = np.abs(_noise(rng, CHOROIDAL_VESSELS, frame.size))
     return mottling - rng.uniform(0, 0.7) * np.minimum(vessels, 1)
 
 
 def _draw_fibres(rng: np.random.Generator, frame: Frame) -> np.ndarray:
     """Sheen of the nerve fibre layer, brightest above and below the disc."""
     r, angle, below = _fibre_coordinates(frame)
-    lobes = np.exp(-(((angle - math.radians(72)) / math.radians(32)) ** 2))
-    fading = np.exp(-np.maximum(r - fundus_vessels.FIBRE_START, 0) / 0.32)
-    grain = rng.normal(0, 1, (2, 90))
+    lobes = np.exp(-(((angle - THICKEST_FIBRES) / FIBRE_LOBE) ** 2))
+    fading = np.exp(-np.maximum(r - fundus_vessels.FIBRE_START, 0) / FIBRE_REACH)
+    grain = rng.normal(0, 1, (2, FIBRE_STRIPES))
     bins = np.linspace(0, math.radians(200), grain.shape[1])
     stripes = np.where(
         below, np.interp(angle, bins, grain[0]), np.interp(angle, bins, grain[1])
@@ -193,8 +216,7 @@ def _draw_fibres(rng: np.random.Generator, frame: Frame) -> np.ndarray:
     sheen = thickness * lobes * fading * (1 + 0.10 * stripes)
     for wedge in frame.anatomy.wedges:
         lost = wedge.depth * _draw_wedge(wedge, r, angle, below)
-        # Where the layer is gone the dark pigment below is seen, hence below zero.
-        sheen = sheen * (1 - lost) - 1.0 * lost
+        sheen = sheen * (1 - lost) - DEFECT_DARKNESS * lost
     return sheen.astype(np.float32)
 
 
@@ -222,10 +244,10 @@ def _draw_atrophy(
     rng: np.random.Generator, frame: Frame, tissue: np.ndarray
 ) -> np.ndarray:
     """A pale patchy crescent on the disc's temporal side, in some eyes."""
-    patches = _noise(rng, 50, frame.size)
     if frame.anatomy.atrophy is None:
         return tissue
-    inside = _inside(frame.anatomy.atrophy.level(frame.x, frame.y), 0.008)
+    patches = _noise(rng, PATCHES, frame.size)
+    inside = _inside(frame.anatomy.atrophy.level(frame.x, frame.y), ATROPHY_SOFTNESS)
     return _blend(tissue, ATROPHY, inside * np.clip(0.42 + 0.2 * patches, 0, 1))
 
 
@@ -235,7 +257,7 @@ def _draw_disc(
     """The disc with its rim and paler cup."""
     pallor = _tint(rng, 0.03, 0.035)
     contrast = rng.uniform(0.70, 1.0)
-    mottling = 1 + 0.03 * _noise(rng, 50, frame.size)[..., None]
+    mottling = 1 + 0.03 * _noise(rng, PATCHES, frame.size)[..., None]
     disc = _inside(frame.disc_level, DISC_SOFTNESS)
     cup = _inside(frame.cup_level, CUP_SOFTNESS)
     tissue = _blend(tissue, RIM * pallor * mottling, 0.95 * disc)
@@ -251,24 +273,26 @@ def _draw_blood(rng: np.random.Generator, frame: Frame) -> np.ndarray:
     for vessel in fundus_vessels.sample_vessels(rng, frame.anatomy.fovea):
         centre = (frame.to_pixels(vessel.points) + 0.5) * scale
         widths = np.maximum(vessel.widths * frame.unit * scale, 1.0)
-        density = 150 if vessel.is_artery else 210
+        density = ARTERY_DENSITY if vessel.is_artery else VEIN_DENSITY
         draw.polygon(_ribbon(centre, widths), fill=density)
         if vessel.is_artery and widths[0] > 4:
             # Arteries show a bright reflex along their axis.
-            draw.polygon(_ribbon(centre, 0.3 * widths), fill=int(0.6 * density))
+            draw.polygon(_ribbon(centre, 0.3 * widths), fill=ARTERY_REFLEX_DENSITY)
     for splinter in frame.anatomy.haemorrhages:
         points, widths = _splinter(frame.anatomy, splinter)
         centre = (frame.to_pixels(points) + 0.5) * scale
-        draw.polygon(_ribbon(centre, widths * frame.unit * scale), fill=255)
+        widths = widths * frame.unit * scale
+        draw.polygon(_ribbon(centre, widths), fill=HAEMORRHAGE_DENSITY)
     return np.asarray(canvas.reduce(scale), np.float32) / 255
 
 
-def _ribbon(centre: np.ndarray, widths: np.ndarray) -> list[tuple[float, float]]:
-    """Outline of a band of varying width round a path [n, 2]."""
-    along = np.gradient(centre, axis=0)
-    along /= np.hypot(along[:, 0], along[:, 1])[:, None] + 1e-9
-    half = 0.5 * widths[:, None] * np.stack([-along[:, 1], along[:, 0]], -1)
-    return list(map(tuple, np.concatenate([centre + half, (centre - half)[::-1]])))
+def _ribbon(centre: np.ndarray, widths: np.ndarray) -> list[float]:
+    """Outline x, y, x, y, … of a band of varying width round a path [n, 2]."""
+    across = np.empty_like(centre)
+    across[1:] = np.diff(centre, axis=0)[:, ::-1] * (-1, 1)
+    across[0] = across[1]
+    across *= (0.5 * widths / np.hypot(*across.T))[:, None]
+    return np.concatenate([centre + across, (centre - across)[::-1]]).ravel().tolist()
 
 
 def _splinter(
@@ -310,8 +334,8 @@ def _blend(below: np.ndarray, above: np.ndarray, cover: np.ndarray) -> np.ndarra
 
 def _inside(level: np.ndarray, softness: float) -> np.ndarray:
     """1 inside an outline and 0 outside, the edge `softness` wide on either side."""
-    # Near the edge of a disc-sized outline, level 1 is about 0.09 from the centre.
-    return _smooth_step((1 - level) * 0.09 / (2 * softness) + 0.5)
+    depth = (1 - level) * TYPICAL_DISC_RADIUS
+    return _smooth_step(depth / (2 * softness) + 0.5)
 
 
 def _smooth_step(t: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Random retinal vessels, in the eye frame of `fundus_anatomy`."""
+"""Random retinal vessels, in the eye frame and the units of `fundus_anatomy`."""
 
 import math
 from typing import NamedTuple
@@ -8,7 +8,12 @@ import numpy as np
 VEIN_WIDTH = 0.0135
 ARTERY_WIDTH = 0.0100
 THINNEST_VESSEL = 0.0018
+# Between points of a vessel's path.
 VESSEL_STEP = 0.012
+# Least distance between branches of trunks, and between branches of those.
+BRANCH_SPACING = 0.065
+TWIG_SPACING = 0.110
+# No vessel comes nearer to the fovea.
 AVASCULAR_RADIUS = 0.050
 
 # Nerve fibres, and the vessels above and below the macula, leave the disc steeply and
@@ -38,33 +43,53 @@ def sample_vessels(
       The vessels, thickest last.
     """
     trunks = _sample_trunks(rng, math.atan2(fovea[1], fovea[0]))
-    branches = [b for trunk in trunks for b in _sample_branches(rng, trunk, 0.065)]
-    twigs = [b for branch in branches for b in _sample_branches(rng, branch, 0.11)]
+    branches = _sample_branches(rng, trunks, BRANCH_SPACING)
+    twigs = _sample_branches(rng, branches, TWIG_SPACING)
     kept = (_outside_macula(v, fovea) for v in (*twigs, *branches, *trunks))
     return tuple(vessel for vessel in kept if len(vessel.points) > 2)
 
 
+class Course(NamedTuple):
+    """How one kind of trunk runs, above as below; angles from the fovea's direction.
+
+    Attributes:
+      angle: lowest and highest angle at which it leaves the disc [degrees].
+      bend: how much the angle falls per unit of distance [rad].
+      width: relative to the widest vessels.
+      length: of the trunk.
+      is_pair: artery and vein side by side, else one of the two.
+    """
+
+    angle: tuple[float, float]
+    bend: float
+    width: float
+    length: float
+    is_pair: bool
+
+
+NASAL = Course((112, 140), math.radians(-25), width=0.7, length=0.50, is_pair=True)
+MACULAR = Course((20, 38), math.radians(40), width=0.35, length=0.30, is_pair=False)
+ARCADE = Course((66, 88), FIBRE_BEND, width=1.0, length=0.70, is_pair=True)
+
+
 def _sample_trunks(rng: np.random.Generator, fovea_angle: float) -> list[Vessel]:
-    """The vessels that leave the disc: temporal arcades, nasal and macular ones."""
+    """The vessels that leave the disc."""
     hilum = np.array([rng.uniform(-0.025, -0.01), rng.normal(0, 0.006)])
     trunks = []
     for pole in (-1, 1):
-        # (angle from the fovea's direction [deg], bend, relative width, length)
-        arcade = (rng.uniform(66, 88), FIBRE_BEND * rng.uniform(0.9, 1.1), 1.0, 0.70)
-        nasal = (rng.uniform(112, 140), math.radians(-25), 0.7, 0.50)
-        macular = (rng.uniform(20, 38), math.radians(40), 0.35, 0.30)
-        for angle, bend, width, length in (nasal, macular, arcade):
-            # The vessels to the macula are single, the others come in pairs.
-            kinds = (False, True) if width > 0.5 else (rng.random() < 0.5,)
+        for course in (NASAL, MACULAR, ARCADE):
+            angle, bend = (
+                rng.uniform(*course.angle),
+                course.bend * rng.uniform(0.9, 1.1),
+            )
+            kinds = (False, True) if course.is_pair else (rng.random() < 0.5,)
             for is_artery in kinds:
                 apart = rng.uniform(3, 8) * (1 if is_artery else -1)
-                thick = width * (ARTERY_WIDTH if is_artery else VEIN_WIDTH)
-                points = _trunk_path(
-                    rng, hilum, pole, math.radians(angle + apart), bend, length
-                )
-                points = _rotated(points, fovea_angle)
-                widths = _taper(thick * rng.uniform(0.85, 1.15), len(points), 0.35)
-                trunks.append(Vessel(points, widths, is_artery))
+                start = math.radians(angle + apart)
+                path = _trunk_path(rng, hilum, pole, start, bend, course.length)
+                width = course.width * (ARTERY_WIDTH if is_artery else VEIN_WIDTH)
+                widths = _taper(width * rng.uniform(0.85, 1.15), len(path), 0.35)
+                trunks.append(Vessel(_rotated(path, fovea_angle), widths, is_artery))
     return trunks
 
 
@@ -88,27 +113,32 @@ def _trunk_path(
 
 
 def _sample_branches(
-    rng: np.random.Generator, parent: Vessel, spacing: float
+    rng: np.random.Generator, parents: list[Vessel], spacing: float
 ) -> list[Vessel]:
-    """Branches left and right in turn, about `spacing` apart along the parent."""
+    """Branches of all parents, left and right in turn, `spacing` apart or more."""
     branches = []
-    side = 1 if rng.random() < 0.5 else -1
-    place = FIBRE_START + rng.uniform(0, spacing)
-    reach = (len(parent.points) - 2) * VESSEL_STEP
-    while place < reach:
-        i = int(place / VESSEL_STEP)
-        step = parent.points[i + 1] - parent.points[i]
-        heading = math.atan2(step[1], step[0]) + side * math.radians(
-            rng.uniform(30, 60)
-        )
-        length = rng.uniform(0.35, 0.8) * (reach - place) + 0.05
-        path = _branch_path(rng, parent.points[i], heading, -side, length)
-        width = parent.widths[i] * rng.uniform(0.45, 0.7)
-        widths = _taper(width, len(path), 0.4)
-        branches.append(Vessel(path, widths, parent.is_artery))
-        side = -side
-        place += spacing * rng.uniform(1.0, 2.2)
+    for parent in parents:
+        side = 1 if rng.random() < 0.5 else -1
+        place = FIBRE_START + rng.uniform(0, spacing)
+        reach = (len(parent.points) - 2) * VESSEL_STEP
+        while place < reach:
+            length = rng.uniform(0.35, 0.8) * (reach - place) + 0.05
+            branches.append(_sample_branch(rng, parent, place, side, length))
+            place += spacing * rng.uniform(1.0, 2.2)
+            side = -side
     return branches
+
+
+def _sample_branch(
+    rng: np.random.Generator, parent: Vessel, place: float, side: int, length: float
+) -> Vessel:
+    """A branch that leaves its parent `place` along it, on one side (1 or -1)."""
+    i = int(place / VESSEL_STEP)
+    x, y = parent.points[i + 1] - parent.points[i]
+    heading = math.atan2(y, x) + side * math.radians(rng.uniform(30, 60))
+    path = _branch_path(rng, parent.points[i], heading, -side, length)
+    widths = _taper(parent.widths[i] * rng.uniform(0.45, 0.7), len(path), 0.4)
+    return Vessel(path, widths, parent.is_artery)
 
 
 def _branch_path(

@@ -1,8 +1,8 @@
 """Sizes and coordinates: native photograph to model image and back.
 
-A point is (x, y) = (column, row) in pixels, with pixel centres at whole numbers, so the
-left edge of the image lies at x = -0.5. Photographs are stretched to a square, as in the
-original authors' program.
+A point is (x, y) = (column, row) in pixels, with pixel centres at whole numbers: the
+left edge of the image lies at x = -0.5. Photographs are stretched to a square, as in
+the original authors' program.
 """
 
 import numpy as np

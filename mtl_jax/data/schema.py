@@ -20,6 +20,9 @@ LABELS = ("glaucoma", "disc", "cup", "fovea")
 # Encoded masks that only evaluation at native resolution decodes.
 NATIVE_MASKS = ("native_disc_mask", "native_cup_mask")
 
+# All that a record holds as PNG bytes.
+IMAGES = ("image", "disc_mask", "cup_mask", *NATIVE_MASKS)
+
 
 def features(image_size: int) -> tfds.features.FeaturesDict:
     """TFDS features of one record with model images of `image_size` pixels a side."""

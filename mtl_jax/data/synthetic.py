@@ -91,15 +91,12 @@ class SyntheticFundusConfig(tfds.core.BuilderConfig):
         return "-".join(parts)
 
 
-class SyntheticFundus(tfds.core.GeneratorBasedBuilder):
+class SyntheticFundus(building.LocalBuilder):
     """Builds drawn fundi as a TFDS data set of `schema` records."""
 
     name = "synthetic_fundus"
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}
-    # TFDS would look beside the code for checksums of downloads, of which there are
-    # none, by way of a package that it does not install (importlib_resources).
-    code_path = None
 
     def _info(self) -> tfds.core.DatasetInfo:
         config = self.builder_config

@@ -1,0 +1,205 @@
+"""From a TFDS data set on disk to batches of arrays.
+
+A split is a `Table`: it gives the records at any indices as one batch. Grain shuffles
+indices rather than images, so that the position in the shuffled stream is a few numbers
+that a checkpoint can hold.
+"""
+
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from concurrent import futures
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+import tensorflow_datasets as tfds
+
+from mtl_jax.data import schema
+from mtl_jax.data.building import quiet_tfds
+from mtl_jax.errors import UserError
+
+TRAINING_KEYS = (
+    "image",
+    "disc_mask",
+    "cup_mask",
+    "fovea_xy",
+    "glaucoma",
+    "has_label",
+)
+
+# Of the memory that is free when a split is opened, its decoded images may take this.
+MEMORY_SHARE = 0.5
+
+
+def open_dataset(data_dir: str, dataset: str) -> tfds.core.DatasetBuilder:
+    """Opens the data set that `scripts/prepare_data.py` built.
+
+    Args:
+      data_dir: directory of all TFDS data sets.
+      dataset: name and config, such as `fundus_folder/mine-256px`.
+
+    Raises:
+      UserError: if there is no such data set; those that are there are named.
+    """
+    root = pathlib.Path(data_dir).expanduser()
+    versions = sorted((root / dataset).glob("[0-9]*.[0-9]*.[0-9]*/dataset_info.json"))
+    if not dataset or not versions:
+        there = sorted(
+            str(info.parent.parent.relative_to(root))
+            for info in root.glob("*/*/[0-9]*.[0-9]*.[0-9]*/dataset_info.json")
+        )
+        raise UserError(
+            f"There is no data set {dataset!r} in {root} (there "
+            + (f"are {', '.join(there)}" if there else "is none at all")
+            + "); build it with scripts/prepare_data.py, or name another."
+        )
+    with quiet_tfds():
+        return tfds.builder_from_directory(versions[-1].parent)
+
+
+def image_size(builder: tfds.core.DatasetBuilder) -> int:
+    """Pixels a side of the data set's model images."""
+    return builder.info.features["image"].shape[0]
+
+
+class Table:
+    """The records of one split, decoded once into memory where they fit.
+
+    Attributes:
+      name: of the data set and split, for messages.
+    """
+
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
+        """Opens a split.
+
+        Raises:
+          UserError: if the data set has no such split.
+        """
+        if split not in builder.info.splits:
+            raise UserError(
+                f"{builder.info.full_name} has no split {split!r}; it has "
+                f"{', '.join(builder.info.splits)}."
+            )
+        self.name = f"{builder.info.full_name}, split {split}"
+        with quiet_tfds():
+            self._source = builder.as_data_source(
+                split,
+                decoders={key: tfds.decode.SkipDecoding() for key in schema.IMAGES},
+            )
+        self._decoded: dict[str, np.ndarray] | None = None
+        side = image_size(builder)
+        if len(self) * side * side * 5 < MEMORY_SHARE * _free_memory():
+            self._decoded = self._decode(range(len(self)))
+
+    def __len__(self) -> int:
+        """The number of records."""
+        return len(self._source)
+
+    def take(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        """The batch of the records at `indices`; its keys are `TRAINING_KEYS`."""
+        if self._decoded is not None:
+            indices = np.asarray(indices)
+            return {key: values[indices] for key, values in self._decoded.items()}
+        return self._decode(indices)
+
+    def details(self, index: int) -> dict[str, Any]:
+        """What evaluation needs of one record beside its batch.
+
+        Returns:
+          `image_id` and `camera` (str), `native_size` (height, width),
+          `native_fovea_xy` [2], `native_disc_mask` and `native_cup_mask` uint8 [h, w].
+        """
+        record = self._source[index]
+        return {
+            "image_id": record["image_id"].decode(),
+            "camera": record["camera"].decode(),
+            "native_size": tuple(int(n) for n in record["native_size"]),
+            "native_fovea_xy": record["native_fovea_xy"],
+            **{key: schema.decode_png(record[key]) for key in schema.NATIVE_MASKS},
+        }
+
+    def _decode(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        def decode(index: int) -> dict[str, Any]:
+            record = self._source[int(index)]
+            return {
+                key: schema.decode_png(record[key])
+                if key in schema.IMAGES
+                else record[key]
+                for key in TRAINING_KEYS
+            }
+
+        # Zlib lets go of the interpreter lock.
+        with futures.ThreadPoolExecutor() as threads:
+            records = list(threads.map(decode, indices))
+        return {key: np.stack([r[key] for r in records]) for key in TRAINING_KEYS}
+
+
+def steps_per_epoch(table: Table, batch_size: int) -> int:
+    """Whole batches in one pass over a split.
+
+    Raises:
+      UserError: if there is not a single one.
+    """
+    if len(table) < batch_size:
+        raise UserError(
+            f"{table.name} has {len(table)} images, fewer than one batch of "
+            f"{batch_size}; lower config.batch_size."
+        )
+    return len(table) // batch_size
+
+
+def training_batches(table: Table, batch_size: int, seed: int) -> grain.DatasetIterator:
+    """Endless batches, shuffled anew in every epoch; an epoch's remainder is left out.
+
+    The order depends on seed and epoch alone. Of every batch, each process gets its
+    share. The iterator's `get_state` and `set_state` save and restore its position.
+
+    Args:
+      table: of the training split.
+      batch_size: images of one batch, over all processes.
+      seed: of the order.
+    """
+    share = batch_size // jax.process_count()
+    start = share * jax.process_index()
+    return iter(
+        grain.MapDataset.range(len(table))
+        .seed(seed)
+        .shuffle()
+        .batch(batch_size, drop_remainder=True)
+        .repeat()
+        .map(lambda indices: table.take(indices[start : start + share]))
+        .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+    )
+
+
+def evaluation_batches(
+    table: Table, batch_size: int
+) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
+    """One pass in order, the last batch filled up with copies that have no label.
+
+    Yields:
+      The indices of the batch's records, without the copies, and the batch with the
+      key `weight` [B], 1 for a record and 0 for a copy.
+    """
+    for start in range(0, len(table), batch_size):
+        indices = list(range(start, min(start + batch_size, len(table))))
+        padding = batch_size - len(indices)
+        batch = table.take(indices + indices[-1:] * padding)
+        weight = np.arange(batch_size) < len(indices)
+        yield (
+            indices,
+            {
+                **batch,
+                "has_label": batch["has_label"] & weight[:, None],
+                "weight": weight.astype(np.float32),
+            },
+        )
+
+
+def _free_memory() -> int:
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return 4 << 30

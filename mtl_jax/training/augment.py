@@ -1,0 +1,128 @@
+"""Random changes of the training images, on the device and inside the step.
+
+Masks and fovea move with the image. Every example of the global batch has a random
+stream of its own, so that the result does not depend on how devices share the batch.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from mtl_jax.tasks import NAMES, Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """How strongly images are changed; the default changes nothing.
+
+    Attributes:
+      flip_horizontal: mirror half of the images left to right (the other eye).
+      flip_vertical: mirror half of the images top to bottom.
+      rotation: turn by up to so many degrees either way.
+      scale: enlarge or reduce by up to the factor 1 + scale.
+      shift: move by up to this fraction of the side either way, along x and y.
+      brightness: multiply all channels by a factor in 1 -+ brightness.
+      contrast: stretch about the image's mean by a factor in 1 -+ contrast.
+      colour: multiply each channel by a factor of its own in 1 -+ colour.
+    """
+
+    flip_horizontal: bool = False
+    flip_vertical: bool = False
+    rotation: float = 0.0
+    scale: float = 0.0
+    shift: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    colour: float = 0.0
+
+    def __bool__(self) -> bool:
+        """Whether anything is changed at all."""
+        return self != Augmentation()
+
+    def __call__(self, key: jax.Array, batch: Batch, index: jax.Array) -> Batch:
+        """Changes a batch.
+
+        Args:
+          key: of the step.
+          batch: with images float [B, H, W, 3] in [0, 1].
+          index: [B] of each example in the batch of all devices.
+
+        Returns:
+          The batch with other images, masks and foveas. A fovea that left the image
+          has no label any more.
+        """
+
+        def one(index, image, disc, cup, fovea_xy, has_label):
+            space, tone = jax.random.split(jax.random.fold_in(key, index))
+            layers = jnp.concatenate(
+                [image, disc[..., None], cup[..., None]], axis=-1, dtype=jnp.float32
+            )
+            matrix, shift = self._transform(space, image.shape[0])
+            layers, fovea_xy = _warp(layers, fovea_xy, matrix, shift)
+            inside = jnp.all((fovea_xy >= 0) & (fovea_xy <= image.shape[0] - 1))
+            fovea = jnp.arange(len(has_label)) == NAMES.index("fovea")
+            masks = (layers[..., 3:] >= 0.5).astype(disc.dtype)
+            return {
+                "image": self._recolour(tone, layers[..., :3]),
+                "disc_mask": masks[..., 0],
+                "cup_mask": masks[..., 1],
+                "fovea_xy": fovea_xy,
+                "has_label": has_label & (inside | ~fovea),
+            }
+
+        keys = ("image", "disc_mask", "cup_mask", "fovea_xy", "has_label")
+        return {**batch, **jax.vmap(one)(index, *(batch[k] for k in keys))}
+
+    def _transform(self, key, size):
+        """2x2 matrix about the image's centre, and a shift in pixels."""
+        flips, turn, zoom, move = jax.random.split(key, 4)
+        allowed = jnp.array([self.flip_horizontal, self.flip_vertical])
+        mirror = jnp.where(jax.random.bernoulli(flips, 0.5, (2,)) & allowed, -1.0, 1.0)
+        limit = jnp.deg2rad(self.rotation)
+        angle = jax.random.uniform(turn, minval=-limit, maxval=limit)
+        limit = jnp.log1p(self.scale)
+        scale = jnp.exp(jax.random.uniform(zoom, minval=-limit, maxval=limit))
+        cos, sin = jnp.cos(angle), jnp.sin(angle)
+        matrix = scale * jnp.array([[cos, -sin], [sin, cos]]) * mirror
+        limit = self.shift * size
+        return matrix, jax.random.uniform(move, (2,), minval=-limit, maxval=limit)
+
+    def _recolour(self, key, image):
+        def factor(key, strength, shape=()):
+            return jax.random.uniform(
+                key, shape, minval=1 - strength, maxval=1 + strength
+            )
+
+        brightness, contrast, colour = jax.random.split(key, 3)
+        mean = image.mean()
+        image = (image - mean) * factor(contrast, self.contrast) + mean
+        gain = factor(brightness, self.brightness) * factor(colour, self.colour, (3,))
+        return jnp.clip(image * gain, 0.0, 1.0)
+
+
+def _warp(layers, fovea_xy, matrix, shift):
+    """Moves [H, H, C] layers (bilinear, zero outside) and a point with them."""
+    size = layers.shape[0]
+    centre = (size - 1) / 2
+    ys, xs = jnp.mgrid[:size, :size]
+    target = jnp.stack([xs, ys], axis=-1) - centre - shift
+    source = target @ jnp.linalg.inv(matrix).T + centre
+    moved = matrix @ (fovea_xy - centre) + centre + shift
+    return _sample(layers, source[..., 0], source[..., 1]), moved
+
+
+def _sample(layers, x, y):
+    """Values of [H, W, C] layers at the points (x, y), bilinear, zero outside."""
+    height, width, channels = layers.shape
+    pixels = layers.reshape(-1, channels)
+    left, top = jnp.floor(x), jnp.floor(y)
+    total = jnp.zeros((*x.shape, channels))
+    for dx in (0, 1):
+        for dy in (0, 1):
+            column, row = left + dx, top + dy
+            weight = (1 - jnp.abs(x - column)) * (1 - jnp.abs(y - row))
+            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            index = jnp.where(inside, row * width + column, 0).astype(jnp.int32)
+            total += pixels[index] * jnp.where(inside, weight, 0.0)[..., None]
+    return total

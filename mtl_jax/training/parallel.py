@@ -1,0 +1,60 @@
+"""The one place that knows of devices: replicas of the state, shares of the batch.
+
+`jax.pmap` maps the step over the devices of all processes. Each process holds one copy
+of the state per local device and feeds its own share of every batch.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from mtl_jax.errors import UserError
+
+AXIS = "batch"
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Refuses a batch that cannot be shared equally.
+
+    Raises:
+      UserError: if the number of devices does not divide `batch_size`.
+    """
+    devices = jax.device_count()
+    if batch_size % devices:
+        raise UserError(
+            f"config.batch_size is {batch_size}, which {devices} devices cannot share "
+            f"equally; make it a multiple of {devices}."
+        )
+
+
+def map_step(step):
+    """Maps `step(state, batch)` over the devices; the state given in is consumed."""
+    return jax.pmap(step, axis_name=AXIS, donate_argnums=0)
+
+
+def map_evaluation(function):
+    """Maps `function(variables, batch)` over the devices."""
+    return jax.pmap(function, axis_name=AXIS)
+
+
+def replicate(tree: Any) -> Any:
+    """Puts a copy on every local device, on a new leading axis."""
+    devices = np.arange(jax.local_device_count())
+    return jax.pmap(lambda _, x: x, in_axes=(0, None))(devices, tree)
+
+
+def unreplicate(tree: Any) -> Any:
+    """The first device's copy, in host memory."""
+    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0))[0], tree)
+
+
+def shard(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Splits the leading axis into [local devices, share]."""
+    devices = jax.local_device_count()
+    return {k: v.reshape(devices, -1, *v.shape[1:]) for k, v in batch.items()}
+
+
+def gather(tree: Any) -> Any:
+    """Undoes `shard` on what the local devices computed, in host memory."""
+    return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), tree)
