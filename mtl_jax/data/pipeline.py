@@ -64,6 +64,19 @@ def image_size(builder: tfds.core.DatasetBuilder) -> int:
     return builder.info.features["image"].shape[0]
 
 
+def describe(version_dir: pathlib.Path) -> str:
+    """What a built data set holds, and how to train on it."""
+    with quiet_tfds():
+        info = tfds.builder_from_directory(version_dir).info
+    counts = ", ".join(f"{n} {split.num_examples}" for n, split in info.splits.items())
+    config_dir = version_dir.parent
+    return (
+        f"{version_dir}: {counts} images\n"
+        f"train on it with --config.data.data_dir={config_dir.parent.parent} "
+        f"--config.data.dataset={config_dir.parent.name}/{config_dir.name}"
+    )
+
+
 class Table:
     """The records of one split, decoded once into memory where they fit.
 
@@ -105,19 +118,24 @@ class Table:
         return self._decode(indices)
 
     def details(self, index: int) -> dict[str, Any]:
-        """What evaluation needs of one record beside its batch.
+        """What a record says of its photograph: `image_id`, `native_size`, ....
 
         Returns:
-          `image_id` and `camera` (str), `native_size` (height, width),
-          `native_fovea_xy` [2], `native_disc_mask` and `native_cup_mask` uint8 [h, w].
+          `image_id` (str), `native_size` (height, width), `native_fovea_xy` [2].
         """
         record = self._source[index]
         return {
             "image_id": record["image_id"].decode(),
-            "camera": record["camera"].decode(),
             "native_size": tuple(int(n) for n in record["native_size"]),
             "native_fovea_xy": record["native_fovea_xy"],
-            **{key: schema.decode_png(record[key]) for key in schema.NATIVE_MASKS},
+        }
+
+    def native_masks(self, index: int) -> dict[str, np.ndarray]:
+        """`disc` and `cup` of one record, uint8 [h, w] at the photograph's size."""
+        record = self._source[index]
+        return {
+            "disc": schema.decode_png(record["native_disc_mask"]),
+            "cup": schema.decode_png(record["native_cup_mask"]),
         }
 
     def _decode(self, indices: Sequence[int]) -> dict[str, np.ndarray]:

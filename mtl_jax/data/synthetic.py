@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from PIL import Image
 
+from mtl_jax import files
 from mtl_jax.data import building, fundus_renderer, schema
 from mtl_jax.errors import UserError
 
@@ -23,6 +25,10 @@ CAMERAS = {
     "validation": fundus_renderer.EVALUATION_CAMERA,
     "test": fundus_renderer.EVALUATION_CAMERA,
 }
+
+# How many photographs an example of files has, and their pixels a side.
+EXAMPLE_IMAGES = 6
+EXAMPLE_SIZE = 512
 
 # The network halves the image four times.
 _SIZE_MULTIPLE = 16
@@ -185,12 +191,8 @@ def draw_record(
     Returns:
       A record that fits `schema.features(image_size)`.
     """
-    index, glaucoma = image
-    seeds = np.random.SeedSequence([seed, SPLITS.index(split), index])
-    camera = CAMERAS[split]
-    fundus = fundus_renderer.render(
-        np.random.default_rng(seeds), (image_size, image_size), camera, glaucoma
-    )
+    index, _ = image
+    fundus = _draw(image, split, image_size, seed)
     return schema.encode_record(
         f"{split}-{index:05d}",
         fundus.photograph,
@@ -199,8 +201,45 @@ def draw_record(
         cup_mask=fundus.cup_mask,
         fovea_xy=np.array(fundus.fovea_xy),
         glaucoma=fundus.glaucoma,
-        camera=camera.name,
+        camera=CAMERAS[split].name,
     )
+
+
+def _draw(
+    image: tuple[int, bool], split: str, image_size: int, seed: int
+) -> fundus_renderer.Fundus:
+    index, glaucoma = image
+    seeds = np.random.SeedSequence([seed, SPLITS.index(split), index])
+    size = (image_size, image_size)
+    return fundus_renderer.render(
+        np.random.default_rng(seeds), size, CAMERAS[split], glaucoma
+    )
+
+
+def write_example(folder: str | os.PathLike[str]) -> None:
+    """Writes photographs as JPEG, masks as PNG and a manifest: a `fundus_folder`.
+
+    The photographs are those that the test split begins with, larger. What is there
+    under the same names is replaced.
+
+    Args:
+      folder: to write to, made if need be.
+    """
+    folder = pathlib.Path(folder).expanduser()
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    rows = ["image_id,image,mask,fovea_x,fovea_y,glaucoma,split"]
+    for image in enumerate(assign_labels(EXAMPLE_IMAGES, 0.4)):
+        name = f"example{image[0] + 1}"
+        fundus = _draw(image, "test", EXAMPLE_SIZE, seed=0)
+        photograph, mask = f"images/{name}.jpg", f"masks/{name}.png"
+        Image.fromarray(fundus.photograph).save(folder / photograph, quality=92)
+        grey = np.select([fundus.cup_mask > 0, fundus.disc_mask > 0], [0, 128], 255)
+        Image.fromarray(grey.astype(np.uint8)).save(folder / mask)
+        x, y = fundus.fovea_xy
+        label = int(fundus.glaucoma)
+        rows.append(f"{name},{photograph},{mask},{x:.2f},{y:.2f},{label},test")
+    files.write_text(folder / "manifest.csv", "\n".join(rows) + "\n")
 
 
 def assign_labels(count: int, glaucoma_fraction: float) -> list[bool]:

@@ -72,8 +72,8 @@ def independent(
       (2,)
 
     References:
-      Pascal et al., `Multi-task learning for glaucoma detection with independent
-      optimizers <https://doi.org/10.1038/s41598-022-16262-8>`_, Scientific Reports
+      Pascal et al., `Multi-task deep learning for glaucoma detection from color
+      fundus images <https://doi.org/10.1038/s41598-022-16262-8>`_, Scientific Reports
       2022, equation 3.
     """
 

@@ -40,13 +40,20 @@ def map_evaluation(function):
 
 def replicate(tree: Any) -> Any:
     """Puts a copy on every local device, on a new leading axis."""
-    devices = np.arange(jax.local_device_count())
-    return jax.pmap(lambda _, x: x, in_axes=(0, None))(devices, tree)
+    # Named as in `map_step`: a state on another mesh would compile the step anew.
+    copy = jax.pmap(lambda _, x: x, axis_name=AXIS, in_axes=(0, None))
+    return copy(np.arange(jax.local_device_count()), tree)
 
 
 def unreplicate(tree: Any) -> Any:
-    """The first device's copy, in host memory."""
-    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0))[0], tree)
+    """The first device's copy, in host memory (random keys stay as they are)."""
+
+    def first(x):
+        copy = x.addressable_data(0)[0]
+        is_key = jax.dtypes.issubdtype(copy.dtype, jax.dtypes.prng_key)
+        return copy if is_key else np.asarray(copy)
+
+    return jax.tree.map(first, tree)
 
 
 def shard(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

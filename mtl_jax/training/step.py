@@ -146,9 +146,25 @@ def _task_gradient(
     return task_gradient
 
 
-def predict(model: nn.Module, variables: Any, images: jax.Array) -> Metrics:
-    """Logits of a batch of images, uint8 or float in [0, 1], in evaluation mode."""
-    return model.apply(variables, as_unit_range(images), train=False)
+def evaluation_step(
+    model: nn.Module, tasks: Sequence[Task]
+) -> Callable[[Any, Batch], tuple[dict[str, jax.Array], dict[str, jax.Array]]]:
+    """What a trained network says of a batch.
+
+    Returns:
+      `step(variables, batch) -> (logits, losses)`, dicts by task: logits as the network
+      gives them, losses [B] of each image, meaningless where it has no label. A batch
+      of images alone is given no losses.
+    """
+
+    def step(variables, batch):
+        images = as_unit_range(batch["image"])
+        logits = model.apply(variables, images, train=False)
+        if "has_label" not in batch:
+            return logits, {}
+        return logits, {t.name: t.loss(logits[t.name], batch) for t in tasks}
+
+    return step
 
 
 def as_unit_range(images: jax.Array) -> jax.Array:

@@ -1,0 +1,66 @@
+"""Every field of an experiment, with the values of the paper and its program.
+
+Other files start from this one and override what differs. From the command line any
+field can be set, for example --config.optimizer.learning_rate=1e-3.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+
+    # One seed for initialisation, order of the images, dropout and augmentation.
+    config.seed = 0
+    # Some of these; with a single task the network shrinks to that task's route.
+    config.tasks = ("glaucoma", "disc", "cup", "fovea")
+
+    config.data = ml_collections.ConfigDict()
+    config.data.data_dir = "data"
+    # As scripts/prepare_data.py prints it at the end.
+    config.data.dataset = "synthetic_fundus/256px"
+
+    config.model = ml_collections.ConfigDict()
+    config.model.encoder = "vgg16"  # vgg13: the authors' program
+    config.model.width = 1.0
+    config.model.norm = "batch"  # batch_no_average: the authors' program; group; none
+    config.model.norm_momentum = 0.99
+    config.model.dropout = 0.8
+    config.model.dtype = "float32"  # bfloat16
+
+    config.loss = ml_collections.ConfigDict()
+    config.loss.focal_gamma = 2.0
+    config.loss.fovea_sigma = 50**0.5 / 256  # fraction of the image width
+    config.loss.fovea_reduction = "mean"  # sum: the paper's formula
+
+    config.method = ml_collections.ConfigDict()
+    config.method.name = "independent"
+
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.name = "adam"  # any of optax that needs a learning rate only
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.schedule = "constant"  # cosine, linear: down to 0
+    config.optimizer.warmup_epochs = 0
+
+    # All off, as in the paper; mtl_jax/training/augment.py says what each means.
+    config.augmentation = ml_collections.ConfigDict()
+    config.augmentation.flip_horizontal = False
+    config.augmentation.flip_vertical = False
+    config.augmentation.rotation = 0.0
+    config.augmentation.scale = 0.0
+    config.augmentation.shift = 0.0
+    config.augmentation.brightness = 0.0
+    config.augmentation.contrast = 0.0
+    config.augmentation.colour = 0.0
+
+    config.batch_size = 8  # over all devices
+    config.num_epochs = 300
+    config.validate_every = 5  # epochs; a checkpoint is written as often
+
+    config.evaluation = ml_collections.ConfigDict()
+    # What chooses the best checkpoint: mean (of AUC, both Dice, 1 - relative fovea
+    # error, those there are), or auc, dice_disc, dice_cup, fovea_error, loss.
+    config.evaluation.score = "mean"
+    config.evaluation.vcdr_C = 1.0  # of the logistic regression on the vCDR
+
+    return config

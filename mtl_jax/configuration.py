@@ -1,0 +1,151 @@
+"""From a config to the objects it describes, with a sentence for every bad value."""
+
+import json
+from collections.abc import Collection, Sequence
+from typing import Any, get_args
+
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from mtl_jax import losses, optim, tasks
+from mtl_jax.errors import UserError
+from mtl_jax.models import MultiTaskUNet, layers, vgg
+from mtl_jax.training.augment import Augmentation
+
+METHODS = ("independent",)
+OPTIMIZERS = ("adam", "adamw", "lion", "rmsprop", "sgd")
+SCHEDULES = ("constant", "cosine", "linear")
+SCORES = ("mean", "auc", "dice_disc", "dice_cup", "fovea_error", "loss")
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+Config = ml_collections.ConfigDict
+
+
+def check(config: Config) -> None:
+    """Refuses a config with values that nothing can be made of.
+
+    Raises:
+      UserError: naming the field, its value, and what it may be.
+    """
+    _check_choice("model.encoder", config.model.encoder, vgg.DEPTHS)
+    _check_choice("model.norm", config.model.norm, layers.NORMS)
+    _check_choice("model.dtype", config.model.dtype, DTYPES)
+    reductions = get_args(losses.Reduction)
+    _check_choice("loss.fovea_reduction", config.loss.fovea_reduction, reductions)
+    _check_choice("method.name", config.method.name, METHODS)
+    _check_choice("optimizer.name", config.optimizer.name, OPTIMIZERS)
+    _check_choice("optimizer.schedule", config.optimizer.schedule, SCHEDULES)
+    _check_choice("evaluation.score", config.evaluation.score, SCORES)
+    for name in config.tasks:
+        _check_choice("tasks", name, tasks.NAMES)
+    if not config.tasks or len(set(config.tasks)) < len(config.tasks):
+        raise UserError(
+            f"config.tasks is {tuple(config.tasks)}; name at least one task, and none "
+            "twice."
+        )
+    positive = {
+        "model.width": config.model.width,
+        "loss.fovea_sigma": config.loss.fovea_sigma,
+        "optimizer.learning_rate": config.optimizer.learning_rate,
+        "batch_size": config.batch_size,
+        "num_epochs": config.num_epochs,
+        "validate_every": config.validate_every,
+        "evaluation.vcdr_C": config.evaluation.vcdr_C,
+    }
+    for field, value in positive.items():
+        if not value > 0:
+            raise UserError(f"config.{field} is {value}; it must be positive.")
+    for field in ("dropout", "norm_momentum"):
+        if not 0 <= config.model[field] < 1:
+            raise UserError(
+                f"config.model.{field} is {config.model[field]}; it must be at least 0 "
+                "and less than 1."
+            )
+
+
+def _check_choice(field: str, value: Any, choices: Collection[str]) -> None:
+    if value not in choices:
+        raise UserError(
+            f"config.{field} has {value!r}; choose from {', '.join(choices)}."
+        )
+
+
+def create_tasks(config: Config) -> tuple[tasks.Task, ...]:
+    """The tasks to be trained, in the method's order."""
+    return tasks.build(
+        config.tasks,
+        focal_gamma=config.loss.focal_gamma,
+        fovea_sigma=config.loss.fovea_sigma,
+        fovea_reduction=config.loss.fovea_reduction,
+    )
+
+
+def create_model(config: Config, axis_name: str | None = None) -> MultiTaskUNet:
+    """The network with a head for each of the config's tasks."""
+    heads = create_tasks(config)
+    return MultiTaskUNet(
+        encoder=config.model.encoder,
+        width=config.model.width,
+        classification_heads=tuple(t.name for t in heads if not t.is_dense),
+        dense_heads=tuple(t.name for t in heads if t.is_dense),
+        norm=config.model.norm,
+        norm_momentum=config.model.norm_momentum,
+        dropout=config.model.dropout,
+        dtype=DTYPES[config.model.dtype],
+        axis_name=axis_name,
+    )
+
+
+def create_optimizer(config: Config, steps_per_epoch: int) -> optim.SequentialOptimizer:
+    """The method's optimizer; schedules count the steps of a task's own state."""
+    tx = getattr(optax, config.optimizer.name)(_schedule(config, steps_per_epoch))
+    return optim.independent(tx, num_tasks=len(config.tasks))
+
+
+def _schedule(config: Config, steps_per_epoch: int) -> optax.Schedule:
+    peak = config.optimizer.learning_rate
+    warmup = round(config.optimizer.warmup_epochs * steps_per_epoch)
+    steps = max(config.num_epochs * steps_per_epoch - warmup, 1)
+    after = {
+        "constant": lambda: optax.constant_schedule(peak),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, steps),
+        "linear": lambda: optax.linear_schedule(peak, 0.0, steps),
+    }[config.optimizer.schedule]()
+    if not warmup:
+        return after
+    # The first step already moves.
+    rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
+    return optax.join_schedules([rise, after], [warmup])
+
+
+def create_augmentation(config: Config) -> Augmentation | None:
+    """What changes the training images; None if nothing does."""
+    return Augmentation(**config.augmentation) or None
+
+
+def to_json(config: Config) -> str:
+    """A config as text; `from_json` reads it back."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True)
+
+
+def from_json(text: str) -> Config:
+    """The config that `to_json` was given; tuples have become lists."""
+    return ml_collections.ConfigDict(json.loads(text))
+
+
+def differences(a: Config, b: Config) -> list[str]:
+    """Names of the fields in which two configs differ, such as `model.width`."""
+    flat_a, flat_b = (dict(_flatten(json.loads(to_json(c)))) for c in (a, b))
+    fields = sorted({*flat_a, *flat_b})
+    return [field for field in fields if flat_a.get(field) != flat_b.get(field)]
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> Sequence[tuple[str, Any]]:
+    pairs = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            pairs.extend(_flatten(value, f"{prefix}{key}."))
+        else:
+            pairs.append((f"{prefix}{key}", value))
+    return pairs

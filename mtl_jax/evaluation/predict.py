@@ -1,0 +1,190 @@
+"""Prediction on photographs: a table, masks at native size, overlays."""
+
+import csv
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tqdm
+from PIL import Image
+
+from mtl_jax import files
+from mtl_jax.data import geometry, images
+from mtl_jax.errors import UserError
+from mtl_jax.evaluation import postprocess, trained
+from mtl_jax.evaluation.evaluate import draw_prediction
+from mtl_jax.evaluation.prediction import Prediction, interpret
+
+# Grey values of the masks written, as REFUGE has them.
+CUP, RIM, BACKGROUND = 0, 128, 255
+
+COLUMNS = (
+    "image",
+    "glaucoma",
+    "probability",
+    "probability_fc",
+    "probability_vcdr",
+    "vcdr",
+    "fovea_x",
+    "fovea_y",
+    "disc_height",
+    "cup_height",
+    "disc_area",
+    "cup_area",
+    "width",
+    "height",
+    "mask",
+    "overlay",
+)
+
+
+def predict(
+    workdir: pathlib.Path,
+    photographs: str,
+    output: pathlib.Path,
+    *,
+    checkpoint: str = "best",
+) -> list[str]:
+    """Predicts on photographs of any size.
+
+    Writes into `output`: `predictions.csv` with `COLUMNS` (coordinates, heights and
+    areas in the photograph's own pixels; empty where the network has no such task),
+    `masks/NAME.png` with REFUGE's grey values, and `overlays/NAME.png`. A photograph
+    that cannot be read is left out.
+
+    Args:
+      workdir: of the run.
+      photographs: a directory, a file, or a glob pattern.
+      output: the folder to write; an earlier prediction there is replaced.
+      checkpoint: `best`, `latest` or a step.
+
+    Returns:
+      One sentence for every photograph that could not be read.
+
+    Raises:
+      UserError: if there are no photographs, none of them can be read, or the
+        checkpoint cannot.
+    """
+    paths = images.find_photographs(photographs)
+    network = trained.load(workdir, checkpoint)
+    failures: list[str] = []
+    with files.whole_directory(output, "predictions.csv") as folder:
+        (folder / "masks").mkdir()
+        (folder / "overlays").mkdir()
+        with (folder / "predictions.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, restval="")
+            writer.writeheader()
+            progress = tqdm.tqdm(total=len(paths), desc="predicting", unit="image")
+            with progress:
+                for batch in _batches(paths, network, failures, progress):
+                    for name, photograph, prediction in batch:
+                        writer.writerow(_write(folder, name, photograph, prediction))
+        if len(failures) == len(paths):
+            raise UserError(f"No photograph could be read: {' '.join(failures)}")
+    return failures
+
+
+def _batches(
+    paths: Sequence[pathlib.Path],
+    network: trained.TrainedNetwork,
+    failures: list[str],
+    progress: tqdm.tqdm,
+) -> Iterator[list[tuple[str, np.ndarray, Prediction]]]:
+    """Names, photographs and predictions, a batch at a time."""
+    names = _distinct_names(paths)
+    for start in range(0, len(paths), network.batch_size):
+        chunk = paths[start : start + network.batch_size]
+        read: list[tuple[str, np.ndarray]] = []
+        for path in chunk:
+            try:
+                read.append((names[path], images.read_photograph(path)))
+            except UserError as error:
+                failures.append(str(error))
+                progress.write(f"skipped: {error}")
+        if read:
+            yield _predict_batch(read, network)
+        progress.update(len(chunk))
+
+
+def _predict_batch(
+    read: Sequence[tuple[str, np.ndarray]], network: trained.TrainedNetwork
+) -> list[tuple[str, np.ndarray, Prediction]]:
+    size = (network.image_size, network.image_size)
+    model_images = np.zeros((network.batch_size, *size, 3), np.uint8)
+    for place, (_, photograph) in enumerate(read):
+        model_images[place] = geometry.resize_photograph(photograph, size)
+    logits, _ = network({"image": model_images})
+    return [
+        (
+            name,
+            photograph,
+            interpret(
+                {task: values[place] for task, values in logits.items()},
+                network.classifier,
+                photograph.shape[:2],
+            ),
+        )
+        for place, (name, photograph) in enumerate(read)
+    ]
+
+
+def _write(
+    folder: pathlib.Path, name: str, photograph: np.ndarray, prediction: Prediction
+) -> dict[str, Any]:
+    """Writes the pictures of one photograph and returns its row."""
+    row: dict[str, Any] = {
+        "image": name,
+        "height": photograph.shape[0],
+        "width": photograph.shape[1],
+        "glaucoma": None if prediction.glaucoma is None else int(prediction.glaucoma),
+        "probability": prediction.probability,
+        "probability_fc": prediction.probability_fc,
+        "probability_vcdr": prediction.probability_vcdr,
+        "vcdr": prediction.vcdr,
+        "overlay": f"overlays/{name}.png",
+    }
+    if prediction.fovea_xy is not None:
+        row["fovea_x"], row["fovea_y"] = (round(v, 2) for v in prediction.fovea_xy)
+    for part in ("disc", "cup"):
+        mask = getattr(prediction, part)
+        if mask is not None:
+            row[f"{part}_height"] = postprocess.mask_height(mask)
+            row[f"{part}_area"] = int((mask > 0).sum())
+    if prediction.disc is not None or prediction.cup is not None:
+        row["mask"] = f"masks/{name}.png"
+        Image.fromarray(grey_mask(prediction)).save(folder / row["mask"])
+    caption = name
+    if prediction.probability is not None:
+        caption += f", P(glaucoma) {prediction.probability:.2f}"
+    if prediction.vcdr is not None:
+        caption += f", vCDR {prediction.vcdr:.2f}"
+    picture = draw_prediction(photograph, prediction, caption)
+    Image.fromarray(picture).save(folder / row["overlay"])
+    return row
+
+
+def grey_mask(prediction: Prediction) -> np.ndarray:
+    """Disc and cup as one uint8 mask with REFUGE's values; the cup lies on top."""
+    mask = np.full(prediction.size, BACKGROUND, np.uint8)
+    if prediction.disc is not None:
+        mask[prediction.disc > 0] = RIM
+    if prediction.cup is not None:
+        mask[prediction.cup > 0] = CUP
+    return mask
+
+
+def _distinct_names(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, str]:
+    """File stems; where two photographs share one, the whole file name and a number."""
+    stems = [path.stem for path in paths]
+    names: dict[pathlib.Path, str] = {}
+    taken: set[str] = set()
+    for path in paths:
+        name = path.stem if stems.count(path.stem) == 1 else path.name
+        number = 2
+        base = name
+        while name in taken:
+            name, number = f"{base}_{number}", number + 1
+        taken.add(name)
+        names[path] = name
+    return names

@@ -1,0 +1,90 @@
+"""From the logits of one image to what a clinician reads: masks, ratio, point, risk."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+from scipy.special import expit
+
+from mtl_jax.data import geometry
+from mtl_jax.evaluation import postprocess, vcdr
+from mtl_jax.evaluation.vcdr import VcdrClassifier
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What is predicted of one image; None where the network has no such task.
+
+    Attributes:
+      size: (height, width) of the image that masks and fovea refer to.
+      disc: uint8 [h, w] mask.
+      cup: uint8 [h, w] mask.
+      fovea_xy: (x, y) in pixels.
+      vcdr: vertical cup-to-disc ratio of the masks.
+      probability_fc: of glaucoma, from the network's classifier.
+      probability_vcdr: of glaucoma, from the ratio.
+      probability: the mean of the two, or the one there is.
+    """
+
+    size: tuple[int, int]
+    disc: np.ndarray | None = None
+    cup: np.ndarray | None = None
+    fovea_xy: np.ndarray | None = None
+    vcdr: float | None = None
+    probability_fc: float | None = None
+    probability_vcdr: float | None = None
+    probability: float | None = None
+
+    @property
+    def glaucoma(self) -> bool | None:
+        """The diagnosis."""
+        return vcdr.diagnose(self.probability)
+
+
+def interpret(
+    logits: Mapping[str, np.ndarray],
+    classifier: VcdrClassifier | None,
+    size: tuple[int, int],
+) -> Prediction:
+    """Post-processes the logits of one image as Pascal et al. 2022 do.
+
+    Args:
+      logits: by task; a number for glaucoma, [H, W] for the others.
+      classifier: on the vertical cup-to-disc ratio; None if none was fitted.
+      size: (height, width) that masks and fovea are wanted for: that of the network's
+        image, or that of the photograph.
+    """
+    disc, cup = (
+        postprocess.segment(logits[name], size) if name in logits else None
+        for name in ("disc", "cup")
+    )
+    fovea_xy = None
+    if "fovea" in logits:
+        point = np.array(postprocess.centre_of_mass(logits["fovea"]))
+        fovea_xy = geometry.rescale_xy(point, logits["fovea"].shape, size)
+    ratio = cup_to_disc_ratio(disc, cup)
+    fc = float(expit(logits["glaucoma"])) if "glaucoma" in logits else None
+    from_ratio = None
+    if ratio is not None and classifier is not None:
+        from_ratio = float(vcdr.predict_probability(classifier, ratio))
+    return Prediction(
+        size=size,
+        disc=disc,
+        cup=cup,
+        fovea_xy=fovea_xy,
+        vcdr=ratio,
+        probability_fc=fc,
+        probability_vcdr=from_ratio,
+        probability=vcdr.combine(fc, from_ratio),
+    )
+
+
+def cup_to_disc_ratio(disc: np.ndarray | None, cup: np.ndarray | None) -> float | None:
+    """Vertical ratio of two masks; None if there is none of one of them.
+
+    The cup counts as part of the disc, as in the challenge's one mask with three
+    values: without that, a cup where no disc was found would give a ratio of millions.
+    """
+    if disc is None or cup is None:
+        return None
+    return postprocess.vertical_cdr((disc > 0) | (cup > 0), cup)

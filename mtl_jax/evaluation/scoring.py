@@ -1,0 +1,173 @@
+"""Scores of a network, image by image, on a split of a data set."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from mtl_jax.data import geometry, pipeline
+from mtl_jax.data.schema import LABELS
+from mtl_jax.evaluation import metrics, vcdr
+from mtl_jax.evaluation.prediction import Prediction, cup_to_disc_ratio, interpret
+
+Resolution = Literal["model", "native"]
+Batch = dict[str, np.ndarray]
+Logits = dict[str, np.ndarray]
+
+# From a batch in host memory to the network's logits and losses in host memory.
+Network = Callable[[Batch], tuple[Logits, dict[str, np.ndarray]]]
+
+
+def score_split(
+    network: Network,
+    table: pipeline.Table,
+    batch_size: int,
+    classifier: vcdr.VcdrClassifier | None,
+    resolution: Resolution = "model",
+) -> list[dict[str, Any]]:
+    """One row of scores for every image of a split, in its order.
+
+    Args:
+      network: what is scored.
+      table: of the split.
+      batch_size: images at a time.
+      classifier: on the vertical cup-to-disc ratio; None if none was fitted.
+      resolution: at which masks are compared: that of the network or of the photograph.
+
+    Returns:
+      Rows as `score_image` makes them.
+    """
+    rows = []
+    for indices, batch in pipeline.evaluation_batches(table, batch_size):
+        logits, losses = network(batch)
+        model_size = batch["image"].shape[1:3]
+        for place, index in enumerate(indices):
+            details = table.details(index)
+            truth = truth_of(batch, place)
+            size = model_size
+            if resolution == "native":
+                size = details["native_size"]
+                masks = table.native_masks(index)
+                truth |= {k: m for k, m in masks.items() if truth[k] is not None}
+            prediction = interpret(
+                {task: values[place] for task, values in logits.items()},
+                classifier,
+                size,
+            )
+            row = score_image(prediction, truth, details, model_size)
+            row |= {
+                f"loss_{task}": float(values[place])
+                for task, values in losses.items()
+                if truth[task] is not None
+            }
+            rows.append(row)
+    return rows
+
+
+def truth_of(batch: Batch, place: int) -> dict[str, Any]:
+    """The annotations of one image of a batch by task; None where it has none."""
+    labelled = dict(zip(LABELS, batch["has_label"][place], strict=True))
+    values = {
+        "glaucoma": int(batch["glaucoma"][place]),
+        "disc": batch["disc_mask"][place],
+        "cup": batch["cup_mask"][place],
+        "fovea": batch["fovea_xy"][place],
+    }
+    return {name: values[name] if labelled[name] else None for name in LABELS}
+
+
+def score_image(
+    prediction: Prediction,
+    truth: Mapping[str, Any],
+    details: Mapping[str, Any],
+    model_size: tuple[int, int],
+) -> dict[str, Any]:
+    """Compares a prediction with the annotations there are.
+
+    Args:
+      prediction: of the image.
+      truth: by task, None where not annotated; masks of the prediction's size, fovea
+        in pixels of the model image.
+      details: of the photograph, see `pipeline.Table.details`.
+      model_size: (height, width) of the model image.
+
+    Returns:
+      The prediction's numbers and its scores, None where there is nothing to compare;
+      the keys are those of `metrics.summarize`. Fovea coordinates are in the
+      photograph's pixels, `fovea_error` in those of the model image.
+    """
+    native_size = details["native_size"]
+    row = {
+        "image_id": details["image_id"],
+        "glaucoma": truth["glaucoma"],
+        "probability": prediction.probability,
+        "probability_fc": prediction.probability_fc,
+        "probability_vcdr": prediction.probability_vcdr,
+        "vcdr": prediction.vcdr,
+        "vcdr_true": cup_to_disc_ratio(truth["disc"], truth["cup"]),
+    }
+    for name in ("disc", "cup"):
+        predicted, true = getattr(prediction, name), truth[name]
+        comparable = predicted is not None and true is not None
+        row[f"dice_{name}"] = metrics.dice(predicted, true) if comparable else None
+    names = ("fovea_x", "fovea_y", "fovea_error", "fovea_error_native")
+    row |= dict.fromkeys(names)
+    if prediction.fovea_xy is not None:
+        native_xy = geometry.rescale_xy(
+            prediction.fovea_xy, prediction.size, native_size
+        )
+        row["fovea_x"], row["fovea_y"] = (float(value) for value in native_xy)
+        if truth["fovea"] is not None:
+            model_xy = geometry.rescale_xy(native_xy, native_size, model_size)
+            row["fovea_error"] = metrics.fovea_distance(model_xy, truth["fovea"])
+            row["fovea_error_native"] = metrics.fovea_distance(
+                native_xy, details["native_fovea_xy"]
+            )
+    return row
+
+
+def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The metrics of a split, and the mean loss of every task that has labels in it."""
+    summary = metrics.summarize(rows)
+    names = sorted({k for row in rows for k in row if k.startswith("loss_")})
+    for name in names:
+        values = [row[name] for row in rows if name in row]
+        summary[name] = float(np.mean(values))
+        summary["num_images"][name] = len(values)
+    return summary
+
+
+def score_of(summary: Mapping[str, Any], name: str, image_size: int) -> float | None:
+    """The one number, larger for better, that a checkpoint is chosen by.
+
+    Args:
+      summary: as `summarize` makes it.
+      name: `mean`, a metric, or `loss` (the sum over tasks).
+      image_size: pixels a side of the model image.
+    """
+    if name == "mean":
+        return metrics.validation_score(summary, image_size)
+    if name == "loss":
+        terms = [value for key, value in summary.items() if key.startswith("loss_")]
+        return -sum(terms) if terms else None
+    value = summary[name]
+    return -value if name == "fovea_error" and value is not None else value
+
+
+def fit_vcdr_classifier(
+    table: pipeline.Table, C: float, chunk: int = 64
+) -> vcdr.VcdrClassifier | None:
+    """Fits the classifier on the true masks and diagnoses of the training split.
+
+    Returns:
+      None if fewer than two classes have an image with both masks.
+    """
+    ratios, labels = [], []
+    for indices, batch in pipeline.evaluation_batches(table, min(chunk, len(table))):
+        for place in range(len(indices)):
+            truth = truth_of(batch, place)
+            ratio = cup_to_disc_ratio(truth["disc"], truth["cup"])
+            if ratio is not None and truth["glaucoma"] is not None:
+                ratios.append(ratio)
+                labels.append(truth["glaucoma"])
+    return vcdr.fit(ratios, labels, C)

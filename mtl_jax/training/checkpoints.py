@@ -1,0 +1,175 @@
+"""Checkpoints of a workdir: the latest two, and the best by the validation score.
+
+A checkpoint holds, as separate items, the network (all that evaluation needs), the
+optimizer, the position in the data, and a record of the config and the scores.
+"""
+
+import pathlib
+from typing import Any
+
+import grain
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+
+from mtl_jax.errors import UserError
+from mtl_jax.training.state import TrainState
+
+# Two, so that a run whose last checkpoint was damaged can go on from the one before.
+NUM_LATEST = 2
+
+_READ_ERRORS = (ValueError, OSError, KeyError, TypeError, jax.errors.JaxRuntimeError)
+
+
+class Checkpoints:
+    """The checkpoints of one workdir, in its folder `checkpoints`."""
+
+    def __init__(self, workdir: pathlib.Path):
+        """Opens the folder; nothing is written before the first `save`."""
+        self._directory = pathlib.Path(workdir).absolute() / "checkpoints"
+        # Orbax reports every save at length.
+        logging.set_verbosity(logging.ERROR)
+        self._opened: ocp.CheckpointManager | None = None
+
+    @property
+    def _manager(self) -> ocp.CheckpointManager:
+        if self._opened is None:
+            keep = ocp.checkpoint_managers
+            self._opened = ocp.CheckpointManager(
+                self._directory,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=keep.AnyPreservationPolicy(
+                        [
+                            keep.LatestN(NUM_LATEST),
+                            keep.BestN(
+                                get_metric_fn=lambda metrics: metrics["score"],
+                                n=1,
+                                keep_checkpoints_without_metrics=False,
+                            ),
+                        ]
+                    ),
+                    cleanup_tmp_directories=True,
+                ),
+            )
+        return self._opened
+
+    def steps(self) -> list[int]:
+        """The steps there are checkpoints of, in order."""
+        if not self._directory.is_dir():
+            return []
+        return sorted(self._manager.all_steps())
+
+    def latest(self) -> int | None:
+        """The last step there is a checkpoint of."""
+        return max(self.steps(), default=None)
+
+    def best(self) -> int | None:
+        """The step with the highest score; the latest where none was scored."""
+        scored = {
+            step: metrics["score"]
+            for step in self.steps()
+            if (metrics := self._read(step, self._manager.metrics, step))
+        }
+        return max(scored, key=scored.get) if scored else self.latest()
+
+    def path(self, step: int) -> pathlib.Path:
+        """Folder of one checkpoint."""
+        return self._directory / str(step)
+
+    def save(
+        self,
+        state: TrainState,
+        batches: grain.DatasetIterator,
+        metadata: dict[str, Any],
+        score: float | None,
+    ) -> None:
+        """Saves a state, in the background.
+
+        Args:
+          state: in host memory.
+          batches: iterator over the training data.
+          metadata: of JSON values.
+          score: larger for better; None if the state was not validated.
+        """
+        self._manager.save(
+            int(state.step),
+            args=ocp.args.Composite(
+                model=ocp.args.StandardSave(_model_item(state)),
+                optimizer=ocp.args.StandardSave(_optimizer_item(state)),
+                data=grain.checkpoint.CheckpointSave(batches),
+                metadata=ocp.args.JsonSave(metadata),
+            ),
+            metrics=None if score is None else {"score": score},
+        )
+
+    def restore(
+        self, step: int, target: TrainState, batches: grain.DatasetIterator
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """Reads a state and its metadata, and moves `batches` to where it was saved.
+
+        Raises:
+          UserError: if the checkpoint cannot be read.
+        """
+        args = ocp.args.Composite(
+            model=ocp.args.StandardRestore(_model_item(target)),
+            optimizer=ocp.args.StandardRestore(_optimizer_item(target)),
+            data=grain.checkpoint.CheckpointRestore(batches),
+            metadata=ocp.args.JsonRestore(),
+        )
+        read = self._read(step, self._manager.restore, step, args=args)
+        state = target.replace(
+            step=read.optimizer["step"],
+            opt_state=read.optimizer["opt_state"],
+            key=jax.random.wrap_key_data(read.optimizer["key"]),
+            **read.model,
+        )
+        return state, read.metadata
+
+    def restore_metadata(self, step: int) -> dict[str, Any]:
+        """Reads what `save` was given as metadata.
+
+        Raises:
+          UserError: if the checkpoint cannot be read.
+        """
+        args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
+        return self._read(step, self._manager.restore, step, args=args).metadata
+
+    def restore_model(self, step: int, variables: Any) -> Any:
+        """Reads the network's variables.
+
+        Args:
+          step: of the checkpoint.
+          variables: of the same shapes, `params` and `batch_stats`.
+
+        Raises:
+          UserError: if the checkpoint cannot be read.
+        """
+        args = ocp.args.Composite(model=ocp.args.StandardRestore(variables))
+        return self._read(step, self._manager.restore, step, args=args).model
+
+    def close(self) -> None:
+        """Waits for what is being saved."""
+        if self._opened is not None:
+            self._opened.close()
+
+    def _read(self, step: int, read: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return read(*args, **kwargs)
+        except _READ_ERRORS as error:
+            raise UserError(
+                f"The checkpoint {self.path(step)} is damaged or of another version; "
+                "delete that folder to fall back on an earlier one "
+                f"({type(error).__name__}: {str(error).strip().splitlines()[0][:200]})."
+            ) from error
+
+
+def _model_item(state: TrainState) -> dict[str, Any]:
+    return {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def _optimizer_item(state: TrainState) -> dict[str, Any]:
+    return {
+        "step": state.step,
+        "opt_state": state.opt_state,
+        "key": jax.random.key_data(state.key),
+    }

@@ -1,0 +1,230 @@
+"""The training loop: epochs, validation, checkpoints, resuming."""
+
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+from absl import logging
+
+from mtl_jax import configuration, files
+from mtl_jax.data import pipeline
+from mtl_jax.errors import UserError
+from mtl_jax.evaluation import scoring
+from mtl_jax.tasks import Task
+from mtl_jax.training import parallel
+from mtl_jax.training import step as steps
+from mtl_jax.training.checkpoints import Checkpoints
+from mtl_jax.training.metric_log import MetricLog
+from mtl_jax.training.state import TrainState
+
+
+def train(
+    config: configuration.Config, workdir: pathlib.Path, *, resume: bool = False
+) -> None:
+    """Trains a network into a workdir.
+
+    Args:
+      config: as in `configs/default.py`.
+      workdir: gets `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`.
+      resume: go on from the latest checkpoint of this workdir, if there is one.
+
+    Raises:
+      UserError: for an unsuitable config, data set or workdir, and when a loss is not
+        finite.
+    """
+    configuration.check(config)
+    parallel.check_batch_size(config.batch_size)
+    dataset = pipeline.open_dataset(config.data.data_dir, config.data.dataset)
+    train_table = pipeline.Table(dataset, "train")
+    validation_table = None
+    if "validation" in dataset.info.splits:
+        validation_table = pipeline.Table(dataset, "validation")
+    epoch_steps = pipeline.steps_per_epoch(train_table, config.batch_size)
+    image_size = pipeline.image_size(dataset)
+
+    workdir = pathlib.Path(workdir)
+    checkpoints = Checkpoints(workdir)
+    _claim_workdir(workdir, config, checkpoints, resume)
+
+    tasks = configuration.create_tasks(config)
+    model = configuration.create_model(config, parallel.AXIS)
+    optimizer = configuration.create_optimizer(config, epoch_steps)
+    state = steps.create_train_state(
+        model, optimizer, jax.random.key(config.seed), image_size
+    )
+    batches = pipeline.training_batches(train_table, config.batch_size, config.seed)
+    classifier = scoring.fit_vcdr_classifier(train_table, config.evaluation.vcdr_C)
+    metadata = {
+        "config": configuration.to_json(config),
+        "image_size": image_size,
+        "vcdr_classifier": classifier and classifier._asdict(),
+    }
+    if (latest := checkpoints.latest()) is not None:
+        state, _ = checkpoints.restore(latest, state, batches)
+        logging.info("going on from step %d", latest)
+
+    log = MetricLog(workdir, int(state.step))
+    train_step = parallel.map_step(
+        steps.sequential_step(
+            model,
+            tasks,
+            optimizer,
+            axis_name=parallel.AXIS,
+            augment=configuration.create_augmentation(config),
+        )
+    )
+    network = parallel.map_evaluation(steps.evaluation_step(model, tasks))
+
+    def validate(state: TrainState) -> dict[str, Any]:
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+
+        def outputs(batch):
+            return parallel.gather(network(variables, parallel.shard(batch)))
+
+        rows = scoring.score_split(
+            outputs, validation_table, config.batch_size, classifier
+        )
+        return scoring.summarize(rows)
+
+    first_epoch = int(state.step) // epoch_steps
+    state = parallel.replicate(state)
+    progress = tqdm.tqdm(
+        total=config.num_epochs * epoch_steps,
+        initial=first_epoch * epoch_steps,
+        desc="training",
+        unit="step",
+        mininterval=1 if sys.stderr.isatty() else 20,
+    )
+    try:
+        for epoch in range(first_epoch + 1, config.num_epochs + 1):
+            watch = _Watch(tasks, checkpoints)
+            for _ in range(epoch_steps):
+                batch = parallel.shard(next(batches))
+                state, metrics = train_step(state, batch)
+                watch.add(progress.n + 1, metrics)
+                progress.update()
+            summary = watch.summary(config.batch_size)
+            progress.set_postfix(_brief(summary))
+            log.write(progress.n, epoch, summary)
+            if epoch % config.validate_every and epoch != config.num_epochs:
+                continue
+            score, validation = None, {}
+            if validation_table is not None:
+                validation = validate(state)
+                score = scoring.score_of(
+                    validation, config.evaluation.score, image_size
+                )
+                validation |= {"score": score}
+                validation.pop("num_images")
+                values = {f"validation/{k}": v for k, v in validation.items()}
+                log.write(progress.n, epoch, values)
+            seconds = {"seconds_per_step": summary["train/seconds_per_step"]}
+            checkpoints.save(
+                parallel.unreplicate(state),
+                batches,
+                {**metadata, **seconds, "epoch": epoch, "validation": validation},
+                score,
+            )
+    finally:
+        progress.close()
+        log.close()
+        checkpoints.close()
+
+
+class _Watch:
+    """Collects the metrics of an epoch, and stops the run at a loss that is not finite.
+
+    Metrics are read one step late, so that the next step is under way meanwhile.
+    """
+
+    def __init__(self, tasks: Sequence[Task], checkpoints: Checkpoints):
+        self._tasks = tasks
+        self._checkpoints = checkpoints
+        self._pending: tuple[int, Any] | None = None
+        self._losses: list[np.ndarray] = []
+        self._labels: list[np.ndarray] = []
+        self._times = [time.perf_counter()]
+
+    def add(self, step: int, metrics: steps.Metrics) -> None:
+        """Takes the metrics of a step just started."""
+        self._read()
+        self._pending = (step, metrics)
+
+    def summary(self, batch_size: int) -> dict[str, float | None]:
+        """Mean losses and speed over the epoch; null for a task without labels."""
+        self._read()
+        losses, labels = np.array(self._losses), np.array(self._labels)
+        counts = (labels > 0).sum(0)
+        means = losses.sum(0) / np.maximum(counts, 1)
+        seconds = float(np.median(np.diff(self._times)))
+        return {
+            **{
+                f"train/loss_{task.name}": float(mean) if count else None
+                for task, mean, count in zip(self._tasks, means, counts, strict=True)
+            },
+            "train/seconds_per_step": seconds,
+            "train/images_per_second": batch_size / seconds,
+        }
+
+    def _read(self) -> None:
+        if self._pending is None:
+            return
+        step, metrics = self._pending
+        metrics = parallel.unreplicate(metrics)
+        self._times.append(time.perf_counter())
+        for task, loss in zip(self._tasks, metrics["loss"], strict=True):
+            if not np.isfinite(loss):
+                last = self._checkpoints.latest()
+                good = "there is no" if last is None else self._checkpoints.path(last)
+                raise UserError(
+                    f"The {task.name} loss of step {step} is {loss}; lower the learning"
+                    f" rate or look at the data (last good checkpoint: {good})."
+                )
+        self._losses.append(metrics["loss"])
+        self._labels.append(metrics["num_labels"])
+        self._pending = None
+
+
+def _claim_workdir(
+    workdir: pathlib.Path,
+    config: configuration.Config,
+    checkpoints: Checkpoints,
+    resume: bool,
+) -> None:
+    """Makes the workdir this run's own, unless it is another's."""
+    path = workdir / "config.json"
+    if path.exists():
+        fields = configuration.differences(
+            config, configuration.from_json(path.read_text())
+        )
+        if fields:
+            raise UserError(
+                f"{workdir} holds a run of another config (it differs in "
+                f"{', '.join(fields)}); name another workdir."
+            )
+        if not resume and checkpoints.latest() is not None:
+            raise UserError(
+                f"{workdir} holds a run of this config already; go on with it by "
+                "--resume, or name another workdir."
+            )
+    try:
+        files.write_text(path, configuration.to_json(config) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"{workdir} cannot be written ({error.strerror}); name another workdir."
+        ) from error
+
+
+def _brief(summary: dict[str, float | None]) -> dict[str, str]:
+    """The summary as it stands beside the progress bar."""
+    brief = {
+        name.removeprefix("train/loss_"): f"{value:.3g}"
+        for name, value in summary.items()
+        if name.startswith("train/loss_") and value is not None
+    }
+    return {**brief, "images/s": f"{summary['train/images_per_second']:.1f}"}

@@ -1,0 +1,54 @@
+"""Where numbers go while a run trains: metrics.jsonl and TensorBoard."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+
+import tensorboardX
+
+
+class MetricLog:
+    """Writes one JSON object per line, and the same scalars for TensorBoard.
+
+    A line has `step`, `epoch`, and names such as `train/loss_disc` or
+    `validation/auc`; a value that could not be computed is null.
+    """
+
+    def __init__(self, workdir: pathlib.Path, step: int):
+        """Opens the logs of a run that stands at `step`.
+
+        Lines of later steps, left by a run that was killed after its last checkpoint,
+        are dropped: the resumed run writes them again.
+        """
+        path = pathlib.Path(workdir) / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if _is_up_to(line, step)]
+        replacement = path.with_suffix(".tmp")
+        replacement.write_text("".join(f"{line}\n" for line in kept))
+        os.replace(replacement, path)
+        self._file = path.open("a")
+        self._tensorboard = tensorboardX.SummaryWriter(
+            str(pathlib.Path(workdir) / "tensorboard"), purge_step=step + 1
+        )
+
+    def write(self, step: int, epoch: int, values: Mapping[str, float | None]) -> None:
+        """Logs the values of one step."""
+        line = {"step": step, "epoch": epoch, **values}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if value is not None:
+                self._tensorboard.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Closes both logs."""
+        self._file.close()
+        self._tensorboard.close()
+
+
+def _is_up_to(line: str, step: int) -> bool:
+    try:
+        return json.loads(line)["step"] <= step
+    except (ValueError, KeyError):
+        return False  # the last line of a killed run may be cut

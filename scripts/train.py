@@ -1,0 +1,24 @@
+"""Trains a network: --config=configs/FILE.py --workdir=DIR [--resume]."""
+
+import pathlib
+
+from absl import flags
+from ml_collections import config_flags
+
+from mtl_jax import cli
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; see configs/.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+RESUME = flags.DEFINE_bool("resume", False, "Go on from the latest checkpoint.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main() -> None:
+    """Trains."""
+    from mtl_jax.training import loop
+
+    loop.train(CONFIG.value, pathlib.Path(WORKDIR.value), resume=RESUME.value)
+
+
+if __name__ == "__main__":
+    cli.run(main)
