@@ -5,6 +5,7 @@ from configs import default
 
 def get_config():
     config = default.get_config()
+    config.data.data_dir = "demo/data"
     config.data.dataset = "synthetic_fundus/96px-240-60-100-glaucoma0.4"
     config.model.encoder = "vgg13"
     config.model.width = 0.125

@@ -1,0 +1,32 @@
+"""Optic disc alone, from a few dozen photographs of mixed origin.
+
+    python scripts/prepare_data.py --dataset=fundus_folder --source=DIR --image_size=128
+    python scripts/train.py --config=configs/disc_photographs.py --workdir=runs/disc \
+        --config.data.dataset=fundus_folder/DIR-128px
+
+A network for the disc task alone, and strong augmentation: the photographs are few and
+range from whole fundi to close-ups of the disc.
+"""
+
+from configs import default
+
+
+def get_config():
+    config = default.get_config()
+    config.tasks = ("disc",)
+    config.model.encoder = "vgg13"
+    config.model.width = 0.25
+    config.model.norm_momentum = 0.95
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.schedule = "cosine"
+    config.num_epochs = 200
+    config.validate_every = 20
+    config.augmentation.flip_horizontal = True
+    config.augmentation.flip_vertical = True
+    config.augmentation.rotation = 30.0
+    config.augmentation.scale = 0.6
+    config.augmentation.shift = 0.1
+    config.augmentation.brightness = 0.3
+    config.augmentation.contrast = 0.3
+    config.augmentation.colour = 0.1
+    return config

@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# Runs the tests: bash scripts/test.sh [pytest arguments]
+set -euo pipefail
+source "$(dirname "$0")/setup.sh"
+python -m pytest -n 2 --dist worksteal "$@"

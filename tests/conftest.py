@@ -1,0 +1,94 @@
+"""Settings and inputs that the tests share.
+
+Tests see one CPU device, whatever the machine has; set JAX_PLATFORMS to run them
+elsewhere. What several devices do is tested in a process of its own
+(`training/test_parallel.py`): the flag that simulates them holds for a whole process.
+"""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import hypothesis
+import jax
+import numpy as np
+import pytest
+
+from mtl_jax.models import MultiTaskUNet
+
+# Shared machines: no example has a time limit. Derandomized: a failure comes again.
+hypothesis.settings.register_profile(
+    "mtl_jax", deadline=None, derandomize=True, max_examples=25
+)
+hypothesis.settings.load_profile("mtl_jax")
+
+
+def _disc(size, centres, radii):
+    ys, xs = np.mgrid[:size, :size]
+    x, y = centres.T[..., None, None]
+    return ((xs - x) ** 2 + (ys - y) ** 2 <= radii[:, None, None] ** 2).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def make_batch():
+    """A function that makes a fully annotated batch, read-only NumPy arrays."""
+
+    def make(size=4, image_size=32, seed=0):
+        rng = np.random.default_rng(seed)
+        centres = rng.uniform(0.35, 0.65, (size, 2)) * image_size
+        radii = rng.uniform(0.18, 0.25, size) * image_size
+        batch = {
+            "image": rng.integers(
+                0, 256, (size, image_size, image_size, 3), dtype=np.uint8
+            ),
+            "disc_mask": _disc(image_size, centres, radii),
+            "cup_mask": _disc(image_size, centres, radii * rng.uniform(0.4, 0.8, size)),
+            "fovea_xy": rng.uniform(0.2, 0.8, (size, 2)).astype(np.float32)
+            * np.float32(image_size),
+            "glaucoma": (np.arange(size) % 3 == 0).astype(np.float32),
+            "has_label": np.ones((size, 4), bool),
+        }
+        for array in batch.values():
+            array.setflags(write=False)
+        return batch
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_batch(make_batch):
+    """Four annotated images of 32 x 32 pixels."""
+    return make_batch()
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """The whole network with 4 to 32 channels, without dropout."""
+    return MultiTaskUNet(encoder="vgg13", width=1 / 16, dropout=0.0)
+
+
+@pytest.fixture(scope="session")
+def random_variables():
+    """A function that draws all variables of a network, in NumPy.
+
+    It compiles nothing, and biases, scales and running averages are away from the zeros
+    and ones that an initialisation gives them, behind which mistakes could hide.
+    """
+
+    def draw(model, seed=0):
+        rng = np.random.default_rng(seed)
+
+        def leaf(path, shape):
+            name = path[-1].key
+            if name == "kernel":
+                bound = np.sqrt(6 / np.prod(shape.shape[:-1]))
+                return rng.uniform(-bound, bound, shape.shape).astype(np.float32)
+            if name in ("scale", "var"):
+                return rng.uniform(0.7, 1.3, shape.shape).astype(np.float32)
+            return rng.uniform(-0.2, 0.2, shape.shape).astype(np.float32)
+
+        images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+        return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+    return draw

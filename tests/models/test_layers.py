@@ -1,0 +1,239 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mtl_jax.models import layers
+
+SHAPES = [(2, 8, 8, 3, 5), (1, 6, 10, 4, 4), (3, 5, 3, 1, 7), (2, 1, 4, 6, 2)]
+
+
+def random_array(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def lax_convolution(x, kernel):
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def convolution_and_gradients(convolution, x, kernel, cotangent):
+    y, pull_back = jax.vjp(convolution, x, kernel)
+    return y, *pull_back(cotangent)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_conv_canonical_has_the_values_and_gradients_of_lax(shape):
+    batch, height, width, inputs, outputs = shape
+    x = random_array(batch, height, width, inputs, seed=1)
+    kernel = random_array(3, 3, inputs, outputs, seed=2)
+    cotangent = random_array(batch, height, width, outputs, seed=3)
+    actual, expected = (
+        convolution_and_gradients(f, x, kernel, cotangent)
+        for f in (layers.conv_canonical, lax_convolution)
+    )
+    for ours, theirs in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_conv_canonical_in_bfloat16_is_near_float32():
+    arrays = [random_array(2, 8, 6, 4), random_array(3, 3, 4, 5), random_array(2, 8, 6, 5)]
+    half = [jnp.asarray(a, jnp.bfloat16) for a in arrays]
+    actual = convolution_and_gradients(layers.conv_canonical, *half)
+    expected = convolution_and_gradients(lax_convolution, *arrays)
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert ours.dtype == jnp.bfloat16
+        scale = np.abs(theirs).max()
+        np.testing.assert_allclose(
+            np.asarray(ours, np.float32) / scale, theirs / scale, atol=0.03
+        )
+
+
+def test_conv_canonical_pads_with_zeros_and_does_not_flip_the_kernel():
+    x = random_array(1, 4, 5, 1)[0, ..., 0]
+    kernel = np.zeros((3, 3, 1, 1), np.float32)
+    kernel[0, 2] = 1  # The pixel above to the right.
+    y = np.asarray(layers.conv_canonical(x[None, ..., None], kernel))[0, ..., 0]
+    np.testing.assert_allclose(y[1:, :-1], x[:-1, 1:])
+    np.testing.assert_array_equal(y[0], 0)
+    np.testing.assert_array_equal(y[:, -1], 0)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4, 3), (1, 3, 5, 2), (1, 1, 2, 1)], ids=str)
+def test_upsample_interpolates_with_aligned_corners(shape):
+    x = random_array(*shape)
+    batch, height, width, channels = shape
+    rows = np.linspace(0, height - 1, 2 * height)
+    columns = np.linspace(0, width - 1, 2 * width)
+    tall = np.zeros((batch, 2 * height, width, channels))
+    expected = np.zeros((batch, 2 * height, 2 * width, channels))
+    for b in range(batch):
+        for c in range(channels):
+            for j in range(width):
+                tall[b, :, j, c] = np.interp(rows, np.arange(height), x[b, :, j, c])
+            for i in range(2 * height):
+                expected[b, i, :, c] = np.interp(
+                    columns, np.arange(width), tall[b, i, :, c]
+                )
+    actual = np.asarray(layers.upsample(x))
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+    corners = np.ix_(range(batch), [0, -1], [0, -1], range(channels))
+    np.testing.assert_allclose(actual[corners], x[corners], atol=1e-6)
+
+
+def test_upsample_keeps_the_dtype():
+    assert layers.upsample(jnp.ones((1, 2, 2, 1), jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+def test_max_pool_has_the_values_and_gradient_of_flax():
+    # No two values are equal: how a gradient is shared among equals is not fixed.
+    x = np.random.default_rng(0).permutation(2 * 6 * 8 * 3).reshape(2, 6, 8, 3) / 7.0
+    cotangent = random_array(2, 3, 4, 3)
+    actual, pull_back = jax.vjp(layers.max_pool, x.astype(np.float32))
+    expected, flax_pull_back = jax.vjp(
+        lambda x: nn.max_pool(x, (2, 2), (2, 2)), x.astype(np.float32)
+    )
+    np.testing.assert_array_equal(actual, expected)
+    np.testing.assert_allclose(*pull_back(cotangent), *flax_pull_back(cotangent))
+
+
+def test_max_pool_shares_the_whole_gradient_among_equals():
+    gradient = jax.grad(lambda x: layers.max_pool(x).sum())(jnp.ones((1, 4, 4, 2)))
+    shares = np.asarray(gradient).reshape(2, 2, 2, 2, 2)
+    np.testing.assert_allclose(shares.sum((1, 3)), 1)
+
+
+def normalised(x, axes, scale, bias):
+    mean = x.mean(axes, keepdims=True, dtype=np.float64)
+    variance = ((x - mean) ** 2).mean(axes, keepdims=True)
+    return (x - mean) / np.sqrt(variance + 1e-5) * scale + bias
+
+
+@pytest.fixture(scope="module")
+def features():
+    return 3 * random_array(4, 5, 6, 3, seed=5) + np.array([0, 2, -1], np.float32)
+
+
+@pytest.fixture(scope="module")
+def affine():
+    scale = np.array([1.0, 0.5, 2.0], np.float32)
+    bias = np.array([0.0, -1.0, 3.0], np.float32)
+    return {"params": {"scale": scale, "bias": bias}}
+
+
+def test_batch_norm_no_average_trains_by_the_batch(features, affine):
+    actual = layers.BatchNormNoAverage().apply(affine, features, train=True)
+    expected = normalised(features, (0, 1, 2), **affine["params"])
+    np.testing.assert_allclose(actual, expected, atol=1e-4)
+
+
+def test_batch_norm_no_average_evaluates_each_image_by_itself(features, affine):
+    norm = layers.BatchNormNoAverage()
+    actual = norm.apply(affine, features, train=False)
+    expected = normalised(features, (1, 2), **affine["params"])
+    np.testing.assert_allclose(actual, expected, atol=1e-4)
+    for i in range(4):
+        alone = norm.apply(affine, features[i : i + 1], train=False)
+        np.testing.assert_allclose(actual[i], alone[0], atol=1e-5)
+        # The authors' program: a batch of one, normalised as in training.
+        authors = norm.apply(affine, features[i : i + 1], train=True)
+        np.testing.assert_allclose(actual[i], authors[0], atol=1e-5)
+
+
+def test_batch_norm_no_average_survives_constant_features(affine):
+    def loss(x):
+        return layers.BatchNormNoAverage().apply(affine, x, train=True).sum()
+
+    x = jnp.full((2, 4, 4, 3), 7.3)
+    assert np.isfinite(loss(x))
+    assert np.isfinite(jax.grad(loss)(x)).all()
+
+
+def test_batch_norm_no_average_keeps_no_statistics(features):
+    variables = layers.BatchNormNoAverage().init(
+        jax.random.key(0), features, train=True
+    )
+    assert set(variables) == {"params"}
+
+
+def test_batch_norm_no_average_shares_statistics_over_a_mapped_axis(features, affine):
+    norm = layers.BatchNormNoAverage(axis_name="devices")
+    halves = features.reshape(2, 2, *features.shape[1:])
+    actual = jax.vmap(
+        lambda x: norm.apply(affine, x, train=True), axis_name="devices"
+    )(halves)
+    expected = normalised(features, (0, 1, 2), **affine["params"])
+    np.testing.assert_allclose(actual.reshape(features.shape), expected, atol=1e-4)
+
+
+def dropped(x, key, rate=0.8, train=True):
+    return layers.Dropout(rate).apply({}, x, train=train, rngs={"dropout": key})
+
+
+def test_dropout_is_off_in_evaluation_and_at_rate_zero():
+    x = random_array(4, 10)
+    np.testing.assert_array_equal(layers.Dropout(0.8).apply({}, x, train=False), x)
+    np.testing.assert_array_equal(layers.Dropout(0.0).apply({}, x, train=True), x)
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.8])
+def test_dropout_scales_what_it_keeps_so_that_the_expectation_stays(rate):
+    x = np.ones((50, 400), np.float32)
+    y = np.asarray(dropped(x, jax.random.key(1), rate))
+    kept = y != 0
+    np.testing.assert_allclose(y[kept], 1 / (1 - rate), rtol=1e-6)
+    # 20,000 elements: five standard deviations of the mean are 0.03 and 0.07.
+    tolerance = 5 * np.sqrt(rate / (1 - rate) / y.size)
+    np.testing.assert_allclose(y.mean(), 1, atol=tolerance)
+
+
+@given(st.integers(0, 2**31 - 1))
+def test_dropout_of_an_example_does_not_depend_on_how_many_follow(seed):
+    key, x = jax.random.key(seed), random_array(8, 32)
+    whole = np.asarray(dropped(x, key))
+    np.testing.assert_array_equal(whole[:4], dropped(x[:4], key))
+    # Examples do not share a stream.
+    assert len({tuple(row) for row in whole != 0}) > 1
+
+
+def test_dropout_of_an_example_does_not_depend_on_its_device():
+    key, x = jax.random.key(3), random_array(8, 32)
+    split = jax.vmap(
+        lambda x: layers.Dropout(0.8, "devices").apply(
+            {}, x, train=True, rngs={"dropout": key}
+        ),
+        axis_name="devices",
+    )(x.reshape(4, 2, 32))
+    np.testing.assert_allclose(split.reshape(8, 32), dropped(x, key), rtol=1e-6)
+
+
+def test_conv_norm_relu_is_what_its_name_says():
+    x = random_array(2, 6, 6, 3)
+    layer = layers.ConvNormRelu(4, norm="batch_no_average")
+    kernel, bias = random_array(3, 3, 3, 4, seed=7), random_array(4, seed=8)
+    scale, shift = random_array(4, seed=9), random_array(4, seed=10)
+    params = {
+        "conv": {"kernel": kernel, "bias": bias},
+        "norm": {"scale": scale, "bias": shift},
+    }
+    y = np.asarray(lax_convolution(x, kernel) + bias)
+    expected = np.maximum(normalised(y, (0, 1, 2), scale, shift), 0)
+    actual = layer.apply({"params": params}, x, train=True)
+    np.testing.assert_allclose(actual, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "fan_in"), [((3, 3, 16, 32), 144), ((64, 24), 64)], ids=str
+)
+def test_kernels_are_drawn_he_uniform(shape, fan_in):
+    kernel = np.asarray(layers.kernel_init(jax.random.key(0), shape))
+    bound = np.sqrt(6 / fan_in)
+    assert kernel.shape == shape
+    assert 0.98 * bound < np.abs(kernel).max() <= bound
+    tolerance = 5 * bound / np.sqrt(3 * kernel.size)
+    np.testing.assert_allclose(kernel.mean(), 0, atol=tolerance)
+    np.testing.assert_allclose(kernel.var(), 2 / fan_in, rtol=0.1)

@@ -1,0 +1,326 @@
+import doctest
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mtl_jax import optim
+
+SIZE, TASKS, STEPS = 5, 3, 6
+
+TRANSFORMS = {
+    "adam": lambda: optax.adam(0.1),
+    "adamw": lambda: optax.adamw(0.05, weight_decay=0.1),
+    "sgd momentum": lambda: optax.sgd(0.02, momentum=0.9),
+    "lion": lambda: optax.lion(0.03, weight_decay=0.01),
+    "clipped adam on a schedule": lambda: optax.chain(
+        optax.clip_by_global_norm(0.5),
+        optax.adam(optax.linear_schedule(0.2, 0.01, 2 * STEPS)),
+    ),
+}
+
+
+def quadratics(seed, tasks=TASKS):
+    """Targets [N, SIZE] and curvatures [N, SIZE] of 1/2 sum_i c_i (w_i - t_i)^2."""
+    rng = np.random.default_rng(seed)
+    targets = rng.normal(0, 2, (tasks, SIZE)).astype(np.float32)
+    return targets, rng.uniform(0.2, 3, (tasks, SIZE)).astype(np.float32)
+
+
+def start():
+    # A tree, not a single array; the first leaf is the second's mirror.
+    return {"w": jnp.zeros(SIZE), "b": {"v": jnp.ones(SIZE)}}
+
+
+def quadratic(params, target, curvature):
+    first = jnp.sum(curvature * (params["w"] - target) ** 2) / 2
+    return first + jnp.sum(curvature * (params["b"]["v"] + target) ** 2) / 2
+
+
+def task_gradient_of(targets, curvatures):
+    losses = [
+        lambda params, carry, k=k: (quadratic(params, targets[k], curvatures[k]), carry)
+        for k in range(len(targets))
+    ]
+    return optim.task_gradients(losses)
+
+
+@functools.cache
+def compiled(name, tasks=TASKS):
+    """`init` and a jitted step on quadratics that are arguments."""
+    optimizer = optim.independent(TRANSFORMS[name](), tasks)
+
+    def step(params, state, targets, curvatures, active=None):
+        gradient = task_gradient_of(targets, curvatures)
+        params, state, _, losses = optimizer.update(
+            gradient, state, params, active=active
+        )
+        return params, state, losses
+
+    return optimizer.init, jax.jit(step)
+
+
+def assert_trees_close(actual, expected, **tolerance):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, **tolerance), actual, expected
+    )
+
+
+def assert_trees_equal(actual, expected):
+    assert_trees_close(actual, expected, rtol=0, atol=0)
+
+
+def stacked(trees):
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+
+
+class AdamByHand:
+    """Kingma and Ba 2015, algorithm 1, in NumPy."""
+
+    def __init__(self, rate, size):
+        self.rate, self.t = rate, 0
+        self.m, self.v = np.zeros(size), np.zeros(size)
+
+    def step(self, w, gradient):
+        self.t += 1
+        self.m = 0.9 * self.m + 0.1 * gradient
+        self.v = 0.999 * self.v + 0.001 * gradient**2
+        m, v = self.m / (1 - 0.9**self.t), self.v / (1 - 0.999**self.t)
+        return w - self.rate * m / (np.sqrt(v) + 1e-8)
+
+
+def test_equation_3_by_hand_for_two_tasks():
+    targets, curvatures = quadratics(0, tasks=2)
+    first, second = AdamByHand(0.1, 2 * SIZE), AdamByHand(0.1, 2 * SIZE)
+    # Both leaves as one vector.
+    t = np.concatenate([targets, -targets], axis=1)
+    c = np.concatenate([curvatures, curvatures], axis=1)
+    w = np.concatenate([np.zeros(SIZE), np.ones(SIZE)])
+
+    init, step = compiled("adam", 2)
+    params = start()
+    state = init(params)
+    for _ in range(8):
+        params, state, losses = step(params, state, targets, curvatures)
+        expected = [np.sum(c[0] * (w - t[0]) ** 2) / 2]
+        w = first.step(w, c[0] * (w - t[0]))
+        expected.append(np.sum(c[1] * (w - t[1]) ** 2) / 2)
+        w = second.step(w, c[1] * (w - t[1]))
+        np.testing.assert_allclose(losses, expected, rtol=1e-4)
+        np.testing.assert_allclose(params["w"], w[:SIZE], atol=5e-5)
+        np.testing.assert_allclose(params["b"]["v"], w[SIZE:], atol=5e-5)
+    # Each state has seen its own task only.
+    moments = state[0].mu["w"]
+    np.testing.assert_allclose(moments[0], first.m[:SIZE], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(moments[1], second.m[:SIZE], rtol=1e-3, atol=1e-4)
+
+
+def loop_of_optax(tx, targets, curvatures, steps):
+    """The method in words: for each task in turn, its gradient, its own state."""
+    params = start()
+    states = [tx.init(params) for _ in targets]
+    history = []
+    for _ in range(steps):
+        losses = []
+        for k, (target, curvature) in enumerate(zip(targets, curvatures, strict=True)):
+            loss, gradient = jax.value_and_grad(quadratic)(params, target, curvature)
+            updates, states[k] = tx.update(gradient, states[k], params)
+            params = optax.apply_updates(params, updates)
+            losses.append(loss)
+        history.append(np.array(losses))
+    return params, stacked(states), np.array(history)
+
+
+def run_compiled(name, targets, curvatures, steps, **options):
+    init, step = compiled(name, len(targets))
+    params = start()
+    state, history = init(params), []
+    for _ in range(steps):
+        params, state, losses = step(params, state, targets, curvatures, **options)
+        history.append(np.array(losses))
+    return params, state, np.array(history)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_every_task_steps_in_turn_through_its_own_optax_state(name):
+    targets, curvatures = quadratics(1)
+    expected = loop_of_optax(TRANSFORMS[name](), targets, curvatures, STEPS)
+    actual = run_compiled(name, targets, curvatures, STEPS)
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert_trees_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=8)
+@given(st.integers(0, 2**31 - 1), st.integers(1, 4))
+def test_random_quadratics_agree_with_a_loop(seed, steps):
+    targets, curvatures = quadratics(seed)
+    expected = loop_of_optax(TRANSFORMS["adam"](), targets, curvatures, steps)
+    actual = run_compiled("adam", targets, curvatures, steps)
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert_trees_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd momentum"])
+def test_one_task_is_plain_optax(name):
+    tx = TRANSFORMS[name]()
+    targets, curvatures = quadratics(2, tasks=1)
+    params = start()
+    state = tx.init(params)
+    for _ in range(STEPS):
+        gradient = jax.grad(quadratic)(params, targets[0], curvatures[0])
+        updates, state = tx.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+    actual, actual_state, _ = run_compiled(name, targets, curvatures, STEPS)
+    assert_trees_close(actual, params, rtol=1e-4, atol=1e-5)
+    one = jax.tree.map(lambda leaf: leaf[0], actual_state)
+    assert_trees_close(one, state, rtol=1e-4, atol=1e-5)
+
+
+def test_own_states_are_not_the_same_as_one_state():
+    """Guards the tests above: a shared state would be noticed."""
+    targets, curvatures = quadratics(1)
+    tx = TRANSFORMS["adam"]()
+    params = start()
+    state = tx.init(params)
+    for _ in range(STEPS):
+        for target, curvature in zip(targets, curvatures, strict=True):
+            gradient = jax.grad(quadratic)(params, target, curvature)
+            updates, state = tx.update(gradient, state, params)
+            params = optax.apply_updates(params, updates)
+    actual, _, _ = run_compiled("adam", targets, curvatures, STEPS)
+    assert np.abs(actual["w"] - params["w"]).max() > 0.05
+
+
+@pytest.mark.parametrize("active", [(1, 0, 1), (0, 1, 0), (0, 0, 0)], ids=str)
+def test_inactive_tasks_take_no_part(active):
+    active = np.array(active, bool)
+    targets, curvatures = quadratics(3)
+    init, step = compiled("adam")
+    # States and params that are not fresh: zeros would stay zeros by themselves.
+    params, state, _ = step(start(), init(start()), targets, curvatures)
+    after, after_state, losses = step(params, state, targets, curvatures, active)
+
+    np.testing.assert_array_equal(losses[~active], 0)
+    assert (losses[active] > 0).all()
+    for old, new in zip(
+        jax.tree.leaves(state), jax.tree.leaves(after_state), strict=True
+    ):
+        np.testing.assert_array_equal(new[~active], old[~active])
+        assert all(not np.array_equal(new[k], old[k]) for k in np.flatnonzero(active))
+
+    tx = TRANSFORMS["adam"]()
+    expected = params
+    for k in np.flatnonzero(active):
+        own = jax.tree.map(lambda leaf, k=k: leaf[k], state)
+        gradient = jax.grad(quadratic)(expected, targets[k], curvatures[k])
+        updates, _ = tx.update(gradient, own, expected)
+        expected = optax.apply_updates(expected, updates)
+    if active.any():
+        assert_trees_close(after, expected, rtol=1e-5, atol=1e-6)
+    else:
+        assert_trees_equal(after, params)
+
+
+def test_an_inactive_task_with_a_loss_that_is_not_finite_does_no_harm():
+    targets, curvatures = quadratics(4)
+    targets[1] = np.nan
+    init, step = compiled("adam")
+    params, state, losses = step(
+        start(), init(start()), targets, curvatures, np.array([True, False, True])
+    )
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((params, state, losses)))
+
+
+def test_all_tasks_active_is_no_mask_at_all():
+    targets, curvatures = quadratics(5)
+    plain = run_compiled("adam", targets, curvatures, 3)
+    masked = run_compiled("adam", targets, curvatures, 3, active=np.ones(TASKS, bool))
+    for a, b in zip(plain, masked, strict=True):
+        assert_trees_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("active", "digits", "seen"),
+    [
+        (None, 9123, [9, 91, 912]),
+        ((True, False, True), 913, [9, 0, 91]),
+        ((False, False, False), 9, [0, 0, 0]),
+    ],
+    ids=str,
+)
+def test_the_carry_passes_from_task_to_task_in_order(active, digits, seen):
+    # Every task appends its number to the digits, and reports what it was given.
+    losses = [
+        lambda w, carry, k=k: (carry * 1.0 + 0 * w.sum(), carry * 10 + k)
+        for k in (1, 2, 3)
+    ]
+    optimizer = optim.independent(optax.sgd(0.1), 3)
+    w = jnp.ones(2)
+    active = None if active is None else jnp.array(active)
+    _, _, carry, values = jax.jit(
+        lambda w, state: optimizer.update(
+            optim.task_gradients(losses), state, w, jnp.float32(9), active
+        )
+    )(w, optimizer.init(w))
+    assert carry == digits
+    np.testing.assert_array_equal(values, seen)
+
+
+def test_the_order_of_the_tasks_matters():
+    targets, curvatures = quadratics(6)
+    forward, _, _ = run_compiled("sgd momentum", targets, curvatures, 1)
+    backward, _, _ = run_compiled(
+        "sgd momentum", targets[::-1].copy(), curvatures[::-1].copy(), 1
+    )
+    assert np.abs(forward["w"] - backward["w"]).max() > 1e-3
+
+
+def test_a_parameter_that_a_task_does_not_touch_is_never_moved_by_it():
+    losses = [
+        lambda p, carry: (jnp.sum((p["a"] - 1) ** 2), carry),
+        lambda p, carry: (jnp.sum((p["b"] - 1) ** 2), carry),
+    ]
+    optimizer = optim.independent(optax.adam(0.1), 2)
+    params = {"a": jnp.zeros(2), "b": jnp.zeros(2)}
+    state = optimizer.init(params)
+    gradient = optim.task_gradients(losses)
+    first_only = jnp.array([True, False])
+    for _ in range(3):
+        params, state, _, _ = optimizer.update(gradient, state, params, None, first_only)
+    np.testing.assert_array_equal(params["b"], 0)
+    assert (params["a"] > 0).all()
+    params, state, _, _ = optimizer.update(gradient, state, params)
+    np.testing.assert_array_equal(state[0].mu["b"][0], 0)
+    np.testing.assert_array_equal(state[0].mu["a"][1], 0)
+    assert (state[0].nu["b"][1] > 0).all()
+
+
+def test_without_jit_it_is_the_same():
+    targets, curvatures = quadratics(7)
+    optimizer = optim.independent(TRANSFORMS["adam"](), TASKS)
+    gradient = task_gradient_of(targets, curvatures)
+    params, state, carry, losses = optimizer.update(
+        gradient, optimizer.init(start()), start()
+    )
+    assert carry is None
+    actual = run_compiled("adam", targets, curvatures, 1)
+    assert_trees_close((params, state), actual[:2], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(losses, actual[2][0], rtol=1e-5)
+
+
+def test_the_example_in_the_docstring_runs():
+    runner = doctest.DocTestRunner()
+    examples = doctest.DocTestFinder().find(
+        optim.independent, "independent", module=False, globs={}
+    )
+    for example in examples:
+        runner.run(example)
+    results = runner.summarize(verbose=False)
+    assert results.attempted > 0
+    assert results.failed == 0

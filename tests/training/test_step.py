@@ -1,0 +1,396 @@
+import functools
+import types
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mtl_jax import optim, tasks
+from mtl_jax.models import MultiTaskUNet
+from mtl_jax.models.layers import Dropout
+from mtl_jax.training import step as steps
+from mtl_jax.training.augment import Augmentation
+from mtl_jax.training.state import TrainState
+
+NAMES = tasks.NAMES
+DISC, CUP, FOVEA = 1, 2, 3
+
+# A bias in front of batch normalisation has no gradient but rounding noise, which Adam
+# would blow up to steps of full size: `eps` keeps two computations comparable.
+ADAM = functools.partial(optax.adam, 1e-3, eps=1e-4)
+
+
+class SmallNetwork(nn.Module):
+    """Anything with heads will do for `sequential_step`; this compiles fast."""
+
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, images, *, heads=NAMES, train=False):
+        x = nn.Conv(4, (3, 3), name="trunk")(images)
+        x = nn.BatchNorm(use_running_average=not train, name="norm")(x)
+        x = Dropout(self.dropout)(nn.relu(x), train=train)
+        logits = {}
+        for head in NAMES:
+            features = x.max((1, 2)) if head == "glaucoma" else x
+            logits[head] = nn.Dense(1, name=f"head_{head}")(features)[..., 0]
+        return {head: logits[head] for head in heads}
+
+
+def train_state(model, optimizer, variables, seed=0):
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=jax.jit(optimizer.init)(variables["params"]),
+        key=jax.random.key(seed),
+    )
+
+
+def small(random_variables, dropout=0.0, augment=None):
+    model = SmallNetwork(dropout)
+    optimizer = optim.independent(ADAM(), len(NAMES))
+    step = jax.jit(
+        steps.sequential_step(model, tasks.build(), optimizer, augment=augment)
+    )
+    return step, train_state(model, optimizer, random_variables(model))
+
+
+def with_labels(batch, labels):
+    """The batch with `has_label` [4, B]: one row per task."""
+    return {**batch, "has_label": np.array(labels, bool).T}
+
+
+def assert_trees_equal(actual, expected):
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def without_key(state):
+    return state.replace(key=None)
+
+
+def task_rows(opt_state, index):
+    return jax.tree.map(lambda leaf: leaf[index], opt_state)
+
+
+def moved(old, new):
+    return any(
+        not np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def real(tiny_model, random_variables):
+    """The real network, its compiled step and evaluation, and a state to start from."""
+    optimizer = optim.independent(ADAM(), len(NAMES))
+    built = tasks.build()
+    return types.SimpleNamespace(
+        model=tiny_model,
+        step=jax.jit(steps.sequential_step(tiny_model, built, optimizer)),
+        evaluate=jax.jit(steps.evaluation_step(tiny_model, built)),
+        state=train_state(tiny_model, optimizer, random_variables(tiny_model)),
+    )
+
+
+@pytest.fixture(scope="module")
+def stepped(real, tiny_batch):
+    """A state whose moving averages are no longer zero."""
+    return real.step(real.state, tiny_batch)[0]
+
+
+def log_sigmoid(x):
+    return -jnp.logaddexp(0.0, -x)
+
+
+def losses_by_hand(name, logits, batch):
+    """The method's losses per image, written out once more."""
+    if name == "glaucoma":
+        signed = logits * (2 * batch["glaucoma"] - 1)
+        return -((1 - jnp.exp(log_sigmoid(signed))) ** 2) * log_sigmoid(signed)
+    if name in ("disc", "cup"):
+        sign = 2.0 * batch[f"{name}_mask"] - 1
+        return -log_sigmoid(logits * sign).mean((1, 2))
+    height, width = logits.shape[1:]
+    rows, columns = jnp.mgrid[:height, :width]
+    x, y = batch["fovea_xy"].T[..., None, None]
+    variance = 50 * (width / 256) ** 2
+    target = jnp.exp(-((columns - x) ** 2 + (rows - y) ** 2) / (2 * variance))
+    return jnp.abs(jax.nn.sigmoid(logits) - target).mean((1, 2))
+
+
+def gradient_by_hand(model, names):
+    """Gradient of the losses of one route, weighted, so that one compilation serves."""
+
+    def loss(params, batch_stats, batch, weights):
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            batch["image"] / 255.0,
+            heads=list(names),
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(0)},
+        )
+        total = 0.0
+        for weight, name in zip(weights, names, strict=True):
+            labelled = batch["has_label"][:, NAMES.index(name)].astype(jnp.float32)
+            values = losses_by_hand(name, logits[name], batch)
+            total += weight * (values * labelled).sum() / labelled.sum()
+        return total, updated["batch_stats"]
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+def test_two_steps_are_a_loop_over_tasks_with_optimizers_of_their_own(
+    real, make_batch
+):
+    batches = [
+        with_labels(
+            make_batch(seed=11),
+            [(1, 1, 1, 1), (1, 0, 1, 1), (0, 1, 1, 0), (1, 0, 0, 0)],
+        ),
+        with_labels(
+            make_batch(seed=12),
+            [(0, 1, 0, 1), (1, 1, 1, 1), (0, 0, 1, 0), (1, 1, 0, 1)],
+        ),
+    ]
+    glaucoma = gradient_by_hand(real.model, NAMES[:1])
+    dense = gradient_by_hand(real.model, NAMES[1:])
+    one_hot = np.eye(3, dtype=np.float32)
+    visits = [(glaucoma, np.ones(1, np.float32)), *((dense, row) for row in one_hot)]
+
+    params, batch_stats = real.state.params, real.state.batch_stats
+    # One call per task of an ordinary optax optimizer.
+    update, apply_updates = jax.jit(ADAM().update), jax.jit(optax.apply_updates)
+    own = [ADAM().init(params) for _ in NAMES]
+    state = real.state
+    for batch in batches:
+        expected = []
+        for k, (gradient_of, weights) in enumerate(visits):
+            (loss, batch_stats), gradient = gradient_of(
+                params, batch_stats, batch, weights
+            )
+            updates, own[k] = update(gradient, own[k], params)
+            params = apply_updates(params, updates)
+            expected.append(loss)
+        state, metrics = real.step(state, batch)
+        np.testing.assert_allclose(metrics["loss"], expected, atol=1e-5)
+        np.testing.assert_array_equal(
+            metrics["num_labels"], batch["has_label"].sum(axis=0)
+        )
+
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, atol=1e-5),
+        state.batch_stats,
+        batch_stats,
+    )
+    last = make_batch(seed=13)
+    ours, _ = real.evaluate(
+        {"params": state.params, "batch_stats": state.batch_stats}, last
+    )
+    theirs, _ = real.evaluate({"params": params, "batch_stats": batch_stats}, last)
+    start, _ = real.evaluate(
+        {"params": real.state.params, "batch_stats": real.state.batch_stats}, last
+    )
+    for name in NAMES:
+        np.testing.assert_allclose(ours[name], theirs[name], atol=1e-5)
+        assert np.abs(ours[name] - start[name]).max() > 1e-3
+    assert state.step == 2
+
+
+def test_tasks_without_a_label_in_the_batch_are_left_out(real, stepped, tiny_batch):
+    batch = with_labels(
+        tiny_batch, [(1, 0, 0, 1), (0, 1, 0, 0), (0, 0, 0, 0), (0, 0, 0, 0)]
+    )
+    after, metrics = real.step(stepped, batch)
+    for head in ("head_cup", "head_fovea"):
+        assert_trees_equal(after.params[head], stepped.params[head])
+    for task in (CUP, FOVEA):
+        before = task_rows(stepped.opt_state, task)
+        assert moved(before, jax.tree.map(np.zeros_like, before))
+        assert_trees_equal(task_rows(after.opt_state, task), before)
+    for part in ("encoder", "decoder", "head_glaucoma", "head_disc"):
+        assert moved(stepped.params[part], after.params[part])
+    np.testing.assert_array_equal(metrics["num_labels"], [2, 1, 0, 0])
+    np.testing.assert_array_equal(metrics["loss"][CUP:], 0)
+    assert (metrics["loss"][:CUP] > 0).all()
+
+
+def test_a_batch_without_any_label_changes_nothing_but_the_step(
+    real, stepped, tiny_batch
+):
+    batch = with_labels(tiny_batch, np.zeros((4, 4)))
+    after, metrics = real.step(stepped, batch)
+    assert after.step == stepped.step + 1
+    assert_trees_equal(
+        without_key(after), without_key(stepped).replace(step=after.step)
+    )
+    np.testing.assert_array_equal(metrics["loss"], 0)
+    np.testing.assert_array_equal(metrics["num_labels"], 0)
+
+
+def test_targets_of_unlabelled_images_have_no_influence(real, stepped, tiny_batch):
+    labels = np.array([(1, 0, 1, 1), (0, 1, 1, 0), (1, 0, 0, 1), (0, 1, 1, 0)], bool)
+    batch = with_labels(tiny_batch, labels)
+    rubbish = {key: np.array(value) for key, value in batch.items()}
+    rubbish["glaucoma"][~labels[0]] = 1e6
+    rubbish["disc_mask"][~labels[DISC]] = 200
+    rubbish["cup_mask"][~labels[CUP]] = 77
+    rubbish["fovea_xy"][~labels[FOVEA]] = (-1e20, 1e9)
+    after, metrics = real.step(stepped, batch)
+    spoilt_after, spoilt_metrics = real.step(stepped, rubbish)
+    assert_trees_equal(without_key(spoilt_after), without_key(after))
+    assert_trees_equal(spoilt_metrics, metrics)
+    # Pixels of an image count without its labels: they are part of the statistics.
+    rubbish["image"][1] = 0
+    other, _ = real.step(stepped, rubbish)
+    assert moved(other.batch_stats, after.batch_stats)
+
+
+def test_metrics_are_losses_and_label_counts_by_task(real, tiny_batch):
+    _, metrics = real.step(real.state, tiny_batch)
+    assert set(metrics) == {"loss", "num_labels"}
+    assert metrics["loss"].shape == metrics["num_labels"].shape == (4,)
+    assert metrics["loss"].dtype == jnp.float32
+    assert jnp.issubdtype(metrics["num_labels"].dtype, jnp.integer)
+    np.testing.assert_array_equal(metrics["num_labels"], 4)
+
+
+def test_the_loss_goes_down(real, tiny_batch):
+    state, first = real.step(real.state, tiny_batch)
+    for _ in range(25):
+        state, last = real.step(state, tiny_batch)
+    assert (last["loss"] < first["loss"]).all()
+    # The key never changes; only `step` makes the difference between steps.
+    assert state.step == 26
+    assert jnp.array_equal(
+        jax.random.key_data(state.key), jax.random.key_data(real.state.key)
+    )
+
+
+@pytest.mark.parametrize("norm", ["group", "none"])
+def test_networks_without_running_averages_train(norm, random_variables, tiny_batch):
+    model = MultiTaskUNet(
+        encoder="vgg13",
+        width=1 / 16,
+        norm=norm,
+        dropout=0.0,
+        dense_heads=("disc",),
+    )
+    chosen = tasks.build(["glaucoma", "disc"])
+    optimizer = optim.independent(ADAM(), len(chosen))
+    step = jax.jit(steps.sequential_step(model, chosen, optimizer))
+    state = train_state(model, optimizer, random_variables(model))
+    # Only the second and the last task of the four are trained, in this order.
+    batch = with_labels(
+        tiny_batch, [(1, 1, 0, 0), (1, 0, 1, 1), (0, 0, 0, 0), (0, 0, 0, 0)]
+    )
+    first = None
+    for _ in range(5):
+        state, metrics = step(state, batch)
+        first = metrics["loss"] if first is None else first
+    assert metrics["loss"].sum() < first.sum()
+    np.testing.assert_array_equal(metrics["num_labels"], [2, 3])
+    assert state.batch_stats == {}
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+
+
+def test_float_images_are_what_uint8_images_become(random_variables, tiny_batch):
+    step, state = small(random_variables)
+    floats = {**tiny_batch, "image": tiny_batch["image"].astype(np.float32) / 255}
+    (a, a_metrics), (b, b_metrics) = step(state, tiny_batch), step(state, floats)
+    np.testing.assert_allclose(a_metrics["loss"], b_metrics["loss"], atol=1e-6)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, atol=1e-5), a.params, b.params
+    )
+
+
+def test_as_unit_range_divides_uint8_only():
+    bright = steps.as_unit_range(jnp.array([0, 51, 255], jnp.uint8))
+    assert bright.dtype == jnp.float32
+    np.testing.assert_allclose(bright, [0, 0.2, 1], rtol=1e-6)
+    floats = jnp.array([0.0, 0.7, 1.0])
+    np.testing.assert_array_equal(steps.as_unit_range(floats), floats)
+
+
+@pytest.mark.parametrize(
+    ("dropout", "augment"),
+    [
+        (0.5, None),
+        (0.0, Augmentation(flip_horizontal=True, rotation=20.0, brightness=0.3)),
+    ],
+    ids=["dropout", "augmentation"],
+)
+def test_randomness_depends_on_key_and_step_alone(
+    random_variables, tiny_batch, dropout, augment
+):
+    step, state = small(random_variables, dropout, augment)
+    first, again = step(state, tiny_batch), step(state, tiny_batch)
+    assert_trees_equal(without_key(first[0]), without_key(again[0]))
+    assert_trees_equal(first[1], again[1])
+    other_key = step(state.replace(key=jax.random.key(1)), tiny_batch)
+    other_step = step(state.replace(step=state.step + 1), tiny_batch)
+    for other in (other_key, other_step):
+        assert np.isfinite(other[1]["loss"]).all()
+        assert np.abs(other[1]["loss"] - first[1]["loss"]).max() > 1e-4
+
+
+def test_augmentation_comes_before_the_labels_are_counted(random_variables, tiny_batch):
+    def lose_every_fovea(key, batch, index):
+        assert batch["image"].dtype == jnp.float32
+        has_label = batch["has_label"].at[:, FOVEA].set(index >= 100)
+        return {**batch, "has_label": has_label}
+
+    step, state = small(random_variables, augment=lose_every_fovea)
+    after, metrics = step(state, tiny_batch)
+    np.testing.assert_array_equal(metrics["num_labels"], [4, 4, 4, 0])
+    assert_trees_equal(after.params["head_fovea"], state.params["head_fovea"])
+
+
+def test_evaluation_gives_logits_and_losses_per_image(real, tiny_batch):
+    variables = {"params": real.state.params, "batch_stats": real.state.batch_stats}
+    logits, values = real.evaluate(variables, tiny_batch)
+    expected = jax.jit(real.model.apply)(variables, tiny_batch["image"] / 255.0)
+    assert set(logits) == set(values) == set(NAMES)
+    for name in NAMES:
+        np.testing.assert_allclose(logits[name], expected[name], atol=1e-5)
+        by_hand = losses_by_hand(name, logits[name], tiny_batch)
+        np.testing.assert_allclose(values[name], by_hand, rtol=1e-4, atol=1e-6)
+
+
+def test_evaluation_of_images_alone_gives_no_losses(tiny_batch):
+    model = SmallNetwork()
+    images = {"image": tiny_batch["image"]}
+    variables = jax.eval_shape(
+        model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
+    )
+    logits, values = jax.eval_shape(
+        steps.evaluation_step(model, tasks.build()), variables, images
+    )
+    assert set(logits) == set(NAMES)
+    assert values == {}
+
+
+def test_a_created_state_is_fresh():
+    model = SmallNetwork()
+    optimizer = optim.independent(ADAM(), 4)
+    state, same, other = (
+        steps.create_train_state(model, optimizer, jax.random.key(seed))
+        for seed in (0, 0, 1)
+    )
+    assert state.step == 0
+    assert state.step.dtype == jnp.int32
+    assert set(state.batch_stats) == {"norm"}
+    assert_trees_equal(state.params, same.params)
+    assert moved(state.params["trunk"]["kernel"], other.params["trunk"]["kernel"])
+    for moments in (state.opt_state[0].mu, state.opt_state[0].nu):
+        shapes = jax.tree.map(lambda leaf: leaf.shape[1:], moments)
+        assert shapes == jax.tree.map(lambda leaf: leaf.shape, state.params)
+        assert all(
+            leaf.shape[0] == 4 and not leaf.any() for leaf in jax.tree.leaves(moments)
+        )
+    keys = [jax.random.key_data(s.key).tolist() for s in (state, other)]
+    assert keys[0] != keys[1] != jax.random.key_data(jax.random.key(0)).tolist()
