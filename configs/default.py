@@ -40,7 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.name = "adam"  # any of optax that needs a learning rate only
     config.optimizer.learning_rate = 1e-4
     config.optimizer.schedule = "constant"  # cosine, linear: down to 0
-    config.optimizer.warmup_epochs = 0
+    config.optimizer.warmup_epochs = 0.0
 
     # All off, as in the paper; mtl_jax/training/augment.py says what each means.
     config.augmentation = ml_collections.ConfigDict()

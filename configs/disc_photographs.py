@@ -17,7 +17,7 @@ def get_config():
     config.model.encoder = "vgg13"
     config.model.width = 0.25
     config.model.norm_momentum = 0.95
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.learning_rate = 3e-3
     config.optimizer.schedule = "cosine"
     config.num_epochs = 200
     config.validate_every = 20

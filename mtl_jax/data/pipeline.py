@@ -151,7 +151,9 @@ class Table:
         # Zlib lets go of the interpreter lock.
         with futures.ThreadPoolExecutor() as threads:
             records = list(threads.map(decode, indices))
-        return {key: np.stack([r[key] for r in records]) for key in TRAINING_KEYS}
+        batch = {key: np.stack([r[key] for r in records]) for key in TRAINING_KEYS}
+        # TFDS gives scalars as Python's numbers.
+        return {**batch, "glaucoma": batch["glaucoma"].astype(np.float32)}
 
 
 def steps_per_epoch(table: Table, batch_size: int) -> int:

@@ -38,11 +38,13 @@ class Checkpoints:
             self._opened = ocp.CheckpointManager(
                 self._directory,
                 options=ocp.CheckpointManagerOptions(
+                    # Without it Orbax does not write the scores to disk.
+                    best_fn=_score,
                     preservation_policy=keep.AnyPreservationPolicy(
                         [
                             keep.LatestN(NUM_LATEST),
                             keep.BestN(
-                                get_metric_fn=lambda metrics: metrics["score"],
+                                get_metric_fn=_score,
                                 n=1,
                                 keep_checkpoints_without_metrics=False,
                             ),
@@ -66,7 +68,7 @@ class Checkpoints:
     def best(self) -> int | None:
         """The step with the highest score; the latest where none was scored."""
         scored = {
-            step: metrics["score"]
+            step: _score(metrics)
             for step in self.steps()
             if (metrics := self._read(step, self._manager.metrics, step))
         }
@@ -161,6 +163,10 @@ class Checkpoints:
                 "delete that folder to fall back on an earlier one "
                 f"({type(error).__name__}: {str(error).strip().splitlines()[0][:200]})."
             ) from error
+
+
+def _score(metrics: dict[str, float]) -> float:
+    return metrics["score"]
 
 
 def _model_item(state: TrainState) -> dict[str, Any]:

@@ -113,6 +113,7 @@ def train(
             log.write(progress.n, epoch, summary)
             if epoch % config.validate_every and epoch != config.num_epochs:
                 continue
+            _check_finite(state, progress.n, checkpoints)
             score, validation = None, {}
             if validation_table is not None:
                 validation = validate(state)
@@ -179,15 +180,34 @@ class _Watch:
         self._times.append(time.perf_counter())
         for task, loss in zip(self._tasks, metrics["loss"], strict=True):
             if not np.isfinite(loss):
-                last = self._checkpoints.latest()
-                good = "there is no" if last is None else self._checkpoints.path(last)
                 raise UserError(
-                    f"The {task.name} loss of step {step} is {loss}; lower the learning"
-                    f" rate or look at the data (last good checkpoint: {good})."
+                    f"The {task.name} loss of step {step} is {loss}; "
+                    f"{_advice(self._checkpoints)}"
                 )
         self._losses.append(metrics["loss"])
         self._labels.append(metrics["num_labels"])
         self._pending = None
+
+
+def _check_finite(state: TrainState, step: int, checkpoints: Checkpoints) -> None:
+    """Stops the run before a network is saved that a step has just spoilt.
+
+    The loss shows it one step later only.
+    """
+    network = parallel.unreplicate((state.params, state.batch_stats))
+    if not all(np.isfinite(x).all() for x in jax.tree.leaves(network)):
+        raise UserError(
+            f"The parameters after step {step} are not finite; {_advice(checkpoints)}"
+        )
+
+
+def _advice(checkpoints: Checkpoints) -> str:
+    """What to do about numbers that are not finite."""
+    last = checkpoints.latest()
+    good = "none" if last is None else checkpoints.path(last)
+    return (
+        f"lower the learning rate or look at the data (last good checkpoint: {good})."
+    )
 
 
 def _claim_workdir(

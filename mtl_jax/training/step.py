@@ -27,7 +27,10 @@ def create_train_state(
     """Fresh parameters and optimizer states; the image size does not matter to them."""
     init_key, step_key = jax.random.split(key)
     images = jnp.zeros((1, image_size, image_size, 3))
-    variables = jax.jit(model.init)(init_key, images)
+    # XLA's CPU backend takes a second or two to optimise each layer's random draw, and
+    # this program runs once.
+    options = {"xla_backend_optimization_level": 0}
+    variables = jax.jit(model.init, compiler_options=options)(init_key, images)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],

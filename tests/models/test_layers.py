@@ -41,7 +41,11 @@ def test_conv_canonical_has_the_values_and_gradients_of_lax(shape):
 
 
 def test_conv_canonical_in_bfloat16_is_near_float32():
-    arrays = [random_array(2, 8, 6, 4), random_array(3, 3, 4, 5), random_array(2, 8, 6, 5)]
+    arrays = [
+        random_array(2, 8, 6, 4),
+        random_array(3, 3, 4, 5),
+        random_array(2, 8, 6, 5),
+    ]
     half = [jnp.asarray(a, jnp.bfloat16) for a in arrays]
     actual = convolution_and_gradients(layers.conv_canonical, *half)
     expected = convolution_and_gradients(lax_convolution, *arrays)
@@ -163,9 +167,9 @@ def test_batch_norm_no_average_keeps_no_statistics(features):
 def test_batch_norm_no_average_shares_statistics_over_a_mapped_axis(features, affine):
     norm = layers.BatchNormNoAverage(axis_name="devices")
     halves = features.reshape(2, 2, *features.shape[1:])
-    actual = jax.vmap(
-        lambda x: norm.apply(affine, x, train=True), axis_name="devices"
-    )(halves)
+    actual = jax.vmap(lambda x: norm.apply(affine, x, train=True), axis_name="devices")(
+        halves
+    )
     expected = normalised(features, (0, 1, 2), **affine["params"])
     np.testing.assert_allclose(actual.reshape(features.shape), expected, atol=1e-4)
 

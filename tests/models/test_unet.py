@@ -201,9 +201,7 @@ def test_evaluation_changes_nothing_and_treats_images_alone(
     assert jax.tree.structure(updated) == jax.tree.structure(variables)
     reversed_logits = apply(variables, images[::-1])
     for head in HEADS:
-        np.testing.assert_allclose(
-            reversed_logits[head][::-1], logits[head], atol=1e-5
-        )
+        np.testing.assert_allclose(reversed_logits[head][::-1], logits[head], atol=1e-5)
 
 
 def test_bfloat16_is_near_float32(variables, images, logits):

@@ -292,7 +292,9 @@ def test_a_parameter_that_a_task_does_not_touch_is_never_moved_by_it():
     gradient = optim.task_gradients(losses)
     first_only = jnp.array([True, False])
     for _ in range(3):
-        params, state, _, _ = optimizer.update(gradient, state, params, None, first_only)
+        params, state, _, _ = optimizer.update(
+            gradient, state, params, None, first_only
+        )
     np.testing.assert_array_equal(params["b"], 0)
     assert (params["a"] > 0).all()
     params, state, _, _ = optimizer.update(gradient, state, params)

@@ -20,7 +20,7 @@ DISC, CUP, FOVEA = 1, 2, 3
 
 # A bias in front of batch normalisation has no gradient but rounding noise, which Adam
 # would blow up to steps of full size: `eps` keeps two computations comparable.
-ADAM = functools.partial(optax.adam, 1e-3, eps=1e-4)
+ADAM = functools.partial(optax.adam, 1e-3, eps=1e-2)
 
 
 class SmallNetwork(nn.Module):
@@ -50,13 +50,11 @@ def train_state(model, optimizer, variables, seed=0):
     )
 
 
-def small(random_variables, dropout=0.0, augment=None):
+def small(random_variables, chosen=NAMES, dropout=0.0, augment=None):
     model = SmallNetwork(dropout)
-    optimizer = optim.independent(ADAM(), len(NAMES))
-    step = jax.jit(
-        steps.sequential_step(model, tasks.build(), optimizer, augment=augment)
-    )
-    return step, train_state(model, optimizer, random_variables(model))
+    optimizer = optim.independent(ADAM(), len(chosen))
+    step = steps.sequential_step(model, tasks.build(chosen), optimizer, augment=augment)
+    return jax.jit(step), train_state(model, optimizer, random_variables(model))
 
 
 def with_labels(batch, labels):
@@ -144,9 +142,7 @@ def gradient_by_hand(model, names):
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
-def test_two_steps_are_a_loop_over_tasks_with_optimizers_of_their_own(
-    real, make_batch
-):
+def test_two_steps_are_a_loop_over_tasks_with_optimizers_of_their_own(real, make_batch):
     batches = [
         with_labels(
             make_batch(seed=11),
@@ -274,38 +270,18 @@ def test_the_loss_goes_down(real, tiny_batch):
 @pytest.mark.parametrize("norm", ["group", "none"])
 def test_networks_without_running_averages_train(norm, random_variables, tiny_batch):
     model = MultiTaskUNet(
-        encoder="vgg13",
-        width=1 / 16,
-        norm=norm,
-        dropout=0.0,
-        dense_heads=("disc",),
+        encoder="vgg13", width=1 / 16, norm=norm, dropout=0.0, dense_heads=()
     )
-    chosen = tasks.build(["glaucoma", "disc"])
-    optimizer = optim.independent(ADAM(), len(chosen))
-    step = jax.jit(steps.sequential_step(model, chosen, optimizer))
+    optimizer = optim.independent(ADAM(), 1)
+    step = jax.jit(steps.sequential_step(model, tasks.build(["glaucoma"]), optimizer))
     state = train_state(model, optimizer, random_variables(model))
-    # Only the second and the last task of the four are trained, in this order.
-    batch = with_labels(
-        tiny_batch, [(1, 1, 0, 0), (1, 0, 1, 1), (0, 0, 0, 0), (0, 0, 0, 0)]
-    )
-    first = None
+    history = []
     for _ in range(5):
-        state, metrics = step(state, batch)
-        first = metrics["loss"] if first is None else first
-    assert metrics["loss"].sum() < first.sum()
-    np.testing.assert_array_equal(metrics["num_labels"], [2, 3])
+        state, metrics = step(state, tiny_batch)
+        history.append(float(metrics["loss"][0]))
+    assert history[-1] < history[0]
     assert state.batch_stats == {}
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
-
-
-def test_float_images_are_what_uint8_images_become(random_variables, tiny_batch):
-    step, state = small(random_variables)
-    floats = {**tiny_batch, "image": tiny_batch["image"].astype(np.float32) / 255}
-    (a, a_metrics), (b, b_metrics) = step(state, tiny_batch), step(state, floats)
-    np.testing.assert_allclose(a_metrics["loss"], b_metrics["loss"], atol=1e-6)
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, atol=1e-5), a.params, b.params
-    )
 
 
 def test_as_unit_range_divides_uint8_only():
@@ -316,18 +292,9 @@ def test_as_unit_range_divides_uint8_only():
     np.testing.assert_array_equal(steps.as_unit_range(floats), floats)
 
 
-@pytest.mark.parametrize(
-    ("dropout", "augment"),
-    [
-        (0.5, None),
-        (0.0, Augmentation(flip_horizontal=True, rotation=20.0, brightness=0.3)),
-    ],
-    ids=["dropout", "augmentation"],
-)
-def test_randomness_depends_on_key_and_step_alone(
-    random_variables, tiny_batch, dropout, augment
-):
-    step, state = small(random_variables, dropout, augment)
+def test_randomness_depends_on_key_and_step_alone(random_variables, tiny_batch):
+    augment = Augmentation(flip_horizontal=True, rotation=20.0, brightness=0.3)
+    step, state = small(random_variables, dropout=0.5, augment=augment)
     first, again = step(state, tiny_batch), step(state, tiny_batch)
     assert_trees_equal(without_key(first[0]), without_key(again[0]))
     assert_trees_equal(first[1], again[1])
@@ -338,22 +305,47 @@ def test_randomness_depends_on_key_and_step_alone(
         assert np.abs(other[1]["loss"] - first[1]["loss"]).max() > 1e-4
 
 
-def test_augmentation_comes_before_the_labels_are_counted(random_variables, tiny_batch):
-    def lose_every_fovea(key, batch, index):
+@pytest.fixture(scope="module")
+def two_tasks(random_variables):
+    """A step whose augmentation loses every fovea.
+
+    The tasks' places differ from their columns of `has_label`.
+    """
+
+    def augment(key, batch, index):
         assert batch["image"].dtype == jnp.float32
-        has_label = batch["has_label"].at[:, FOVEA].set(index >= 100)
+        has_label = jnp.asarray(batch["has_label"]).at[:, FOVEA].set(index >= 100)
         return {**batch, "has_label": has_label}
 
-    step, state = small(random_variables, augment=lose_every_fovea)
-    after, metrics = step(state, tiny_batch)
-    np.testing.assert_array_equal(metrics["num_labels"], [4, 4, 4, 0])
+    return small(random_variables, ["disc", "fovea"], augment=augment)
+
+
+def test_augmentation_comes_before_the_labels_are_counted(two_tasks, tiny_batch):
+    step, state = two_tasks
+    batch = with_labels(tiny_batch, [(0, 0, 0, 0), (1, 0, 1, 1), (1, 1, 1, 1), [1] * 4])
+    after, metrics = step(state, batch)
+    np.testing.assert_array_equal(metrics["num_labels"], [3, 0])
     assert_trees_equal(after.params["head_fovea"], state.params["head_fovea"])
+    assert moved(after.params["head_disc"], state.params["head_disc"])
 
 
-def test_evaluation_gives_logits_and_losses_per_image(real, tiny_batch):
-    variables = {"params": real.state.params, "batch_stats": real.state.batch_stats}
-    logits, values = real.evaluate(variables, tiny_batch)
-    expected = jax.jit(real.model.apply)(variables, tiny_batch["image"] / 255.0)
+def test_float_images_are_what_uint8_images_become(two_tasks, tiny_batch):
+    step, state = two_tasks
+    floats = {**tiny_batch, "image": tiny_batch["image"].astype(np.float32) / 255}
+    (a, a_metrics), (b, b_metrics) = step(state, tiny_batch), step(state, floats)
+    np.testing.assert_allclose(a_metrics["loss"], b_metrics["loss"], atol=1e-6)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, atol=1e-6), a.params, b.params
+    )
+    assert moved(a.params, state.params)
+
+
+def test_evaluation_gives_logits_and_losses_per_image(random_variables, tiny_batch):
+    model = SmallNetwork(dropout=0.5)
+    variables = random_variables(model)
+    evaluate = jax.jit(steps.evaluation_step(model, tasks.build()))
+    logits, values = evaluate(variables, tiny_batch)
+    expected = model.apply(variables, tiny_batch["image"] / np.float32(255))
     assert set(logits) == set(values) == set(NAMES)
     for name in NAMES:
         np.testing.assert_allclose(logits[name], expected[name], atol=1e-5)
@@ -364,9 +356,7 @@ def test_evaluation_gives_logits_and_losses_per_image(real, tiny_batch):
 def test_evaluation_of_images_alone_gives_no_losses(tiny_batch):
     model = SmallNetwork()
     images = {"image": tiny_batch["image"]}
-    variables = jax.eval_shape(
-        model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
-    )
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     logits, values = jax.eval_shape(
         steps.evaluation_step(model, tasks.build()), variables, images
     )
@@ -378,7 +368,7 @@ def test_a_created_state_is_fresh():
     model = SmallNetwork()
     optimizer = optim.independent(ADAM(), 4)
     state, same, other = (
-        steps.create_train_state(model, optimizer, jax.random.key(seed))
+        steps.create_train_state(model, optimizer, jax.random.key(seed, impl="rbg"))
         for seed in (0, 0, 1)
     )
     assert state.step == 0
@@ -393,4 +383,8 @@ def test_a_created_state_is_fresh():
             leaf.shape[0] == 4 and not leaf.any() for leaf in jax.tree.leaves(moments)
         )
     keys = [jax.random.key_data(s.key).tolist() for s in (state, other)]
-    assert keys[0] != keys[1] != jax.random.key_data(jax.random.key(0)).tolist()
+    assert (
+        keys[0]
+        != keys[1]
+        != jax.random.key_data(jax.random.key(1, impl="rbg")).tolist()
+    )

@@ -1,0 +1,231 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from mtl_jax.data import pipeline
+from mtl_jax.errors import UserError
+
+pytest_plugins = ("training_fixtures",)
+
+N = 13  # images of the training split
+
+
+@pytest.fixture(scope="module")
+def builder(synthetic_data):
+    return pipeline.open_dataset(*synthetic_data)
+
+
+@pytest.fixture(scope="module")
+def table(builder):
+    return pipeline.Table(builder, "train")
+
+
+@pytest.fixture
+def undecoded_table(builder, monkeypatch):
+    """A split that is told that its images do not fit into memory."""
+    monkeypatch.setattr(pipeline, "MEMORY_SHARE", 0.0)
+    return pipeline.Table(builder, "train")
+
+
+def raw_records(builder, split):
+    """The records as TFDS itself decodes them."""
+    return list(builder.as_data_source(split))
+
+
+def index_of(table):
+    """Index of each of the table's images by its bytes; they are all different."""
+    images = table.take(range(len(table)))["image"]
+    found = {image.tobytes(): i for i, image in enumerate(images)}
+    assert len(found) == len(table)
+    return found
+
+
+def take_indices(batches, places, count):
+    return [
+        [places[image.tobytes()] for image in next(batches)["image"]]
+        for _ in range(count)
+    ]
+
+
+def assert_same_batch(a, b):
+    assert set(a) == set(b)
+    for key in a:
+        np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+def test_missing_data_directory(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere.*none at all.*prepare_data\.py"):
+        pipeline.open_dataset(str(tmp_path / "nowhere"), "synthetic_fundus/32px")
+
+
+def test_empty_data_directory(tmp_path):
+    with pytest.raises(UserError, match="none at all"):
+        pipeline.open_dataset(str(tmp_path), "synthetic_fundus/32px")
+
+
+@pytest.mark.parametrize("name", ["synthetic_fundus/16px", "nothing", "", "../x"])
+def test_unknown_data_set_names_those_there(synthetic_data, name):
+    data_dir, there = synthetic_data
+    with pytest.raises(UserError) as caught:
+        pipeline.open_dataset(data_dir, name)
+    assert repr(name) in str(caught.value)
+    assert there in str(caught.value)
+
+
+def test_unknown_split_names_those_there(builder):
+    with pytest.raises(UserError, match="'trian'; it has .*train.*"):
+        pipeline.Table(builder, "trian")
+
+
+def test_description_names_counts_and_flags(builder, synthetic_data):
+    text = pipeline.describe(Path(builder.data_dir))
+    data_dir, name = synthetic_data
+    assert "train 13" in text
+    assert "validation 6" in text
+    assert f"--config.data.data_dir={data_dir} --config.data.dataset={name}" in text
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_contents_are_the_records(builder, split):
+    raw = raw_records(builder, split)
+    table = pipeline.Table(builder, split)
+    assert len(table) == len(raw) == {"train": N}.get(split, 6)
+    batch = table.take(range(len(table)))
+    assert set(batch) == set(pipeline.TRAINING_KEYS)
+    for i, record in enumerate(raw):
+        np.testing.assert_array_equal(batch["image"][i], record["image"])
+        for name in ("disc", "cup"):
+            np.testing.assert_array_equal(
+                batch[f"{name}_mask"][i], record[f"{name}_mask"][..., 0]
+            )
+            np.testing.assert_array_equal(
+                table.native_masks(i)[name], record[f"native_{name}_mask"][..., 0]
+            )
+        for key in ("fovea_xy", "glaucoma", "has_label"):
+            np.testing.assert_array_equal(batch[key][i], record[key])
+        details = table.details(i)
+        assert details["image_id"] == record["image_id"].decode()
+        assert details["native_size"] == tuple(record["native_size"])
+        np.testing.assert_array_equal(
+            details["native_fovea_xy"], record["native_fovea_xy"]
+        )
+
+
+def test_types_are_those_of_the_batch(table):
+    batch = table.take([0, 5])
+    found = {key: (value.dtype.name, value.shape) for key, value in batch.items()}
+    assert found == {
+        "image": ("uint8", (2, 32, 32, 3)),
+        "disc_mask": ("uint8", (2, 32, 32)),
+        "cup_mask": ("uint8", (2, 32, 32)),
+        "fovea_xy": ("float32", (2, 2)),
+        "glaucoma": ("float32", (2,)),
+        "has_label": ("bool", (2, 4)),
+    }
+
+
+@pytest.mark.parametrize("batch_size", [3, 4, 13])
+def test_each_epoch_has_each_image_at_most_once(table, batch_size):
+    places = index_of(table)
+    steps = N // batch_size
+    assert pipeline.steps_per_epoch(table, batch_size) == steps
+    batches = pipeline.training_batches(table, batch_size, seed=0)
+    epochs = [np.concatenate(take_indices(batches, places, steps)) for _ in range(4)]
+    for epoch in epochs:
+        assert len(set(epoch)) == steps * batch_size
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_every_image_comes_in_some_epoch(table):
+    places = index_of(table)
+    batches = pipeline.training_batches(table, 4, seed=0)
+    assert set(np.ravel(take_indices(batches, places, 3 * 12))) == set(range(N))
+
+
+def test_order_depends_on_the_seed_alone(table, undecoded_table):
+    places = index_of(table)
+
+    def order(table, seed):
+        return take_indices(pipeline.training_batches(table, 4, seed), places, 7)
+
+    assert order(table, 3) == order(table, 3) == order(undecoded_table, 3)
+    assert order(table, 3) != order(table, 4)
+
+
+def test_decoding_on_the_fly_gives_the_same_batches(table, undecoded_table):
+    assert undecoded_table._decoded is None
+    assert table._decoded is not None
+    a, b = (pipeline.training_batches(t, 4, 1) for t in (table, undecoded_table))
+    for _ in range(4):
+        assert_same_batch(next(a), next(b))
+
+
+@pytest.mark.parametrize("taken", [0, 1, 4, 6])
+def test_position_can_be_saved_and_restored(table, taken):
+    """In the middle of an epoch, at its end, and before the first batch."""
+    batches = pipeline.training_batches(table, 4, seed=2)
+    for _ in range(taken):
+        next(batches)
+    state = batches.get_state()
+    expected = [next(batches) for _ in range(5)]
+    other = pipeline.training_batches(table, 4, seed=2)
+    next(other)
+    other.set_state(state)
+    for batch in expected:
+        assert_same_batch(next(other), batch)
+
+
+def test_a_split_smaller_than_a_batch_is_refused(table):
+    with pytest.raises(
+        UserError, match=r"train has 13 images.*batch of 14.*batch_size"
+    ):
+        pipeline.steps_per_epoch(table, 14)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 5, 13, 20])
+def test_evaluation_has_every_image_once(table, batch_size):
+    whole = table.take(range(N))
+    seen = []
+    for indices, batch in pipeline.evaluation_batches(table, batch_size):
+        count = len(indices)
+        assert all(len(values) == batch_size for values in batch.values())
+        assert batch["weight"].dtype == np.float32
+        assert batch["weight"].tolist() == [1.0] * count + [0.0] * (batch_size - count)
+        assert not batch["has_label"][count:].any()
+        for key in pipeline.TRAINING_KEYS:
+            np.testing.assert_array_equal(batch[key][:count], whole[key][indices])
+        seen += indices
+    assert seen == list(range(N))
+
+
+def test_evaluation_leaves_the_decoded_images_as_they_are(table):
+    before = {key: value.copy() for key, value in table.take(range(N)).items()}
+    list(pipeline.evaluation_batches(table, 5))
+    assert_same_batch(table.take(range(N)), before)
+
+
+READ = """
+import json, sys
+from mtl_jax.data import pipeline
+table = pipeline.Table(pipeline.open_dataset(*sys.argv[1:]), "train")
+next(pipeline.training_batches(table, 4, 0))
+table.native_masks(0)
+print(json.dumps([name for name in sys.modules if name.startswith("tensorflow")]))
+"""
+
+
+def test_tensorflow_is_not_needed(synthetic_data):
+    finished = subprocess.run(
+        [sys.executable, "-c", READ, *synthetic_data],
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    modules = json.loads(finished.stdout.splitlines()[-1])
+    assert tfds.__name__ in modules
+    assert "tensorflow" not in modules

@@ -1,0 +1,205 @@
+import json
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from configs import default, disc_photographs, synthetic_demo
+from mtl_jax import configuration
+from mtl_jax.errors import UserError
+
+
+def make(fields=None):
+    config = default.get_config()
+    config.update_from_flattened_dict(fields or {})
+    return config
+
+
+@pytest.mark.parametrize("module", [default, disc_photographs, synthetic_demo])
+def test_configs_here_are_in_order(module):
+    configuration.check(module.get_config())
+
+
+def test_every_config_file_is_tested_above():
+    there = {path.stem for path in pathlib.Path(default.__file__).parent.glob("*.py")}
+    assert there - {"__init__"} == {"default", "disc_photographs", "synthetic_demo"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "choice"),
+    [
+        ("model.encoder", "vgg19", "vgg13"),
+        ("model.norm", "layer", "batch_no_average"),
+        ("model.dtype", "float64", "bfloat16"),
+        ("loss.fovea_reduction", "max", "mean"),
+        ("method.name", "telepathy", "independent"),
+        ("optimizer.name", "adamax", "adamw"),
+        ("optimizer.schedule", "step", "cosine"),
+        ("evaluation.score", "accuracy", "dice_cup"),
+        ("tasks", ("disc", "retina"), "fovea"),
+    ],
+)
+def test_a_choice_that_does_not_exist(field, value, choice):
+    with pytest.raises(UserError) as caught:
+        configuration.check(make({field: value}))
+    named = value[-1] if isinstance(value, tuple) else value
+    assert f"config.{field} " in str(caught.value)
+    assert repr(named) in str(caught.value)
+    assert choice in str(caught.value).split("choose from")[1]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model.width", 0.0),
+        ("loss.fovea_sigma", -0.1),
+        ("optimizer.learning_rate", 0.0),
+        ("optimizer.learning_rate", math.nan),
+        ("batch_size", 0),
+        ("num_epochs", -1),
+        ("validate_every", 0),
+        ("evaluation.vcdr_C", 0.0),
+        ("model.dropout", 1.0),
+        ("model.dropout", -0.5),
+        ("model.norm_momentum", 1.0),
+    ],
+)
+def test_a_number_out_of_range(field, value):
+    with pytest.raises(UserError) as caught:
+        configuration.check(make({field: value}))
+    assert f"config.{field} is {value}; it must be" in str(caught.value)
+
+
+@pytest.mark.parametrize("names", [(), ("disc", "disc")])
+def test_tasks_none_or_twice(names):
+    with pytest.raises(UserError, match=r"config\.tasks is .*at least one"):
+        configuration.check(make({"tasks": names}))
+
+
+def test_json_round_trip():
+    config = make({"model.width": 1 / 3, "tasks": ("fovea", "disc"), "seed": 7})
+    text = configuration.to_json(config)
+    again = configuration.from_json(text)
+    assert configuration.to_json(again) == text
+    assert again.model.width == 1 / 3
+    assert tuple(again.tasks) == ("fovea", "disc")
+    assert configuration.differences(config, again) == []
+    configuration.check(again)
+    assert [t.name for t in configuration.create_tasks(again)] == ["disc", "fovea"]
+
+
+def test_differences_are_named():
+    a = make()
+    b = make({"model.width": 0.5, "tasks": ("disc",), "num_epochs": 2})
+    wanted = ["model.width", "num_epochs", "tasks"]
+    assert configuration.differences(a, b) == wanted
+    assert configuration.differences(b, a) == wanted
+    text = json.loads(configuration.to_json(a))
+    del text["optimizer"]["schedule"]
+    older = configuration.from_json(json.dumps(text))
+    assert configuration.differences(a, older) == ["optimizer.schedule"]
+
+
+def learning_rates(fields, steps_per_epoch, counts):
+    """What a step of plain gradient descent on a gradient of one subtracts."""
+    config = make({"optimizer.name": "sgd", "tasks": ("disc",), **fields})
+    optimizer = configuration.create_optimizer(config, steps_per_epoch)
+
+    def gradient(task, params, carry):
+        return (jnp.zeros(()), carry), jnp.ones(())
+
+    @jax.jit
+    def run(state):
+        def step(params_and_state, _):
+            params, state = params_and_state
+            new, state, _, _ = optimizer.update(gradient, state, params)
+            return (jnp.zeros(()), state), params - new
+
+        return jax.lax.scan(step, (jnp.zeros(()), state), None, max(counts) + 1)[1]
+
+    rates = run(optimizer.init(jnp.zeros(())))
+    return [float(rates[count]) for count in counts]
+
+
+def test_constant_schedule():
+    fields = {"optimizer.learning_rate": 0.25, "num_epochs": 2}
+    assert learning_rates(fields, 5, [0, 4, 9, 20]) == [0.25] * 4
+
+
+def test_linear_schedule_ends_at_zero():
+    fields = {
+        "optimizer.learning_rate": 0.5,
+        "optimizer.schedule": "linear",
+        "num_epochs": 2,
+    }
+    rates = learning_rates(fields, 5, [0, 1, 5, 9, 10])
+    assert rates == pytest.approx([0.5, 0.45, 0.25, 0.05, 0.0], abs=1e-7)
+
+
+def test_cosine_schedule():
+    fields = {
+        "optimizer.learning_rate": 0.2,
+        "optimizer.schedule": "cosine",
+        "num_epochs": 3,
+    }
+    counts = [0, 1, 3, 6, 11, 12]
+    wanted = [0.1 * (1 + math.cos(math.pi * i / 12)) for i in counts]
+    assert learning_rates(fields, 4, counts) == pytest.approx(wanted, abs=1e-7)
+
+
+def test_warm_up_rises_to_the_peak_and_the_rest_decays_to_zero():
+    fields = {
+        "optimizer.learning_rate": 0.4,
+        "optimizer.schedule": "cosine",
+        "optimizer.warmup_epochs": 2,
+        "num_epochs": 5,
+    }
+    # Ten steps an epoch in the middle of the run: four of warm-up, six of decay.
+    counts = [0, 1, 2, 3, 4, 7, 10]
+    wanted = [0.1, 0.2, 0.3, 0.4, 0.4, 0.2, 0.0]
+    assert learning_rates(fields, 2, counts) == pytest.approx(wanted, abs=1e-7)
+
+
+def test_warm_up_of_one_step():
+    fields = {"optimizer.learning_rate": 0.4, "optimizer.warmup_epochs": 0.5}
+    assert learning_rates(fields, 2, [0, 1, 2]) == pytest.approx([0.4] * 3)
+
+
+@pytest.mark.parametrize("name", configuration.OPTIMIZERS)
+def test_optimizer_is_the_one_named_in_optax(name):
+    config = make({"optimizer.name": name, "optimizer.learning_rate": 0.1})
+    optimizer = configuration.create_optimizer(config, 3)
+    params = jnp.array([1.0, -2.0])
+
+    def gradient(task, params, carry):
+        return (jnp.zeros(()), carry), (1.0 + task) * params
+
+    state = optimizer.init(params)
+    found, state, _, _ = jax.jit(lambda s, p: optimizer.update(gradient, s, p))(
+        state, params
+    )
+    reference = getattr(optax, name)(0.1)
+    states = [reference.init(params) for _ in range(4)]
+    for task in range(4):
+        updates, states[task] = reference.update(
+            (1.0 + task) * params, states[task], params
+        )
+        params = optax.apply_updates(params, updates)
+    assert jnp.allclose(found, params, atol=1e-6)
+
+
+def test_model_follows_the_config():
+    fields = {"tasks": ("fovea", "glaucoma"), "model.dtype": "bfloat16"}
+    model = configuration.create_model(make({**fields, "model.norm": "group"}))
+    assert model.classification_heads == ("glaucoma",)
+    assert model.dense_heads == ("fovea",)
+    assert (model.dtype, model.norm) == (jnp.bfloat16, "group")
+
+
+def test_no_augmentation_by_default():
+    assert configuration.create_augmentation(make()) is None
+    augment = configuration.create_augmentation(make({"augmentation.rotation": 5.0}))
+    assert augment.rotation == 5.0

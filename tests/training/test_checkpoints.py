@@ -1,0 +1,245 @@
+import json
+import math
+import pathlib
+
+import grain
+import jax
+import numpy as np
+import pytest
+
+from mtl_jax.errors import UserError
+from mtl_jax.evaluation import trained
+from mtl_jax.training import loop
+from mtl_jax.training.checkpoints import Checkpoints
+from mtl_jax.training.state import TrainState
+
+pytest_plugins = ("training_fixtures",)
+
+
+def state_at(step, batch_stats=()):
+    return TrainState(
+        step=np.int32(step),
+        params={"w": np.arange(3, dtype=np.float32) + step},
+        batch_stats={name: np.full(2, step, np.float32) for name in batch_stats},
+        opt_state=({"mu": np.full((4, 3), step / 7, np.float32)}, np.int32(step)),
+        key=jax.random.key(step),
+    )
+
+
+def data():
+    return iter(grain.MapDataset.range(10).to_iter_dataset())
+
+
+def save(workdir, scores, start=1):
+    """Saves one checkpoint for each score, at the steps from `start` on."""
+    checkpoints = Checkpoints(workdir)
+    batches = data()
+    for step, score in enumerate(scores, start=start):
+        next(batches)
+        checkpoints.save(state_at(step), batches, {"epoch": step}, score)
+    checkpoints.close()
+
+
+def test_no_checkpoints(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "run")
+    assert checkpoints.steps() == []
+    assert checkpoints.latest() is None
+    assert checkpoints.best() is None
+    checkpoints.close()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept", "best"),
+    [
+        ([0.1, 0.9, 0.3, 0.2, 0.4], [2, 4, 5], 2),
+        ([0.1, 0.2, 0.3, 0.4], [3, 4], 4),
+        ([0.4, 0.3, 0.2], [1, 2, 3], 1),
+        ([-3.0, -1.0, -2.0, -4.0], [2, 3, 4], 2),
+        ([None, None, None], [2, 3], 3),
+        ([0.0], [1], 1),
+    ],
+)
+def test_the_best_is_kept_beside_the_latest_two(tmp_path, scores, kept, best):
+    save(tmp_path, scores)
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.steps() == kept
+    assert checkpoints.best() == best
+    assert checkpoints.latest() == len(scores)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
+        str(step) for step in kept
+    ]
+
+
+def test_the_best_outlives_a_resumed_run(tmp_path):
+    save(tmp_path, [0.2, 0.9, 0.3])
+    save(tmp_path, [0.5, 0.6, 0.4], start=4)
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.steps() == [2, 5, 6]
+    assert checkpoints.best() == 2
+
+
+@pytest.mark.parametrize("batch_stats", [(), ("mean", "var")])
+def test_a_state_comes_back(tmp_path, batch_stats):
+    checkpoints = Checkpoints(tmp_path)
+    batches = data()
+    assert [next(batches) for _ in range(3)] == [0, 1, 2]
+    saved = state_at(5, batch_stats)
+    metadata = {"epoch": 2, "validation": {"auc": None}, "x": 0.1}
+    checkpoints.save(saved, batches, metadata, None)
+    checkpoints.close()
+
+    again, other = Checkpoints(tmp_path), data()
+    state, found = again.restore(5, state_at(0, batch_stats), other)
+    assert found == metadata == again.restore_metadata(5)
+    assert next(other) == 3
+    a, b = ((s.step, s.params, s.batch_stats, s.opt_state) for s in (state, saved))
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert jax.random.key_data(state.key).tolist() == [0, 5]
+    network = {
+        "params": state_at(0).params,
+        "batch_stats": state_at(0, batch_stats).batch_stats,
+    }
+    network = again.restore_model(5, network)
+    np.testing.assert_array_equal(network["params"]["w"], saved.params["w"])
+    again.close()
+
+
+def test_a_step_that_is_not_there(tmp_path):
+    save(tmp_path, [0.1])
+    with pytest.raises(UserError, match="checkpoints/7 is damaged"):
+        Checkpoints(tmp_path).restore_metadata(7)
+
+
+def test_another_networks_variables(tmp_path):
+    save(tmp_path, [0.1])
+    other = {"params": {"v": np.zeros(3, np.float32)}, "batch_stats": {}}
+    with pytest.raises(UserError, match="checkpoints/1 is damaged or of another"):
+        Checkpoints(tmp_path).restore_model(1, other)
+
+
+def test_what_a_killed_save_left_is_not_a_checkpoint(tmp_path):
+    save(tmp_path, [0.1, 0.2])
+    left = tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp"
+    left.mkdir()
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.steps() == [1, 2]
+    checkpoints.close()
+    assert not left.exists()
+
+
+# Damage to the checkpoint of a real run.
+
+
+def step_folder(workdir):
+    return max((workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
+
+
+def largest(folder):
+    return max(
+        (path for path in folder.rglob("*") if path.is_file()),
+        key=lambda path: path.stat().st_size,
+    )
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGE = {
+    "truncated weights": lambda folder: truncate(largest(folder / "model")),
+    "emptied manifest": lambda folder: (folder / "model/manifest.ocdbt").write_bytes(
+        b""
+    ),
+    "no weights": lambda folder: largest(folder / "model").unlink(),
+    "no record": lambda folder: (folder / "metadata/metadata").unlink(),
+    "garbage in the record": lambda folder: (folder / "metadata/metadata").write_text(
+        '{"config": '
+    ),
+    "binary in the record": lambda folder: (folder / "metadata/metadata").write_bytes(
+        b"\xff\xfe\x00"
+    ),
+    "record of something else": lambda folder: (
+        folder / "metadata/metadata"
+    ).write_text("{}"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_named(glaucoma_run, tmp_path, damage):
+    workdir = glaucoma_run.copy(tmp_path / "run")
+    folder = step_folder(workdir)
+    DAMAGE[damage](folder)
+    with pytest.raises(UserError) as caught:
+        trained.load(workdir, "latest")
+    assert f"{folder} is damaged" in str(caught.value)
+    assert "delete that folder" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_scores_are_named(glaucoma_run, tmp_path):
+    workdir = glaucoma_run.copy(tmp_path / "run")
+    folder = step_folder(workdir)
+    (folder / "metrics/metrics").write_text('{"sco')
+    with pytest.raises(UserError, match=f"{folder} is damaged"):
+        trained.load(workdir, "best")
+
+
+@pytest.mark.parametrize("part", ["model", "optimizer", "data"])
+def test_going_on_from_the_checkpoint_before_a_damaged_one(
+    glaucoma_run, tmp_path, part
+):
+    workdir = glaucoma_run.copy(tmp_path / "run")
+    folder = step_folder(workdir)
+    damaged = largest(folder / part)
+    whole = damaged.read_bytes()
+    truncate(damaged)
+    with pytest.raises(UserError, match=f"{folder} is damaged.*delete that folder"):
+        loop.train(glaucoma_run.config, workdir, resume=True)
+    assert damaged.read_bytes() == whole[: len(whole) // 2]
+    if part != "model":
+        return
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    folder.rmdir()
+    assert trained.load(workdir, "latest").checkpoint.name == "15"
+    loop.train(glaucoma_run.config, workdir, resume=True)
+    a, b = (trained.load(w, "latest") for w in (workdir, glaucoma_run.workdir))
+    assert a.checkpoint.name == b.checkpoint.name == "18"
+    jax.tree.map(np.testing.assert_array_equal, a.variables, b.variables)
+
+
+# Which checkpoint of a run.
+
+
+def test_best_and_latest_of_a_run(glaucoma_run):
+    text = (glaucoma_run.workdir / "metrics.jsonl").read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
+    scores = {r["step"]: r["validation/score"] for r in rows if "validation/score" in r}
+    assert sorted(scores) == [3, 6, 9, 12, 15, 18]
+    for row in rows:
+        if "validation/score" in row:
+            assert row["validation/score"] == -row["validation/loss_glaucoma"]
+    best = max(scores, key=scores.get)
+    checkpoints = Checkpoints(glaucoma_run.workdir)
+    assert set(checkpoints.steps()) == {best, 15, 18}
+    for name, step in (("best", best), ("latest", 18), ("15", 15)):
+        network = trained.load(glaucoma_run.workdir, name)
+        assert network.checkpoint == pathlib.Path(checkpoints.path(step))
+        assert network.metadata["epoch"] == step // 3
+        assert math.isclose(network.metadata["validation"]["score"], scores[step])
+
+
+@pytest.mark.parametrize("name", ["16", "worst", "-1", ""])
+def test_a_checkpoint_that_does_not_exist(glaucoma_run, name):
+    with pytest.raises(UserError, match="no checkpoint.*best, latest or one of.* 18"):
+        trained.load(glaucoma_run.workdir, name)
+
+
+def test_workdirs_without_checkpoints(tmp_path):
+    with pytest.raises(UserError, match="There is no workdir"):
+        trained.load(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        trained.load(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,293 @@
+"""Four simulated devices give what one gives.
+
+The number of devices is fixed for a whole process, so this file is also a program: run
+as a script it trains on four, and prints what the tests compare.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mtl_jax import optim, tasks
+from mtl_jax.errors import UserError
+from mtl_jax.models import MultiTaskUNet
+from mtl_jax.training import parallel
+from mtl_jax.training import step as steps
+from mtl_jax.training.augment import Augmentation
+from mtl_jax.training.state import TrainState
+
+DEVICES, BATCH_SIZE, STEPS, SIZE = 4, 8, 3, 32
+
+# Rows are tasks, columns images; pairs of images share a device. Some devices have no
+# label of a task, and in the second batch nobody has one for the cup.
+LABELS = np.array(
+    [
+        [
+            (0, 1, 0, 0, 1, 1, 1, 1),
+            (1, 1, 1, 1, 0, 0, 0, 0),
+            (0, 0, 0, 0, 0, 0, 1, 0),
+            (1, 0, 1, 1, 1, 1, 0, 1),
+        ],
+        [
+            (1, 1, 1, 1, 1, 1, 1, 0),
+            (0, 0, 0, 1, 0, 0, 0, 0),
+            (0, 0, 0, 0, 0, 0, 0, 0),
+            (0, 0, 1, 1, 0, 1, 0, 0),
+        ],
+        [
+            (0, 0, 1, 0, 0, 0, 0, 0),
+            (1, 0, 1, 1, 1, 1, 1, 1),
+            (1, 1, 0, 0, 0, 1, 0, 1),
+            (0, 0, 0, 0, 0, 0, 1, 1),
+        ],
+    ],
+    bool,
+)
+
+
+def make_batch(seed):
+    rng = np.random.default_rng(seed)
+    ys, xs = np.mgrid[:SIZE, :SIZE]
+    x, y = rng.uniform(10, 22, (2, BATCH_SIZE, 1, 1))
+    square = (xs - x) ** 2 + (ys - y) ** 2
+    return {
+        "image": rng.integers(0, 256, (BATCH_SIZE, SIZE, SIZE, 3), dtype=np.uint8),
+        "disc_mask": (square < 50).astype(np.uint8),
+        "cup_mask": (square < 15).astype(np.uint8),
+        "fovea_xy": rng.uniform(4, 28, (BATCH_SIZE, 2)).astype(np.float32),
+        "glaucoma": rng.integers(0, 2, BATCH_SIZE).astype(np.float32),
+        "has_label": LABELS[seed % STEPS].T.copy(),
+    }
+
+
+def fresh_state(model, optimizer):
+    """A state drawn in NumPy: compiling an initialisation takes longer than training.
+
+    Tracing `init` still shows that it works outside `jax.pmap` for a model that knows
+    of its axis.
+    """
+    rng = np.random.default_rng(0)
+
+    def leaf(path, shape):
+        if path[-1].key == "kernel":
+            bound = np.sqrt(6 / np.prod(shape.shape[:-1]))
+            return rng.uniform(-bound, bound, shape.shape).astype(np.float32)
+        return np.full(shape.shape, path[-1].key in ("scale", "var"), np.float32)
+
+    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 32, 32, 3)))
+    variables = jax.tree_util.tree_map_with_path(leaf, shapes)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        **variables,
+        opt_state=jax.jit(optimizer.init)(variables["params"]),
+        key=jax.random.key(7),
+    )
+
+
+def build(axis_name):
+    """Everything random is on: dropout and augmentation."""
+    model = MultiTaskUNet(encoder="vgg13", width=1 / 16, axis_name=axis_name)
+    # `eps` keeps the rounding noise of gradients that are zero from growing to steps
+    # of full size.
+    optimizer = optim.independent(optax.adam(1e-3, eps=1e-2), len(tasks.NAMES))
+    augment = Augmentation(
+        flip_horizontal=True, rotation=20.0, scale=0.1, shift=0.1, colour=0.2
+    )
+    step = steps.sequential_step(
+        model, tasks.build(), optimizer, axis_name=axis_name, augment=augment
+    )
+    evaluation = steps.evaluation_step(model, tasks.build())
+    return fresh_state(model, optimizer), step, evaluation
+
+
+def as_lists(tree):
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64).tolist(), tree)
+
+
+def train_without_devices():
+    """Plain `jax.jit`: the reference."""
+    state, step, evaluation = build(axis_name=None)
+    step, history = jax.jit(step), []
+    for seed in range(STEPS):
+        state, metrics = step(state, make_batch(seed))
+        history.append(metrics)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    logits, losses = jax.jit(evaluation)(variables, make_batch(STEPS))
+    return as_lists({"history": history, "logits": logits, "losses": losses})
+
+
+def train_on_all_devices():
+    state, step, evaluation = build(parallel.AXIS)
+    state, step = parallel.replicate(state), parallel.map_step(step)
+    history, spread = [], []
+    for seed in range(STEPS):
+        state, metrics = step(state, parallel.shard(make_batch(seed)))
+        spread.append(
+            max(np.ptp(np.asarray(v), axis=0).max() for v in metrics.values())
+        )
+        history.append(parallel.unreplicate(metrics))
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    copies = [np.ptp(np.asarray(x), axis=0).max() for x in jax.tree.leaves(variables)]
+    outputs = parallel.map_evaluation(evaluation)(
+        variables, parallel.shard(make_batch(STEPS))
+    )
+    logits, losses = parallel.gather(outputs)
+    return as_lists(
+        {
+            "history": history,
+            "logits": logits,
+            "losses": losses,
+            "spread": [max(spread), max(copies)],
+            "step": parallel.unreplicate(state).step,
+        }
+    )
+
+
+def trips():
+    """What there and back makes of some arrays and keys."""
+    tree = {
+        "numbers": jnp.arange(6.0).reshape(2, 3),
+        "step": jnp.int32(5),
+        "typed": jax.random.key(3),
+        "raw": jax.random.PRNGKey(4),
+    }
+    replicas = parallel.replicate(tree)
+    back = parallel.unreplicate(replicas)
+    batch = make_batch(0)
+    shares = parallel.shard(batch)
+    same = parallel.gather(parallel.map_evaluation(lambda _, x: x)(tree_of(), shares))
+    return {
+        "replicas": {k: list(v.shape) for k, v in replicas.items()},
+        "back": as_lists({**back, "typed": jax.random.key_data(back["typed"])}),
+        "typed_draws": as_lists(jax.random.normal(back["typed"], (3,))),
+        "shares": {k: list(v.shape) for k, v in shares.items()},
+        "same": all(np.array_equal(same[k], batch[k]) for k in batch),
+        "dtypes": {k: str(v.dtype) for k, v in same.items()},
+    }
+
+
+def tree_of():
+    return {"params": np.zeros((jax.local_device_count(), 1))}
+
+
+def refusals():
+    answers = {}
+    for size in (8, 4, 10, 3):
+        try:
+            parallel.check_batch_size(size)
+            answers[size] = None
+        except UserError as error:
+            answers[size] = str(error)
+    return answers
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """What four devices and what one computed, both at the same time."""
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}",
+    }
+    with subprocess.Popen(
+        [sys.executable, __file__],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        one = train_without_devices()
+        out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    return types.SimpleNamespace(one=one, four=json.loads(out.splitlines()[-1]))
+
+
+def test_four_devices_were_simulated(runs):
+    assert runs.four["devices"] == DEVICES
+
+
+def test_every_step_has_the_losses_of_one_device(runs):
+    for one, four in zip(runs.one["history"], runs.four["history"], strict=True):
+        np.testing.assert_allclose(four["loss"], one["loss"], atol=1e-5)
+        np.testing.assert_array_equal(four["num_labels"], one["num_labels"])
+    # The reference is worth comparing with: losses of labelled tasks, zero of others.
+    losses = np.array([metrics["loss"] for metrics in runs.one["history"]])
+    np.testing.assert_array_equal(losses == 0, ~LABELS.any(-1))
+
+
+def test_the_trained_network_has_the_logits_of_one_device(runs):
+    for output in ("logits", "losses"):
+        for name in tasks.NAMES:
+            np.testing.assert_allclose(
+                runs.four[output][name], runs.one[output][name], atol=1e-5
+            )
+    assert np.std(runs.one["logits"]["disc"]) > 1e-3
+
+
+def test_all_devices_have_the_same_state_and_metrics(runs):
+    assert runs.four["spread"] == [0, 0]
+    assert runs.four["step"] == STEPS
+
+
+def test_replicas_and_shares_come_back_as_they_were(runs):
+    four = runs.four["trips"]
+    assert four["replicas"] == {
+        "numbers": [DEVICES, 2, 3],
+        "step": [DEVICES],
+        "typed": [DEVICES],
+        "raw": [DEVICES, 2],
+    }
+    assert four["back"] == {
+        "numbers": [[0, 1, 2], [3, 4, 5]],
+        "step": 5,
+        "typed": jax.random.key_data(jax.random.key(3)).tolist(),
+        "raw": jax.random.PRNGKey(4).tolist(),
+    }
+    # What comes back is a key still.
+    draws = jax.random.normal(jax.random.key(3), (3,))
+    np.testing.assert_allclose(four["typed_draws"], draws, rtol=1e-6)
+    assert four["shares"]["image"] == [DEVICES, 2, SIZE, SIZE, 3]
+    assert four["shares"]["glaucoma"] == [DEVICES, 2]
+    assert four["same"]
+    assert four["dtypes"] == {k: str(v.dtype) for k, v in make_batch(0).items()}
+
+
+def test_a_batch_that_devices_cannot_share_is_refused_in_one_sentence(runs):
+    answers = runs.four["refusals"]
+    assert answers["8"] is answers["4"] is None
+    for size in ("10", "3"):
+        assert f"config.batch_size is {size}," in answers[size]
+        assert "multiple of 4." in answers[size]
+
+
+def test_one_device_takes_any_batch():
+    if jax.device_count() > 1:
+        pytest.skip("there are several devices")
+    for size in (1, 3, 8):
+        parallel.check_batch_size(size)
+    batch = make_batch(0)
+    shares = parallel.shard(batch)
+    assert all(share.shape == (1, *batch[k].shape) for k, share in shares.items())
+    back = parallel.gather(parallel.map_evaluation(lambda _, x: x)(tree_of(), shares))
+    for key in batch:
+        np.testing.assert_array_equal(back[key], batch[key])
+
+
+if __name__ == "__main__":
+    print(
+        json.dumps(
+            {
+                "devices": jax.local_device_count(),
+                "trips": trips(),
+                "refusals": refusals(),
+                **train_on_all_devices(),
+            }
+        )
+    )

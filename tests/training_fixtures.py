@@ -1,0 +1,195 @@
+"""Data sets and runs that several test files share: a pytest plugin.
+
+A test file asks for it by `pytest_plugins = ("training_fixtures",)`. Compiling is nearly
+all that a run of this size costs, so compiled programs, data and runs are shared by the
+workers of pytest-xdist, and tests keep to few different programs.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from PIL import Image
+
+from configs import default
+from mtl_jax import configuration
+from mtl_jax.data import folder, synthetic
+from mtl_jax.training import loop
+
+SIZE = 32
+BATCH_SIZE = 4
+# Three whole batches of training images; one image is left out of every epoch.
+NUM_IMAGES = (13, 6, 6)
+STEPS_PER_EPOCH = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run; nobody writes to it."""
+
+    workdir: pathlib.Path
+    config: configuration.Config
+
+    def copy(self, place):
+        """A copy to write to."""
+        shutil.copytree(self.workdir, place)
+        return place
+
+
+@pytest.fixture(scope="session")
+def shared_dir(tmp_path_factory):
+    """A folder that all workers of this test session share."""
+    base = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        base = base.parent
+    place = base / "shared"
+    place.mkdir(exist_ok=True)
+    return place
+
+
+@contextlib.contextmanager
+def once(done, lock):
+    """True for the first of several processes; the others wait, then get False."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield not done.exists()
+
+
+@pytest.fixture(scope="session")
+def compiled(shared_dir):
+    """Environment of a process that shares compiled programs; this one does as well."""
+    settings = {
+        "jax_compilation_cache_dir": str(shared_dir / "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0.2,
+    }
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    # What compiled before the folder was named has settled that there is no cache.
+    compilation_cache.reset_cache()
+    return {
+        **os.environ,
+        **{name.upper(): str(value) for name, value in settings.items()},
+    }
+
+
+@pytest.fixture(scope="session")
+def synthetic_data(shared_dir):
+    """Data directory and name of a small synthetic data set."""
+    version_dir = synthetic.build(
+        shared_dir / "data",
+        image_size=SIZE,
+        num_images=NUM_IMAGES,
+        glaucoma_fraction=0.5,
+    )
+    return str(shared_dir / "data"), f"synthetic_fundus/{version_dir.parent.name}"
+
+
+@pytest.fixture(scope="session")
+def folder_data(shared_dir):
+    """Data directory and name of photographs of several sizes, annotated in part.
+
+    The training split has disc masks only, in the test split each image lacks something
+    else, and there is no validation split.
+    """
+    source = shared_dir / "photographs"
+    with once(source / "manifest.csv", shared_dir / "photographs.lock") as first:
+        if first:
+            write_photographs(source)
+    version_dir = folder.build(shared_dir / "data", source, image_size=SIZE)
+    return str(shared_dir / "data"), f"fundus_folder/{version_dir.parent.name}"
+
+
+def write_photographs(source):
+    """Photographs with bright discs, and their manifest."""
+    rng = np.random.default_rng(0)
+    source.mkdir(exist_ok=True)
+    lines = ["image_id,image,disc_mask,cup_mask,fovea_x,fovea_y,glaucoma,split"]
+    for i in range(11):
+        width, height = ((48, 40), (64, 64), (37, 51))[i % 3]
+        disc = np.zeros((height, width), np.uint8)
+        disc[10:24, 8:20] = 255
+        cup = np.zeros_like(disc)
+        cup[14 : 18 + i % 4, 11:17] = 255
+        picture = rng.integers(40, 90, (height, width, 3), dtype=np.uint8)
+        picture[disc > 0] += 100
+        for name, array in (("p", picture), ("d", disc), ("c", cup)):
+            Image.fromarray(array).save(source / f"{name}{i}.png")
+        if i < 5:
+            cells = [f"d{i}.png", "", "", "", "", "train"]
+        else:
+            cells = [
+                "" if i == 5 else f"d{i}.png",
+                "" if i == 6 else f"c{i}.png",
+                *(("", "") if i == 7 else (f"{20 + i}.25", "30.5")),
+                "" if i == 8 else str(i % 2),
+                "test",
+            ]
+        lines.append(",".join([f"eye{i}", f"p{i}.png", *cells]))
+    (source / "manifest.csv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="session")
+def make_config(synthetic_data):
+    """A function that makes the config of a small run, given fields by dotted name."""
+
+    def make(fields=None, **top_level):
+        config = default.get_config()
+        config.data.data_dir, config.data.dataset = synthetic_data
+        config.model.encoder = "vgg13"
+        config.model.width = 1 / 16
+        config.model.norm_momentum = 0.5
+        config.optimizer.learning_rate = 1e-2
+        config.batch_size = BATCH_SIZE
+        config.num_epochs = 8
+        config.validate_every = 2
+        config.update_from_flattened_dict({**(fields or {}), **top_level})
+        return config
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained(shared_dir, compiled):
+    """A function that trains once for all tests and workers, and returns the `Run`."""
+
+    def train(name, config):
+        workdir = shared_dir / name
+        with once(workdir, shared_dir / f"{name}.lock") as first:
+            if first:
+                loop.train(config, shared_dir / f"{name}.unfinished")
+                os.replace(shared_dir / f"{name}.unfinished", workdir)
+        return Run(workdir, config)
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def tiny_run(trained, make_config):
+    """All four tasks on the synthetic data: 8 epochs of 3 steps, validated every 2."""
+    return trained("tiny_run", make_config())
+
+
+@pytest.fixture(scope="session")
+def glaucoma_run(trained, make_config):
+    """The encoder alone, validated in each of 6 epochs."""
+    config = make_config(
+        {"evaluation.score": "loss"},
+        tasks=("glaucoma",),
+        num_epochs=6,
+        validate_every=1,
+    )
+    return trained("glaucoma_run", config)
+
+
+@pytest.fixture(scope="session")
+def fovea_run(trained, make_config):
+    """One dense task, validated in each of 2 epochs."""
+    config = make_config(tasks=("fovea",), num_epochs=2, validate_every=1)
+    return trained("fovea_run", config)
