@@ -4,6 +4,7 @@ A checkpoint holds, as separate items, the network (all that evaluation needs), 
 optimizer, the position in the data, and a record of the config and the scores.
 """
 
+import json
 import pathlib
 from typing import Any
 
@@ -17,8 +18,6 @@ from mtl_jax.training.state import TrainState
 
 # Two, so that a run whose last checkpoint was damaged can go on from the one before.
 NUM_LATEST = 2
-
-_READ_ERRORS = (ValueError, OSError, KeyError, TypeError, jax.errors.JaxRuntimeError)
 
 
 class Checkpoints:
@@ -34,6 +33,7 @@ class Checkpoints:
     @property
     def _manager(self) -> ocp.CheckpointManager:
         if self._opened is None:
+            self._check_scores()
             keep = ocp.checkpoint_managers
             self._opened = ocp.CheckpointManager(
                 self._directory,
@@ -154,14 +154,22 @@ class Checkpoints:
         if self._opened is not None:
             self._opened.close()
 
+    def _check_scores(self) -> None:
+        """Names a checkpoint whose scores Orbax would fail to read on opening."""
+        for path in self._directory.glob("*/metrics/metrics"):
+            step = path.parents[1].name
+            if step.isdigit():
+                self._read(int(step), lambda path=path: json.loads(path.read_text()))
+
     def _read(self, step: int, read: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return read(*args, **kwargs)
-        except _READ_ERRORS as error:
+        # Orbax meets damage with many kinds of exception, a plain `Exception` among them.
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             raise UserError(
                 f"The checkpoint {self.path(step)} is damaged or of another version; "
-                "delete that folder to fall back on an earlier one "
-                f"({type(error).__name__}: {str(error).strip().splitlines()[0][:200]})."
+                f"delete that folder to fall back on an earlier one ({reason})."
             ) from error
 
 

@@ -3,18 +3,19 @@
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
 import tqdm
-from absl import logging
 
 from mtl_jax import configuration, files
 from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import scoring
+from mtl_jax.evaluation.vcdr import VcdrClassifier
 from mtl_jax.tasks import Task
 from mtl_jax.training import parallel
 from mtl_jax.training import step as steps
@@ -39,14 +40,8 @@ def train(
     """
     configuration.check(config)
     parallel.check_batch_size(config.batch_size)
-    dataset = pipeline.open_dataset(config.data.data_dir, config.data.dataset)
-    train_table = pipeline.Table(dataset, "train")
-    validation_table = None
-    if "validation" in dataset.info.splits:
-        validation_table = pipeline.Table(dataset, "validation")
-    epoch_steps = pipeline.steps_per_epoch(train_table, config.batch_size)
-    image_size = pipeline.image_size(dataset)
-
+    splits = _open_splits(config)
+    epoch_steps = pipeline.steps_per_epoch(splits.train, config.batch_size)
     workdir = pathlib.Path(workdir)
     checkpoints = Checkpoints(workdir)
     _claim_workdir(workdir, config, checkpoints, resume)
@@ -54,21 +49,11 @@ def train(
     tasks = configuration.create_tasks(config)
     model = configuration.create_model(config, parallel.AXIS)
     optimizer = configuration.create_optimizer(config, epoch_steps)
-    state = steps.create_train_state(
-        model, optimizer, jax.random.key(config.seed), image_size
-    )
-    batches = pipeline.training_batches(train_table, config.batch_size, config.seed)
-    classifier = scoring.fit_vcdr_classifier(train_table, config.evaluation.vcdr_C)
-    metadata = {
-        "config": configuration.to_json(config),
-        "image_size": image_size,
-        "vcdr_classifier": classifier and classifier._asdict(),
-    }
+    state = steps.create_train_state(model, optimizer, jax.random.key(config.seed))
+    batches = pipeline.training_batches(splits.train, config.batch_size, config.seed)
     if (latest := checkpoints.latest()) is not None:
         state, _ = checkpoints.restore(latest, state, batches)
-        logging.info("going on from step %d", latest)
-
-    log = MetricLog(workdir, int(state.step))
+    done = int(state.step)
     train_step = parallel.map_step(
         steps.sequential_step(
             model,
@@ -78,63 +63,99 @@ def train(
             augment=configuration.create_augmentation(config),
         )
     )
+    classifier = scoring.fit_vcdr_classifier(splits.train, config.evaluation.vcdr_C)
+    validate = _create_validation(config, splits, model, tasks, classifier)
+    metadata = {
+        "config": configuration.to_json(config),
+        "image_size": splits.image_size,
+        "vcdr_classifier": classifier and classifier._asdict(),
+    }
+
+    state = parallel.replicate(state)
+    log = MetricLog(workdir, done)
+    progress = tqdm.tqdm(
+        total=config.num_epochs * epoch_steps,
+        initial=done,
+        desc="training",
+        unit="step",
+        mininterval=1 if sys.stderr.isatty() else 20,
+    )
+    try:
+        for epoch in range(done // epoch_steps + 1, config.num_epochs + 1):
+            watch = _Watch(tasks, checkpoints)
+            for _ in range(epoch_steps):
+                state, metrics = train_step(state, parallel.shard(next(batches)))
+                progress.update()
+                watch.add(progress.n, metrics)
+            summary = watch.summary(config.batch_size)
+            progress.set_postfix(_brief(summary))
+            log.write(progress.n, epoch, summary)
+            if epoch % config.validate_every == 0 or epoch == config.num_epochs:
+                validation = validate(state)
+                log.write(
+                    progress.n,
+                    epoch,
+                    {f"validation/{name}": value for name, value in validation.items()},
+                )
+                details = {
+                    "epoch": epoch,
+                    "seconds_per_step": summary["train/seconds_per_step"],
+                    "validation": validation,
+                }
+                checkpoints.save(
+                    parallel.unreplicate(state),
+                    batches,
+                    metadata | details,
+                    validation.get("score"),
+                )
+    finally:
+        progress.close()
+        log.close()
+        checkpoints.close()
+
+
+class _Splits(NamedTuple):
+    train: pipeline.Table
+    validation: pipeline.Table | None
+    image_size: int
+
+
+def _open_splits(config: configuration.Config) -> _Splits:
+    dataset = pipeline.open_dataset(config.data.data_dir, config.data.dataset)
+    validation = None
+    if "validation" in dataset.info.splits:
+        validation = pipeline.Table(dataset, "validation")
+    train = pipeline.Table(dataset, "train")
+    return _Splits(train, validation, pipeline.image_size(dataset))
+
+
+def _create_validation(
+    config: configuration.Config,
+    splits: _Splits,
+    model: nn.Module,
+    tasks: Sequence[Task],
+    classifier: VcdrClassifier | None,
+) -> Callable[[TrainState], dict[str, float | None]]:
+    """What scores a replicated state; it says nothing without a validation split."""
+    if splits.validation is None:
+        return lambda state: {}
     network = parallel.map_evaluation(steps.evaluation_step(model, tasks))
 
-    def validate(state: TrainState) -> dict[str, Any]:
+    def validate(state):
         variables = {"params": state.params, "batch_stats": state.batch_stats}
 
         def outputs(batch):
             return parallel.gather(network(variables, parallel.shard(batch)))
 
         rows = scoring.score_split(
-            outputs, validation_table, config.batch_size, classifier
+            outputs, splits.validation, config.batch_size, classifier
         )
-        return scoring.summarize(rows)
+        summary = scoring.summarize(rows)
+        del summary["num_images"]
+        score = scoring.score_of(summary, config.evaluation.score, splits.image_size)
+        return {**summary, "score": score}
 
-    first_epoch = int(state.step) // epoch_steps
-    state = parallel.replicate(state)
-    progress = tqdm.tqdm(
-        total=config.num_epochs * epoch_steps,
-        initial=first_epoch * epoch_steps,
-        desc="training",
-        unit="step",
-        mininterval=1 if sys.stderr.isatty() else 20,
-    )
-    try:
-        for epoch in range(first_epoch + 1, config.num_epochs + 1):
-            watch = _Watch(tasks, checkpoints)
-            for _ in range(epoch_steps):
-                batch = parallel.shard(next(batches))
-                state, metrics = train_step(state, batch)
-                watch.add(progress.n + 1, metrics)
-                progress.update()
-            summary = watch.summary(config.batch_size)
-            progress.set_postfix(_brief(summary))
-            log.write(progress.n, epoch, summary)
-            if epoch % config.validate_every and epoch != config.num_epochs:
-                continue
-            _check_finite(state, progress.n, checkpoints)
-            score, validation = None, {}
-            if validation_table is not None:
-                validation = validate(state)
-                score = scoring.score_of(
-                    validation, config.evaluation.score, image_size
-                )
-                validation |= {"score": score}
-                validation.pop("num_images")
-                values = {f"validation/{k}": v for k, v in validation.items()}
-                log.write(progress.n, epoch, values)
-            seconds = {"seconds_per_step": summary["train/seconds_per_step"]}
-            checkpoints.save(
-                parallel.unreplicate(state),
-                batches,
-                {**metadata, **seconds, "epoch": epoch, "validation": validation},
-                score,
-            )
-    finally:
-        progress.close()
-        log.close()
-        checkpoints.close()
+    return validate
 
 
 class _Watch:

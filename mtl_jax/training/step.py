@@ -22,14 +22,15 @@ def create_train_state(
     model: nn.Module,
     optimizer: optim.SequentialOptimizer,
     key: jax.Array,
-    image_size: int = 32,
 ) -> TrainState:
-    """Fresh parameters and optimizer states; the image size does not matter to them."""
+    """Fresh parameters, statistics and optimizer states; no image size is in them."""
     init_key, step_key = jax.random.split(key)
-    images = jnp.zeros((1, image_size, image_size, 3))
-    # XLA's CPU backend takes a second or two to optimise each layer's random draw, and
-    # this program runs once.
-    options = {"xla_backend_optimization_level": 0}
+    images = jnp.zeros((1, 32, 32, 3))
+    options = {}
+    if jax.default_backend() == "cpu":
+        # XLA takes a second or two to optimise each layer's random draw there, and this
+        # program runs once.
+        options["xla_backend_optimization_level"] = 0
     variables = jax.jit(model.init, compiler_options=options)(init_key, images)
     return TrainState(
         step=jnp.zeros((), jnp.int32),

@@ -18,10 +18,10 @@ pytest_plugins = ("training_fixtures",)
 
 def state_at(step, batch_stats=()):
     return TrainState(
-        step=np.int32(step),
+        step=np.asarray(step, np.int32),
         params={"w": np.arange(3, dtype=np.float32) + step},
         batch_stats={name: np.full(2, step, np.float32) for name in batch_stats},
-        opt_state=({"mu": np.full((4, 3), step / 7, np.float32)}, np.int32(step)),
+        opt_state=({"mu": np.full((4, 3), step / 7, np.float32)}, np.asarray(step)),
         key=jax.random.key(step),
     )
 
@@ -160,9 +160,6 @@ DAMAGE = {
     "binary in the record": lambda folder: (folder / "metadata/metadata").write_bytes(
         b"\xff\xfe\x00"
     ),
-    "record of something else": lambda folder: (
-        folder / "metadata/metadata"
-    ).write_text("{}"),
 }
 
 
@@ -193,6 +190,8 @@ def test_going_on_from_the_checkpoint_before_a_damaged_one(
     workdir = glaucoma_run.copy(tmp_path / "run")
     folder = step_folder(workdir)
     damaged = largest(folder / part)
+    if part == "data":
+        (damaged,) = (folder / part).glob("*.json")
     whole = damaged.read_bytes()
     truncate(damaged)
     with pytest.raises(UserError, match=f"{folder} is damaged.*delete that folder"):

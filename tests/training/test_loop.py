@@ -1,0 +1,350 @@
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from training_fixtures import BATCH_SIZE, SIZE, STEPS_PER_EPOCH
+
+from mtl_jax import configuration
+from mtl_jax.data import pipeline
+from mtl_jax.errors import UserError
+from mtl_jax.training import loop
+from mtl_jax.training import step as steps
+from mtl_jax.training.checkpoints import Checkpoints
+
+pytest_plugins = ("training_fixtures",)
+
+ROOT = pathlib.Path(__file__).parents[2]
+TIMES = ("train/seconds_per_step", "train/images_per_second")
+
+
+def metric_lines(workdir, without=()):
+    rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in row.items() if k not in without} for row in rows]
+
+
+def saved_steps(workdir):
+    folder = workdir / "checkpoints"
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir())
+
+
+def saved(workdir, step, item):
+    """An item of a checkpoint as Orbax finds it, without a template."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(workdir.absolute() / f"checkpoints/{step}/{item}")
+
+
+def assert_identical(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True
+    ):
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes(), path
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and "tensorboard" not in path.parts
+    }
+
+
+def test_what_a_run_leaves(tiny_run):
+    assert sorted(path.name for path in tiny_run.workdir.iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "metrics.jsonl",
+        "tensorboard",
+    ]
+    text = (tiny_run.workdir / "config.json").read_text()
+    stored = configuration.from_json(text)
+    assert configuration.differences(stored, tiny_run.config) == []
+
+
+def test_metrics_of_a_run(tiny_run):
+    rows = metric_lines(tiny_run.workdir)
+    training = [row for row in rows if "train/loss_disc" in row]
+    validation = [row for row in rows if "validation/auc" in row]
+    assert [(row["step"], row["epoch"]) for row in training] == [
+        (3 * epoch, epoch) for epoch in range(1, 9)
+    ]
+    assert [row["epoch"] for row in validation] == [2, 4, 6, 8]
+    for name in ("disc", "cup", "fovea"):
+        losses = [row[f"train/loss_{name}"] for row in training]
+        assert losses[-1] < 0.5 * losses[0]
+    for row in training:
+        product = row["train/seconds_per_step"] * row["train/images_per_second"]
+        assert product == pytest.approx(BATCH_SIZE)
+
+
+def test_logged_losses_are_the_means_over_the_epoch(tiny_run):
+    """The first epoch again, by the plain step under jit."""
+    config = tiny_run.config
+    table = pipeline.Table(
+        pipeline.open_dataset(config.data.data_dir, config.data.dataset), "train"
+    )
+    tasks = configuration.create_tasks(config)
+    model = configuration.create_model(config)
+    optimizer = configuration.create_optimizer(config, STEPS_PER_EPOCH)
+    state = steps.create_train_state(
+        model, optimizer, jax.random.key(config.seed), SIZE
+    )
+    step = jax.jit(steps.sequential_step(model, tasks, optimizer))
+    batches = pipeline.training_batches(table, BATCH_SIZE, config.seed)
+    losses = []
+    for _ in range(STEPS_PER_EPOCH):
+        state, metrics = step(state, next(batches))
+        losses.append(metrics["loss"])
+    first = metric_lines(tiny_run.workdir)[0]
+    logged = [first[f"train/loss_{task.name}"] for task in tasks]
+    np.testing.assert_allclose(np.mean(losses, axis=0), logged, rtol=2e-3)
+
+
+KILLED_RUN = """
+import os, pathlib, signal, sys, time
+from mtl_jax import configuration
+from mtl_jax.training import loop
+config = configuration.from_json(pathlib.Path(sys.argv[1]).read_text())
+workdir = pathlib.Path(sys.argv[2])
+whole = loop._Watch.add
+def add(watch, step, metrics):
+    if step == 20:
+        while not (workdir / "checkpoints/18").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGKILL)
+    whole(watch, step, metrics)
+loop._Watch.add = add
+loop.train(config, workdir)
+"""
+
+
+def test_a_killed_run_resumes_to_the_same_bits(tiny_run, compiled, tmp_path):
+    """Killed in the middle of epoch 7 of 8; the last checkpoint is of epoch 6."""
+    workdir = tmp_path / "run"
+    command = [sys.executable, "-c", KILLED_RUN]
+    finished = subprocess.run(
+        [*command, str(tiny_run.workdir / "config.json"), str(workdir)],
+        cwd=ROOT,
+        env=compiled,
+        capture_output=True,
+        check=False,
+    )
+    assert finished.returncode == -signal.SIGKILL, finished.stderr
+    assert saved_steps(workdir)[-1] == 18
+    # What such a kill may leave besides: a line cut short.
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2')
+
+    loop.train(tiny_run.config, workdir, resume=True)
+    assert saved_steps(workdir) == saved_steps(tiny_run.workdir)
+    for step in saved_steps(workdir):
+        for item in ("model", "optimizer"):
+            assert_identical(
+                saved(workdir, step, item), saved(tiny_run.workdir, step, item)
+            )
+        data = f"checkpoints/{step}/data/process_0-of-1.json"
+        assert (workdir / data).read_text() == (tiny_run.workdir / data).read_text()
+    assert metric_lines(workdir, TIMES) == metric_lines(tiny_run.workdir, TIMES)
+    assert (workdir / "config.json").read_text() == (
+        tiny_run.workdir / "config.json"
+    ).read_text()
+
+
+def test_a_seed_fixes_the_run(glaucoma_run, tmp_path):
+    loop.train(glaucoma_run.config, tmp_path / "again")
+    assert_identical(
+        saved(tmp_path / "again", 18, "model"), saved(glaucoma_run.workdir, 18, "model")
+    )
+    a, b = (metric_lines(w, TIMES) for w in (tmp_path / "again", glaucoma_run.workdir))
+    assert a == b
+
+
+def test_resuming_a_finished_run_changes_nothing(glaucoma_run, tmp_path):
+    workdir = glaucoma_run.copy(tmp_path / "run")
+    before = contents(workdir)
+    loop.train(glaucoma_run.config, workdir, resume=True)
+    assert contents(workdir) == before
+
+
+def test_resuming_where_nothing_is_begins(make_config, tmp_path):
+    config = make_config(tasks=("glaucoma",), num_epochs=1)
+    loop.train(config, tmp_path / "run", resume=True)
+    assert saved_steps(tmp_path / "run") == [3]
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_workdir_of_another_config_is_refused(glaucoma_run, tmp_path, resume):
+    workdir = glaucoma_run.copy(tmp_path / "run")
+    before = contents(workdir)
+    config = glaucoma_run.config.copy_and_resolve_references()
+    config.optimizer.learning_rate = 0.5
+    config.seed = 1
+    with pytest.raises(UserError) as caught:
+        loop.train(config, workdir, resume=resume)
+    assert f"{workdir} holds a run of another config" in str(caught.value)
+    assert "optimizer.learning_rate, seed)" in str(caught.value)
+    assert contents(workdir) == before
+
+
+def test_a_workdir_of_this_config_needs_resume(glaucoma_run, tmp_path):
+    workdir = glaucoma_run.copy(tmp_path / "run")
+    before = contents(workdir)
+    with pytest.raises(UserError, match="this config already.*--resume"):
+        loop.train(glaucoma_run.config, workdir)
+    assert contents(workdir) == before
+
+
+def test_a_workdir_that_is_a_file(make_config, tmp_path):
+    (tmp_path / "run").write_text("x")
+    with pytest.raises(UserError, match="run cannot be written.*another workdir"):
+        loop.train(make_config(tasks=("glaucoma",)), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"data.data_dir": "/nowhere"}, "There is no data set"),
+        ({"data.dataset": "fundus_folder/nothing"}, "There is no data set"),
+        ({"batch_size": 14}, "fewer than one batch of 14"),
+        ({"model.encoder": "vgg11"}, "vgg13, vgg16"),
+    ],
+)
+def test_what_cannot_be_trained_leaves_no_workdir(
+    make_config, tmp_path, fields, reason
+):
+    with pytest.raises(UserError, match=reason):
+        loop.train(make_config(fields), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_that_the_devices_cannot_share(make_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 3)
+    with pytest.raises(UserError, match="batch_size is 4, which 3 devices.*multiple"):
+        loop.train(make_config(), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def epoch_indices(table, epochs):
+    """The training images of each step, by their index in the split."""
+    everything = table.take(range(len(table)))["image"]
+    places = {image.tobytes(): i for i, image in enumerate(everything)}
+    batches = pipeline.training_batches(table, BATCH_SIZE, 0)
+    return [
+        {places[image.tobytes()] for image in next(batches)["image"]}
+        for _ in range(epochs * STEPS_PER_EPOCH)
+    ]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(make_config, tmp_path, monkeypatch):
+    """One image has a broken annotation, and its turn comes after the first epoch."""
+    config = make_config(tasks=("fovea",), num_epochs=8, validate_every=1)
+    table = pipeline.Table(
+        pipeline.open_dataset(config.data.data_dir, config.data.dataset), "train"
+    )
+    used = epoch_indices(table, 8)
+    (broken,) = set(range(len(table))) - set.union(*used[:STEPS_PER_EPOCH])
+    stop = 1 + next(i for i, members in enumerate(used) if broken in members)
+    last = (stop - 1) // STEPS_PER_EPOCH * STEPS_PER_EPOCH
+    assert 3 <= last < stop < 24
+    whole = pipeline.Table.take
+
+    def take(self, indices):
+        batch = whole(self, indices)
+        if self.name.endswith("train"):
+            batch["fovea_xy"][np.asarray(indices) == broken] = np.nan
+        return batch
+
+    monkeypatch.setattr(pipeline.Table, "take", take)
+    workdir = tmp_path / "run"
+    with pytest.raises(UserError) as caught:
+        loop.train(config, workdir)
+    message = str(caught.value)
+    assert message.startswith(f"The fovea loss of step {stop} is nan;")
+    assert f"last good checkpoint: {workdir / 'checkpoints' / str(last)})" in message
+    assert saved_steps(workdir)[-1] == last
+    for step in saved_steps(workdir):
+        for leaf in jax.tree.leaves(saved(workdir, step, "model")):
+            assert np.isfinite(leaf).all()
+    assert {row["step"] for row in metric_lines(workdir)} == set(range(3, last + 1, 3))
+
+    # Mended, the run goes on from there.
+    monkeypatch.undo()
+    loop.train(config, workdir, resume=True)
+    assert saved_steps(workdir)[-1] == 24
+    assert [row["step"] for row in metric_lines(workdir)] == [
+        step for step in range(3, 25, 3) for _ in ("train", "validation")
+    ]
+
+
+def test_parameters_that_are_not_finite_are_not_saved(make_config, tmp_path):
+    """The only step of the epoch has a finite loss and spoils the network."""
+    config = make_config(
+        {"optimizer.name": "sgd", "optimizer.learning_rate": 1e39},
+        tasks=("glaucoma",),
+        batch_size=13,
+    )
+    config.validate_every = 1
+    with pytest.raises(UserError, match=r"after step 1 are not finite.*checkpoint: no"):
+        loop.train(config, tmp_path / "run")
+    assert saved_steps(tmp_path / "run") == []
+
+
+def test_partial_labels_and_no_validation_split(make_config, folder_data, tmp_path):
+    """Photographs with disc masks alone, in a network for all four tasks."""
+    data_dir, dataset = folder_data
+    config = make_config(
+        {"data.data_dir": data_dir, "data.dataset": dataset}, num_epochs=6
+    )
+    workdir = tmp_path / "run"
+    loop.train(config, workdir)
+    # Five images are one batch. Without scores, the last two checkpoints stay.
+    assert saved_steps(workdir) == [4, 6]
+    checkpoints = Checkpoints(workdir)
+    assert checkpoints.best() == checkpoints.latest() == 6
+    metadata = checkpoints.restore_metadata(6)
+    checkpoints.close()
+    assert metadata["vcdr_classifier"] is None
+    assert metadata["validation"] == {}
+
+    rows = metric_lines(workdir)
+    assert len(rows) == 6
+    for row in rows:
+        assert [row[f"train/loss_{name}"] for name in ("glaucoma", "cup", "fovea")] == [
+            None
+        ] * 3
+    assert rows[-1]["train/loss_disc"] < rows[0]["train/loss_disc"]
+
+    model = configuration.create_model(config)
+    optimizer = configuration.create_optimizer(config, 1)
+    fresh = steps.create_train_state(model, optimizer, jax.random.key(0), SIZE)
+    params = saved(workdir, 6, "model")["params"]
+    for name in ("glaucoma", "cup", "fovea"):
+        assert_identical(params[f"head_{name}"], dict(fresh.params[f"head_{name}"]))
+    for name in ("head_disc", "encoder", "decoder"):
+        for x, y in zip(
+            jax.tree.leaves(params[name]),
+            jax.tree.leaves(fresh.params[name]),
+            strict=True,
+        ):
+            assert (np.asarray(x) != np.asarray(y)).any()
+
+
+def test_interrupted_before_its_first_checkpoint(make_config, tmp_path):
+    """Such a workdir holds no work yet: the same command may be given again."""
+    config = make_config(tasks=("glaucoma",), num_epochs=1)
+    (tmp_path / "run").mkdir()
+    text = configuration.to_json(config)
+    (tmp_path / "run" / "config.json").write_text(text)
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "epoch": 1}\n')
+    loop.train(config, tmp_path / "run")
+    assert [row["step"] for row in metric_lines(tmp_path / "run")] == [3, 3]
+    assert os.listdir(tmp_path / "run" / "checkpoints") == ["3"]
