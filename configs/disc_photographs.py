@@ -19,8 +19,8 @@ def get_config():
     config.model.norm_momentum = 0.95
     config.optimizer.learning_rate = 3e-3
     config.optimizer.schedule = "cosine"
-    config.num_epochs = 200
-    config.validate_every = 20
+    config.num_epochs = 150
+    config.validate_every = 30
     config.augmentation.flip_horizontal = True
     config.augmentation.flip_vertical = True
     config.augmentation.rotation = 30.0

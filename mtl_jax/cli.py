@@ -1,5 +1,8 @@
 """What all scripts share: how they end."""
 
+import argparse
+import pathlib
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -30,7 +33,34 @@ def run(main: Callable[[], int | None]) -> None:
             return 130
 
     logging.set_verbosity(logging.WARNING)
-    app.run(guarded)
+    app.run(guarded, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parses flags, with a sentence where ml_collections would give a traceback."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    config = parser.parse_known_args(argv[1:])[0].config
+    if config is not None and not pathlib.Path(config.split(":")[0]).is_file():
+        print(
+            f"error: There is no config file {config!r}; see configs/.", file=sys.stderr
+        )
+        sys.exit(2)
+    try:
+        return app.parse_flags_with_usage(argv)
+    except AttributeError as error:
+        # Its text begins with the name of the field.
+        name = re.search(r"\w*", str(error).lstrip("'\"\\"))[0]
+        for argument in argv:
+            flag = argument.split("=")[0]
+            if name in flag.split(".")[1:]:
+                print(
+                    f"error: {flag} names a field that the config does not have; "
+                    "configs/default.py lists them all.",
+                    file=sys.stderr,
+                )
+                sys.exit(2)
+        raise
 
 
 def required(flag: flags.FlagHolder) -> Any:

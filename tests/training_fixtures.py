@@ -1,8 +1,8 @@
 """Data sets and runs that several test files share: a pytest plugin.
 
-A test file asks for it by `pytest_plugins = ("training_fixtures",)`. Compiling is nearly
-all that a run of this size costs, so compiled programs, data and runs are shared by the
-workers of pytest-xdist, and tests keep to few different programs.
+A test file asks for it by `pytest_plugins = ("training_fixtures",)`. Compiling is
+nearly all that a run of this size costs, so compiled programs, data and runs are shared
+by the workers of pytest-xdist, and tests keep to few different programs.
 """
 
 import contextlib

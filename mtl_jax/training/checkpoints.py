@@ -164,7 +164,7 @@ class Checkpoints:
     def _read(self, step: int, read: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return read(*args, **kwargs)
-        # Orbax meets damage with many kinds of exception, a plain `Exception` among them.
+        # Orbax meets damage with many kinds of exception, plain `Exception` among them.
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             raise UserError(

@@ -91,12 +91,10 @@ def train(
             progress.set_postfix(_brief(summary))
             log.write(progress.n, epoch, summary)
             if epoch % config.validate_every == 0 or epoch == config.num_epochs:
-                validation = validate(state)
-                log.write(
-                    progress.n,
-                    epoch,
-                    {f"validation/{name}": value for name, value in validation.items()},
-                )
+                _check_finite(state, progress.n, checkpoints)
+                if validation := validate(state):
+                    values = {f"validation/{k}": v for k, v in validation.items()}
+                    log.write(progress.n, epoch, values)
                 details = {
                     "epoch": epoch,
                     "seconds_per_step": summary["train/seconds_per_step"],

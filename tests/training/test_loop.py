@@ -6,12 +6,13 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from training_fixtures import BATCH_SIZE, SIZE, STEPS_PER_EPOCH
+from training_fixtures import BATCH_SIZE, STEPS_PER_EPOCH
 
-from mtl_jax import configuration
+from mtl_jax import configuration, tasks
 from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
 from mtl_jax.training import loop
@@ -86,27 +87,29 @@ def test_metrics_of_a_run(tiny_run):
         assert product == pytest.approx(BATCH_SIZE)
 
 
-def test_logged_losses_are_the_means_over_the_epoch(tiny_run):
-    """The first epoch again, by the plain step under jit."""
-    config = tiny_run.config
-    table = pipeline.Table(
-        pipeline.open_dataset(config.data.data_dir, config.data.dataset), "train"
-    )
-    tasks = configuration.create_tasks(config)
-    model = configuration.create_model(config)
-    optimizer = configuration.create_optimizer(config, STEPS_PER_EPOCH)
-    state = steps.create_train_state(
-        model, optimizer, jax.random.key(config.seed), SIZE
-    )
-    step = jax.jit(steps.sequential_step(model, tasks, optimizer))
-    batches = pipeline.training_batches(table, BATCH_SIZE, config.seed)
-    losses = []
-    for _ in range(STEPS_PER_EPOCH):
-        state, metrics = step(state, next(batches))
-        losses.append(metrics["loss"])
-    first = metric_lines(tiny_run.workdir)[0]
-    logged = [first[f"train/loss_{task.name}"] for task in tasks]
-    np.testing.assert_allclose(np.mean(losses, axis=0), logged, rtol=2e-3)
+def test_summary_of_an_epoch(tmp_path):
+    """The losses of a task are averaged over the steps that had labels of it."""
+    watch = loop._Watch(tasks.build(), Checkpoints(tmp_path))
+    for step, (loss, labels) in enumerate(
+        [([1, 2, 0, 9], [4, 4, 0, 1]), ([2, 4, 0, 0], [4, 4, 0, 0])], start=1
+    ):
+        metrics = {"loss": jnp.array([loss]) / 2, "num_labels": jnp.array([labels])}
+        watch.add(step, metrics)
+    summary = watch.summary(batch_size=4)
+    losses = [summary[f"train/loss_{name}"] for name in tasks.NAMES]
+    assert losses == [0.75, 1.5, None, 4.5]
+    assert summary["train/images_per_second"] * summary[
+        "train/seconds_per_step"
+    ] == pytest.approx(4)
+
+
+@pytest.mark.parametrize("loss", [np.nan, np.inf, -np.inf])
+def test_the_task_of_a_loss_that_is_not_finite_is_named(tmp_path, loss):
+    watch = loop._Watch(tasks.build(), Checkpoints(tmp_path))
+    losses = jnp.array([[0.5, 0.5, loss, 0.5]])
+    watch.add(8, {"loss": losses, "num_labels": jnp.array([[4, 4, 4, 4]])})
+    with pytest.raises(UserError, match=f"The cup loss of step 8 is {loss};.*: none"):
+        watch.summary(batch_size=4)
 
 
 KILLED_RUN = """
@@ -285,6 +288,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(make_config, tmp_path, monkeypa
     ]
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 def test_parameters_that_are_not_finite_are_not_saved(make_config, tmp_path):
     """The only step of the epoch has a finite loss and spoils the network."""
     config = make_config(
@@ -325,7 +329,7 @@ def test_partial_labels_and_no_validation_split(make_config, folder_data, tmp_pa
 
     model = configuration.create_model(config)
     optimizer = configuration.create_optimizer(config, 1)
-    fresh = steps.create_train_state(model, optimizer, jax.random.key(0), SIZE)
+    fresh = steps.create_train_state(model, optimizer, jax.random.key(0))
     params = saved(workdir, 6, "model")["params"]
     for name in ("glaucoma", "cup", "fovea"):
         assert_identical(params[f"head_{name}"], dict(fresh.params[f"head_{name}"]))

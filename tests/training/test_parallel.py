@@ -80,7 +80,9 @@ def fresh_state(model, optimizer):
         if path[-1].key == "kernel":
             bound = np.sqrt(6 / np.prod(shape.shape[:-1]))
             return rng.uniform(-bound, bound, shape.shape).astype(np.float32)
-        return np.full(shape.shape, path[-1].key in ("scale", "var"), np.float32)
+        start = 1.0 if path[-1].key in ("scale", "var") else 0.0
+        noise = rng.uniform(-0.2, 0.2, shape.shape)
+        return (start + noise).astype(np.float32)
 
     shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 32, 32, 3)))
     variables = jax.tree_util.tree_map_with_path(leaf, shapes)
@@ -95,9 +97,9 @@ def fresh_state(model, optimizer):
 def build(axis_name):
     """Everything random is on: dropout and augmentation."""
     model = MultiTaskUNet(encoder="vgg13", width=1 / 16, axis_name=axis_name)
-    # `eps` keeps the rounding noise of gradients that are zero from growing to steps
-    # of full size.
-    optimizer = optim.independent(optax.adam(1e-3, eps=1e-2), len(tasks.NAMES))
+    # Not Adam, which makes steps of full size of rounding noise: devices that share a
+    # batch add up in another order.
+    optimizer = optim.independent(optax.sgd(3e-3, momentum=0.9), len(tasks.NAMES))
     augment = Augmentation(
         flip_horizontal=True, rotation=20.0, scale=0.1, shift=0.1, colour=0.2
     )
@@ -215,7 +217,7 @@ def test_four_devices_were_simulated(runs):
 
 def test_every_step_has_the_losses_of_one_device(runs):
     for one, four in zip(runs.one["history"], runs.four["history"], strict=True):
-        np.testing.assert_allclose(four["loss"], one["loss"], atol=1e-5)
+        np.testing.assert_allclose(four["loss"], one["loss"], rtol=1e-5, atol=1e-5)
         np.testing.assert_array_equal(four["num_labels"], one["num_labels"])
     # The reference is worth comparing with: losses of labelled tasks, zero of others.
     losses = np.array([metrics["loss"] for metrics in runs.one["history"]])

@@ -294,7 +294,7 @@ def test_as_unit_range_divides_uint8_only():
 
 def test_randomness_depends_on_key_and_step_alone(random_variables, tiny_batch):
     augment = Augmentation(flip_horizontal=True, rotation=20.0, brightness=0.3)
-    step, state = small(random_variables, dropout=0.5, augment=augment)
+    step, state = small(random_variables, ["disc"], dropout=0.5, augment=augment)
     first, again = step(state, tiny_batch), step(state, tiny_batch)
     assert_trees_equal(without_key(first[0]), without_key(again[0]))
     assert_trees_equal(first[1], again[1])

@@ -1,0 +1,469 @@
+import csv
+import itertools
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import scipy.ndimage
+import tensorflow_datasets as tfds
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+
+from mtl_jax.data import synthetic
+from mtl_jax.errors import UserError
+from mtl_jax.evaluation import evaluate, trained
+from mtl_jax.reporting.table import metrics_table
+
+pytest_plugins = ("training_fixtures",)
+
+METRICS = (
+    "auc",
+    "auc_fc",
+    "auc_vcdr",
+    "sensitivity_at_85_specificity",
+    "dice_disc",
+    "dice_cup",
+    "vcdr_mae",
+    "fovea_error",
+    "fovea_error_native",
+)
+
+
+def evaluated(workdir, **options):
+    output, metrics = evaluate.evaluate(workdir, **options)
+    assert json.loads((output / "metrics.json").read_text()) == metrics
+    with (output / "per_image.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return SimpleNamespace(output=output, metrics=metrics, rows=rows, **options)
+
+
+@pytest.fixture(scope="module")
+def workdir(tiny_run, tmp_path_factory):
+    return tiny_run.copy(tmp_path_factory.mktemp("evaluated") / "run")
+
+
+@pytest.fixture(scope="module")
+def on_model(workdir):
+    return evaluated(workdir, split="test", resolution="model")
+
+
+@pytest.fixture(scope="module")
+def on_native(workdir, folder_data):
+    """Another data set: photographs of other sizes, annotated in part."""
+    data_dir, dataset = folder_data
+    return evaluated(
+        workdir,
+        split="test",
+        resolution="native",
+        data_dir=data_dir,
+        dataset=dataset,
+        checkpoint="latest",
+    )
+
+
+@pytest.fixture(scope="module")
+def on_discs(workdir, folder_data):
+    """Images with disc masks alone."""
+    return evaluated(workdir, split="train", dataset=folder_data[1])
+
+
+# The metrics anew: from the network's logits, by the definitions.
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-np.asarray(x, np.float64)))
+
+
+def raw_records(data, split):
+    data_dir, dataset = data
+    (version_dir,) = tfds.core.Path(data_dir, dataset).iterdir()
+    return list(tfds.builder_from_directory(version_dir).as_data_source(split))
+
+
+def raw_logits(network, records):
+    found = []
+    for start in range(0, len(records), network.batch_size):
+        chunk = [record["image"] for record in records[start:][: network.batch_size]]
+        images = np.zeros((network.batch_size, 32, 32, 3), np.uint8)
+        images[: len(chunk)] = chunk
+        logits, losses = network({"image": images})
+        assert losses == {}
+        found += [
+            {name: values[i] for name, values in logits.items()}
+            for i in range(len(chunk))
+        ]
+    return found
+
+
+def component(mask):
+    labels, count = scipy.ndimage.label(mask, np.ones((3, 3)))
+    if not count:
+        return np.zeros_like(mask)
+    areas = scipy.ndimage.sum(mask, labels, range(1, count + 1))
+    return labels == 1 + int(np.argmax(areas))
+
+
+def height(mask):
+    return int(mask.sum(0).max())
+
+
+def ratio(disc, cup):
+    return height(cup) / (height(disc | cup) + 1e-7)
+
+
+def dice(a, b):
+    return 2 * (a & b).sum() / (a.sum() + b.sum()) if a.any() or b.any() else 1.0
+
+
+def area_under_curve(scores, labels):
+    pairs = itertools.product(
+        [s for s, y in zip(scores, labels, strict=True) if y],
+        [s for s, y in zip(scores, labels, strict=True) if not y],
+    )
+    return np.mean([1.0 if p > n else 0.5 if p == n else 0.0 for p, n in pairs])
+
+
+def sensitivity(scores, labels, specificity=0.85):
+    scores, labels = np.array(scores), np.array(labels) > 0
+    best = {}
+    for threshold in [np.inf, *scores]:
+        positive = scores >= threshold
+        rate = positive[~labels].mean()
+        best[rate] = max(best.get(rate, 0), positive[labels].mean())
+    return np.interp(1 - specificity, sorted(best), [best[r] for r in sorted(best)])
+
+
+def true_classifier(data):
+    ratios, labels = [], []
+    for record in raw_records(data, "train"):
+        disc, cup = (record[f"{n}_mask"][..., 0] > 0 for n in ("disc", "cup"))
+        ratios.append([height(cup) / height(disc)])
+        labels.append(record["glaucoma"])
+    return LogisticRegression(C=1.0).fit(ratios, labels)
+
+
+def recompute(network, data, split, resolution, classifier):
+    records = raw_records(data, split)
+    per_image = []
+    for record, logits in zip(records, raw_logits(network, records), strict=True):
+        has = dict(
+            zip(("glaucoma", "disc", "cup", "fovea"), record["has_label"], strict=True)
+        )
+        native_height, native_width = record["native_size"]
+        prefix = "native_" if resolution == "native" else ""
+        masks = {}
+        for name in ("disc", "cup"):
+            probability = sigmoid(logits[name]).astype(np.float32)
+            if resolution == "native":
+                size = (int(native_width), int(native_height))
+                probability = np.asarray(
+                    Image.fromarray(probability).resize(size, Image.BILINEAR)
+                )
+            masks[name] = component(probability >= 0.5)
+            masks[f"true_{name}"] = record[f"{prefix}{name}_mask"][..., 0] > 0
+        weight = sigmoid(logits["fovea"])
+        ys, xs = np.mgrid[:32, :32]
+        x, y = np.average(xs, weights=weight), np.average(ys, weights=weight)
+        native_x = (x + 0.5) * native_width / 32 - 0.5
+        native_y = (y + 0.5) * native_height / 32 - 0.5
+        vcdr = ratio(masks["disc"], masks["cup"])
+        from_ratio = classifier.predict_proba([[vcdr]])[0, 1]
+        row = {
+            "image_id": record["image_id"].decode(),
+            "probability_fc": sigmoid(logits["glaucoma"]),
+            "probability_vcdr": from_ratio,
+            "probability": (sigmoid(logits["glaucoma"]) + from_ratio) / 2,
+            "vcdr": vcdr,
+            "fovea_x": native_x,
+            "fovea_y": native_y,
+        }
+        if has["glaucoma"]:
+            row["glaucoma"] = record["glaucoma"]
+        for name in ("disc", "cup"):
+            if has[name]:
+                row[f"dice_{name}"] = dice(masks[name], masks[f"true_{name}"])
+        if has["disc"] and has["cup"]:
+            row["vcdr_true"] = ratio(masks["true_disc"], masks["true_cup"])
+            row["vcdr_mae"] = abs(vcdr - row["vcdr_true"])
+        if has["fovea"]:
+            true_x, true_y = record["fovea_xy"]
+            row["fovea_error"] = math.hypot(x - true_x, y - true_y)
+            true_x, true_y = record["native_fovea_xy"]
+            row["fovea_error_native"] = math.hypot(native_x - true_x, native_y - true_y)
+        per_image.append(row)
+    labelled = [row for row in per_image if "glaucoma" in row]
+    labels = [row["glaucoma"] for row in labelled]
+    metrics, counts = {}, {}
+    for name, key in (
+        ("auc", "probability"),
+        ("auc_fc", "probability_fc"),
+        ("auc_vcdr", "probability_vcdr"),
+    ):
+        scores = [row[key] for row in labelled]
+        metrics[name], counts[name] = area_under_curve(scores, labels), len(labels)
+    name = "sensitivity_at_85_specificity"
+    metrics[name] = sensitivity([row["probability"] for row in labelled], labels)
+    counts[name] = len(labels)
+    for name in METRICS[4:]:
+        values = [row[name] for row in per_image if name in row]
+        metrics[name], counts[name] = np.mean(values), len(values)
+    return per_image, metrics, counts
+
+
+@pytest.fixture(params=["model", "native"])
+def case(request, workdir, synthetic_data, folder_data):
+    """An evaluation, and the same computed here."""
+    if request.param == "model":
+        found, data = request.getfixturevalue("on_model"), synthetic_data
+        network = trained.load(workdir, "best")
+    else:
+        found, data = request.getfixturevalue("on_native"), folder_data
+        network = trained.load(workdir, "latest")
+    classifier = true_classifier(synthetic_data)
+    return found, recompute(network, data, "test", request.param, classifier)
+
+
+def test_metrics_against_the_definitions(case):
+    found, (_, metrics, counts) = case
+    for name in METRICS:
+        assert found.metrics[name] == pytest.approx(metrics[name], abs=2e-5), name
+        assert found.metrics["num_images"][name] == counts[name], name
+
+
+def test_rows_against_the_definitions(case):
+    found, (per_image, _, _) = case
+    assert [row["image_id"] for row in found.rows] == [
+        row["image_id"] for row in per_image
+    ]
+    for row, reference in zip(found.rows, per_image, strict=True):
+        for name in set(row) & {*METRICS, "glaucoma", "vcdr_true", *reference}:
+            if name == "image_id":
+                continue
+            if name in reference:
+                assert float(row[name]) == pytest.approx(reference[name], abs=2e-4)
+            else:
+                assert row[name] == "", name
+
+
+def test_a_network_worth_testing(on_model, on_native):
+    """Some masks overlap the truth and some do not, so that Dice is not all zeros."""
+    values = [
+        float(r["dice_disc"]) for r in on_model.rows + on_native.rows if r["dice_disc"]
+    ]
+    assert 0 < np.mean(values) < 1
+    assert len(set(values)) > 2
+
+
+def test_losses_are_means_over_the_labelled(on_native):
+    for name, count in (("disc", 5), ("cup", 5), ("fovea", 5), ("glaucoma", 5)):
+        values = [float(r[f"loss_{name}"]) for r in on_native.rows if r[f"loss_{name}"]]
+        assert len(values) == count
+        assert on_native.metrics[f"loss_{name}"] == pytest.approx(np.mean(values))
+
+
+def test_missing_labels_are_null(on_discs):
+    metrics = on_discs.metrics
+    for name in METRICS:
+        assert (metrics[name] is None) == (name != "dice_disc"), name
+        assert metrics["num_images"][name] == (5 if name == "dice_disc" else 0)
+    text = (on_discs.output / "metrics.json").read_text()
+    assert '"auc": null' in text
+    assert '"dice_cup": null' in text
+    assert "loss_cup" not in metrics
+    assert not (on_discs.output / "roc.png").exists()
+    assert "not annotated" in metrics_table(metrics)
+
+
+def test_folders_and_what_they_hold(
+    workdir, on_model, on_native, on_discs, folder_data
+):
+    place = workdir / "evaluation"
+    other = folder_data[1].replace("/", "-")
+    assert {path.name for path in place.iterdir()} == {
+        "test-model",
+        f"{other}-test-native",
+        f"{other}-train-model",
+    }
+    assert on_model.output == place / "test-model"
+    assert {path.name for path in on_model.output.iterdir()} == {
+        "metrics.json",
+        "per_image.csv",
+        "roc.png",
+        "overlays",
+    }
+    with Image.open(on_model.output / "roc.png") as image:
+        assert image.format == "PNG"
+
+
+def test_what_was_evaluated_is_said(on_model, on_native, tiny_run, folder_data):
+    metrics = on_model.metrics
+    assert tiny_run.config.data.dataset in metrics["dataset"]
+    assert (metrics["split"], metrics["resolution"]) == ("test", "model")
+    assert metrics["num_parameters"] == 68376
+    assert metrics["seconds_per_step"] > 0
+    assert folder_data[1] in on_native.metrics["dataset"]
+    assert on_native.metrics["checkpoint"] == "24"
+    table = metrics_table(metrics)
+    assert f"{metrics['fovea_error']:.2f}" in table
+    assert "68,376" in table
+
+
+@pytest.mark.parametrize("name", ["on_model", "on_native", "on_discs"])
+def test_overlays(request, name):
+    found = request.getfixturevalue(name)
+    pictures = {path.name for path in (found.output / "overlays").iterdir()}
+    # Six images: best and worst, nothing left in the middle; five: one worst less.
+    ranks = {"best": 3 if len(found.rows) > 5 else 2, "worst": 3}
+    assert pictures == {"cases.png"} | {
+        f"{kind}_{rank}.png"
+        for kind, count in ranks.items()
+        for rank in range(1, count + 1)
+    }
+    for picture in pictures:
+        with Image.open(found.output / "overlays" / picture) as image:
+            assert max(image.size) >= 512
+
+
+def test_a_second_evaluation_replaces_the_first(workdir, on_model):
+    stale = on_model.output / "overlays" / "stale.png"
+    stale.touch()
+    again = evaluated(workdir, split="test", resolution="model")
+    assert again.metrics == on_model.metrics
+    assert again.rows == on_model.rows
+    assert not stale.exists()
+    assert not [p for p in (workdir / "evaluation").iterdir() if p.name[0] == "."]
+
+
+def test_somebody_elses_folder_is_left_alone(workdir):
+    place = workdir / "evaluation" / "validation-model"
+    place.mkdir(parents=True)
+    (place / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="something else"):
+        evaluate.evaluate(workdir, split="validation")
+    assert [path.name for path in place.iterdir()] == ["notes.txt"]
+    (place / "notes.txt").unlink()
+    place.rmdir()
+
+
+def test_what_cannot_be_evaluated(workdir, tmp_path, synthetic_data):
+    before = {path.name for path in (workdir / "evaluation").glob("*")}
+    with pytest.raises(UserError, match="no split 'tset'; it has train"):
+        evaluate.evaluate(workdir, split="tset")
+    with pytest.raises(UserError, match="There is no data set"):
+        evaluate.evaluate(workdir, data_dir=str(tmp_path))
+    with pytest.raises(UserError, match="There is no data set 'x'"):
+        evaluate.evaluate(workdir, dataset="x")
+    with pytest.raises(UserError, match="no checkpoint '5'"):
+        evaluate.evaluate(workdir, checkpoint="5")
+    version_dir = synthetic.build(tmp_path, image_size=48, num_images=(2, 1, 1))
+    name = f"synthetic_fundus/{version_dir.parent.name}"
+    with pytest.raises(UserError, match="48 pixels a side.*trained on 32"):
+        evaluate.evaluate(workdir, data_dir=str(tmp_path), dataset=name)
+    assert {path.name for path in (workdir / "evaluation").glob("*")} == before
+
+
+def test_the_checkpoint_alone_is_enough(workdir, on_model, tmp_path):
+    """Only the checkpoint is there, and the data set lies somewhere else."""
+    bare = tmp_path / "run"
+    bare.mkdir()
+    (bare / "checkpoints").symlink_to(workdir / "checkpoints")
+    network = trained.load(bare)
+    assert network.config.model.encoder == "vgg13"
+    assert network.image_size == 32
+    assert network.checkpoint.name == on_model.metrics["checkpoint"]
+
+
+def test_glaucoma_alone(glaucoma_run, tmp_path):
+    found = evaluated(glaucoma_run.copy(tmp_path / "run"))
+    present = {name for name in METRICS if found.metrics[name] is not None}
+    assert present == {"auc", "auc_fc", "sensitivity_at_85_specificity"}
+    assert found.metrics["auc"] == found.metrics["auc_fc"]
+    assert all(row["probability"] == row["probability_fc"] for row in found.rows)
+    assert found.metrics["num_parameters"] < 68376
+    assert (found.output / "roc.png").exists()
+    assert len(list((found.output / "overlays").iterdir())) == 7
+
+
+def test_fovea_alone(fovea_run, tmp_path):
+    found = evaluated(fovea_run.copy(tmp_path / "run"))
+    present = {name for name in METRICS if found.metrics[name] is not None}
+    assert present == {"fovea_error", "fovea_error_native"}
+    assert not (found.output / "roc.png").exists()
+    assert len(list((found.output / "overlays").iterdir())) == 7
+
+
+# Cases to show.
+
+
+def row_of(quality):
+    """A row whose quality is the given number."""
+    return {
+        "dice_disc": quality,
+        "dice_cup": None,
+        "fovea_error": None,
+        "glaucoma": None,
+        "probability": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, None),
+        ({"dice_disc": 0.8, "dice_cup": 0.4}, 0.6),
+        ({"fovea_error": 8.0}, 0.75),
+        ({"glaucoma": 1, "probability": 0.3}, 0.3),
+        ({"glaucoma": 0, "probability": 0.3}, 0.7),
+        ({"glaucoma": 0}, None),
+        ({"probability": 0.3}, None),
+        (
+            {
+                "dice_disc": 1.0,
+                "dice_cup": 0.5,
+                "fovea_error": 16.0,
+                "glaucoma": 0,
+                "probability": 0.0,
+            },
+            0.75,
+        ),
+    ],
+)
+def test_quality_by_hand(changes, expected):
+    found = evaluate.quality({**row_of(None), **changes}, 32)
+    assert found == (None if expected is None else pytest.approx(expected))
+
+
+@pytest.mark.parametrize("count", range(13))
+def test_cases_never_repeat(count):
+    order = np.random.default_rng(count).permutation(count)
+    rows = [row_of(float(rank)) for rank in order]
+    rows.insert(0, row_of(None))
+    chosen = evaluate.choose_cases(rows, 32)
+    ranks = {kind: [order[i - 1] for i in found] for kind, found in chosen.items()}
+    everything = [index for found in chosen.values() for index in found]
+    assert len(set(everything)) == len(everything) == min(count, 9)
+    assert 0 not in everything
+    assert ranks["worst"] == list(range(min(count, 3)))
+    assert ranks["best"] == list(range(count - 1, max(count - 4, 2), -1))
+    if count >= 9:
+        assert max(ranks["worst"]) < min(ranks["median"])
+        assert max(ranks["median"]) < min(ranks["best"])
+        assert abs(np.mean(ranks["median"]) - (count - 1) / 2) <= 0.5
+
+
+def test_cases_of_equal_quality():
+    chosen = evaluate.choose_cases([row_of(0.5)] * 7, 32)
+    assert sorted(itertools.chain(*chosen.values())) == list(range(7))
+
+
+def test_csv_leaves_missing_values_empty(tmp_path):
+    rows = [{"a": 1, "b": None}, {"a": 0.1, "c": "x,y"}]
+    evaluate.write_csv(tmp_path / "t.csv", rows)
+    with (tmp_path / "t.csv").open(newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["a", "b", "c"],
+            ["1", "", ""],
+            ["0.1", "", "x,y"],
+        ]

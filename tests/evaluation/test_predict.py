@@ -1,0 +1,251 @@
+import csv
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mtl_jax.errors import UserError
+from mtl_jax.evaluation import predict, trained
+from mtl_jax.evaluation.prediction import Prediction, interpret
+
+pytest_plugins = ("training_fixtures",)
+
+SIZES = {"odd": (37, 51), "wide": (90, 40), "square": (32, 32), "large": (600, 451)}
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Noise with a bright patch, of several sizes and formats."""
+    folder = tmp_path_factory.mktemp("photographs")
+    rng = np.random.default_rng(0)
+    for name, (width, height) in SIZES.items():
+        picture = rng.integers(20, 120, (height, width, 3), dtype=np.uint8)
+        picture[height // 4 : height // 2, width // 4 : width // 2] += 130
+        extension = "jpg" if name == "large" else "png"
+        Image.fromarray(picture).save(folder / f"{name}.{extension}")
+    return folder
+
+
+def copy_of(photographs, place):
+    place.mkdir()
+    for path in photographs.iterdir():
+        (place / path.name).write_bytes(path.read_bytes())
+    return place
+
+
+def read_csv(output):
+    with (output / "predictions.csv").open(newline="") as file:
+        return {row["image"]: row for row in csv.DictReader(file)}
+
+
+@pytest.fixture(scope="module")
+def predicted(tiny_run, photographs, tmp_path_factory):
+    output = tmp_path_factory.mktemp("predicted") / "deep" / "out"
+    assert predict.predict(tiny_run.workdir, str(photographs), output) == []
+    return output
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_run, photographs):
+    """What the network says of each photograph, by `interpret`."""
+    network = trained.load(tiny_run.workdir)
+    predictions = {}
+    for path in photographs.iterdir():
+        image = Image.open(path)
+        small = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR))
+        logits, _ = network({"image": np.stack([small] * network.batch_size)})
+        predictions[path.stem] = interpret(
+            {name: values[0] for name, values in logits.items()},
+            network.classifier,
+            (image.height, image.width),
+        )
+    return predictions
+
+
+def test_what_is_written(predicted):
+    assert {path.name for path in predicted.iterdir()} == {
+        "predictions.csv",
+        "masks",
+        "overlays",
+    }
+    for folder in ("masks", "overlays"):
+        names = {path.name for path in (predicted / folder).iterdir()}
+        assert names == {f"{name}.png" for name in SIZES}
+    text = (predicted / "predictions.csv").read_text()
+    assert text.splitlines()[0].split(",") == list(predict.COLUMNS)
+
+
+def test_table_against_interpret(predicted, expected):
+    rows = read_csv(predicted)
+    assert set(rows) == set(SIZES)
+    for name, row in rows.items():
+        wanted = expected[name]
+        for key in ("probability", "probability_fc", "probability_vcdr", "vcdr"):
+            assert float(row[key]) == pytest.approx(getattr(wanted, key), abs=1e-5)
+        assert row["glaucoma"] == str(int(wanted.probability >= 0.5))
+        assert (int(row["width"]), int(row["height"])) == SIZES[name]
+        x, y = wanted.fovea_xy
+        assert float(row["fovea_x"]) == pytest.approx(x, abs=0.011)
+        assert float(row["fovea_y"]) == pytest.approx(y, abs=0.011)
+        assert -0.5 <= float(row["fovea_x"]) <= SIZES[name][0] - 0.5
+        for part in ("disc", "cup"):
+            mask = getattr(wanted, part)
+            assert int(row[f"{part}_area"]) == mask.sum()
+            assert int(row[f"{part}_height"]) == mask.sum(0).max()
+        assert (predicted / row["mask"]).is_file()
+        assert (predicted / row["overlay"]).is_file()
+
+
+def test_masks_are_at_native_size_with_refuges_values(predicted, expected):
+    seen = set()
+    for name, size in SIZES.items():
+        with Image.open(predicted / "masks" / f"{name}.png") as image:
+            assert image.size == size
+            assert image.mode == "L"
+            grey = np.asarray(image)
+        wanted = expected[name]
+        assert ((grey == 0) == (wanted.cup > 0)).all()
+        assert ((grey <= 128) == ((wanted.disc > 0) | (wanted.cup > 0))).all()
+        seen |= set(np.unique(grey))
+    assert seen <= {0, 128, 255}
+    assert len(seen) > 1
+
+
+def test_grey_values_of_overlapping_masks():
+    disc = np.array([[1, 1, 0, 0]], np.uint8)
+    cup = np.array([[0, 1, 1, 0]], np.uint8)
+    size = (1, 4)
+    for masks, wanted in (
+        ({"disc": disc, "cup": cup}, [128, 0, 0, 255]),
+        ({"disc": disc}, [128, 128, 255, 255]),
+        ({"cup": cup}, [255, 0, 0, 255]),
+        ({}, [255, 255, 255, 255]),
+    ):
+        assert predict.grey_mask(Prediction(size=size, **masks)).tolist() == [wanted]
+
+
+def test_broken_files_are_named_and_skipped(tiny_run, photographs, predicted, tmp_path):
+    """More files than a batch, the broken ones in between."""
+    folder = copy_of(photographs, tmp_path / "in")
+    whole = (folder / "large.jpg").read_bytes()
+    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.jpg").write_text("not a picture")
+    (folder / "zero.png").touch()
+    (folder / "notes.txt").write_text("not looked at")
+    failures = predict.predict(tiny_run.workdir, str(folder), tmp_path / "out")
+    assert len(failures) == 3
+    for name, failure in zip(
+        ("cut.jpg", "text.jpg", "zero.png"), failures, strict=True
+    ):
+        assert str(folder / name) in failure
+        assert "\n" not in failure
+    assert {p.name for p in (tmp_path / "out" / "masks").iterdir()} == {
+        f"{name}.png" for name in SIZES
+    }
+    rows, before = read_csv(tmp_path / "out"), read_csv(predicted)
+    assert set(rows) == set(before)
+    for name, row in rows.items():
+        for key in ("probability", "fovea_x", "fovea_y"):
+            assert float(row[key]) == pytest.approx(float(before[name][key]), abs=0.011)
+
+
+def test_nothing_is_left_where_nothing_could_be_read(tiny_run, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.jpg").write_text("x")
+    (folder / "b.png").write_text("x")
+    with pytest.raises(UserError, match=r"No photograph could be read.*a\.jpg.*b\.png"):
+        predict.predict(tiny_run.workdir, str(folder), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_failure_in_the_middle_leaves_the_earlier_output(
+    tiny_run, photographs, tmp_path, monkeypatch
+):
+    output = tmp_path / "out"
+    predict.predict(tiny_run.workdir, str(photographs / "odd.png"), output)
+    before = (output / "predictions.csv").read_bytes()
+
+    def full_disk(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(predict, "draw_prediction", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        predict.predict(tiny_run.workdir, str(photographs), output)
+    assert (output / "predictions.csv").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_photographs_of_the_same_stem(tiny_run, photographs, tmp_path):
+    folder = tmp_path / "in"
+    for place, source in (
+        ("a/eye.png", "odd.png"),
+        ("b/eye.png", "wide.png"),
+        ("b/eye.jpg", "large.jpg"),
+        ("b/other.png", "square.png"),
+    ):
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / place).write_bytes((photographs / source).read_bytes())
+    output = tmp_path / "out"
+    predict.predict(tiny_run.workdir, str(folder / "**" / "*.*"), output)
+    rows = read_csv(output)
+    assert len(rows) == 4
+    assert "other" in rows
+    sizes = {(int(row["width"]), int(row["height"])) for row in rows.values()}
+    assert sizes == set(SIZES.values())
+    for row in rows.values():
+        with Image.open(output / row["mask"]) as image:
+            assert image.size == (int(row["width"]), int(row["height"]))
+
+
+def test_names_are_distinct_and_files():
+    paths = [
+        pathlib.Path(name)
+        for name in ("a/x.png", "b/x.png", "b/x.png_2.jpg", "c/x.png", "y.jpg")
+    ]
+    names = predict._distinct_names(paths)
+    assert len(set(names.values())) == 5
+    assert names[paths[0]] == "x.png"
+    assert names[paths[4]] == "y"
+    assert not any("/" in name for name in names.values())
+
+
+def test_a_prediction_replaces_an_earlier_one(tiny_run, photographs, tmp_path):
+    output = tmp_path / "out"
+    predict.predict(tiny_run.workdir, str(photographs / "odd.png"), output)
+    predict.predict(tiny_run.workdir, str(photographs / "wide.png"), output)
+    assert [path.name for path in (output / "masks").iterdir()] == ["wide.png"]
+    assert set(read_csv(output)) == {"wide"}
+
+
+def test_somebody_elses_folder_is_left_alone(tiny_run, photographs, tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match="something else"):
+        predict.predict(tiny_run.workdir, str(photographs), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_no_photographs(tiny_run, tmp_path):
+    (tmp_path / "in").mkdir()
+    for place in ("in", "nowhere", "in/*.png"):
+        with pytest.raises(UserError):
+            predict.predict(tiny_run.workdir, str(tmp_path / place), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize("task", ["glaucoma", "fovea"])
+def test_networks_of_one_task(request, task, photographs, tmp_path):
+    run = request.getfixturevalue(f"{task}_run")
+    assert predict.predict(run.workdir, str(photographs), tmp_path / "out") == []
+    rows = read_csv(tmp_path / "out")
+    assert set(rows) == set(SIZES)
+    always = {"image", "width", "height", "overlay"}
+    filled = {
+        "glaucoma": {"glaucoma", "probability", "probability_fc"},
+        "fovea": {"fovea_x", "fovea_y"},
+    }[task]
+    for row in rows.values():
+        assert {key for key, value in row.items() if value} == always | filled
+    assert list((tmp_path / "out" / "masks").iterdir()) == []
+    assert len(list((tmp_path / "out" / "overlays").iterdir())) == 4

@@ -1,0 +1,98 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from mtl_jax.evaluation.prediction import cup_to_disc_ratio, interpret
+from mtl_jax.evaluation.vcdr import VcdrClassifier
+
+CLASSIFIER = VcdrClassifier(coefficient=8.0, intercept=-3.0)
+
+
+def block(rows, columns, size=16):
+    logits = np.full((size, size), -30.0)
+    logits[slice(*rows), slice(*columns)] = 30.0
+    return logits
+
+
+LOGITS = {
+    "glaucoma": np.float32(0.5),
+    "disc": block((2, 12), (3, 13)),
+    "cup": block((4, 9), (5, 10)),
+    "fovea": block((10, 11), (14, 15)),
+}
+
+
+def test_everything_at_model_size():
+    found = interpret(LOGITS, CLASSIFIER, (16, 16))
+    assert (found.disc == (LOGITS["disc"] > 0)).all()
+    assert (found.cup == (LOGITS["cup"] > 0)).all()
+    np.testing.assert_allclose(found.fovea_xy, (14, 10), atol=1e-6)
+    assert found.vcdr == pytest.approx(0.5)
+    assert found.probability_fc == pytest.approx(1 / (1 + math.exp(-0.5)))
+    assert found.probability_vcdr == pytest.approx(1 / (1 + math.exp(-1)))
+    mean = (found.probability_fc + found.probability_vcdr) / 2
+    assert found.probability == pytest.approx(mean)
+    assert found.glaucoma is True
+
+
+def test_masks_and_fovea_at_the_photographs_size():
+    found = interpret(LOGITS, CLASSIFIER, (64, 32))
+    assert found.size == found.disc.shape == found.cup.shape == (64, 32)
+    # Four times the height, twice the width; pixel centres are at whole numbers.
+    np.testing.assert_allclose(found.fovea_xy, (28.5, 41.5), atol=1e-6)
+    assert found.disc.any(1).nonzero()[0].tolist() == list(range(8, 48))
+    assert found.disc.any(0).nonzero()[0].tolist() == list(range(6, 26))
+    assert found.vcdr == pytest.approx(0.5)
+
+
+def test_only_the_largest_component_counts():
+    cup = LOGITS["cup"].copy()
+    cup[:, 0] = 30.0
+    cup[:3, 0] = -30.0
+    whole = interpret({**LOGITS, "cup": cup}, CLASSIFIER, (16, 16))
+    assert (whole.cup == interpret(LOGITS, CLASSIFIER, (16, 16)).cup).all()
+
+
+@pytest.mark.parametrize("left_out", ["glaucoma", "disc", "cup", "fovea"])
+def test_a_task_less(left_out):
+    logits = {name: value for name, value in LOGITS.items() if name != left_out}
+    found = interpret(logits, CLASSIFIER, (16, 16))
+    missing = {name for name, v in dataclasses.asdict(found).items() if v is None}
+    assert (
+        missing
+        == {
+            "glaucoma": {"probability_fc"},
+            "disc": {"disc", "vcdr", "probability_vcdr"},
+            "cup": {"cup", "vcdr", "probability_vcdr"},
+            "fovea": {"fovea_xy"},
+        }[left_out]
+    )
+    one = "probability_vcdr" if left_out == "glaucoma" else "probability_fc"
+    if left_out != "fovea":
+        assert found.probability == getattr(found, one)
+
+
+def test_neither_classifier():
+    logits = {"disc": LOGITS["disc"], "cup": LOGITS["cup"]}
+    found = interpret(logits, None, (16, 16))
+    assert found.vcdr == pytest.approx(0.5)
+    assert found.probability is None
+    assert found.glaucoma is None
+
+
+@pytest.mark.parametrize(("logit", "diagnosis"), [(0.0, True), (-1e-3, False)])
+def test_diagnosis_from_one_half(logit, diagnosis):
+    found = interpret({"glaucoma": np.float64(logit)}, CLASSIFIER, (16, 16))
+    assert found.glaucoma is diagnosis
+
+
+def test_a_cup_beyond_the_disc_is_part_of_it():
+    cup = LOGITS["cup"] > 0
+    nothing = np.zeros_like(cup)
+    assert cup_to_disc_ratio(nothing, cup) == pytest.approx(1.0)
+    assert cup_to_disc_ratio(nothing, nothing) == 0.0
+    assert cup_to_disc_ratio(cup, nothing) == 0.0
+    assert cup_to_disc_ratio(None, cup) is None
+    assert cup_to_disc_ratio(cup, None) is None
