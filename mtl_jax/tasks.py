@@ -26,7 +26,8 @@ class Task:
       name: of the task and of the network's head for it.
       kind: classification uses the encoder alone, the others the decoder as well.
       label: column of the batch's `has_label`.
-      loss: maps the head's logits and the batch to one loss per image, [B].
+      loss: maps the head's logits and the batch to one loss per image, [B]. Images
+        without the label are left out later, but their targets must be finite.
     """
 
     name: str

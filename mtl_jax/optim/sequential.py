@@ -31,7 +31,8 @@ class SequentialOptimizer(NamedTuple):
         carry), gradient)` for the task with that (traced) index, see `task_gradients`.
         `carry` is anything that passes from task to task, such as batch statistics.
         `active`, bool [N], says which tasks take part; the others are not evaluated,
-        move nothing, keep their state, and have loss 0. `losses` is [N].
+        move nothing, keep their state, and have loss 0. `losses` is
+        float32 [N].
     """
 
     init: Callable[[Params], Any]
@@ -86,11 +87,11 @@ def independent(
             (loss, carry), gradient = task_gradient(task, params, carry)
             updates, task_state = tx.update(gradient, task_state, params)
             params = optax.apply_updates(params, updates)
-            return params, carry, task_state, loss
+            return params, carry, task_state, loss.astype(jnp.float32)
 
         def skip(operand):
             _, params, carry, task_state = operand
-            return params, carry, task_state, jnp.zeros(())
+            return params, carry, task_state, jnp.zeros((), jnp.float32)
 
         def visit(point, task):
             index, is_active, task_state = task

@@ -58,8 +58,8 @@ class Augmentation:
             layers = jnp.concatenate(
                 [image, disc[..., None], cup[..., None]], axis=-1, dtype=jnp.float32
             )
-            matrix, shift = self._transform(space, image.shape[0])
-            layers, fovea_xy = _warp(layers, fovea_xy, matrix, shift)
+            transform = self._transform(space, image.shape[0])
+            layers, fovea_xy = _warp(layers, fovea_xy, *transform)
             inside = jnp.all((fovea_xy >= 0) & (fovea_xy <= image.shape[0] - 1))
             fovea = jnp.arange(len(has_label)) == NAMES.index("fovea")
             masks = (layers[..., 3:] >= 0.5).astype(disc.dtype)
@@ -75,7 +75,7 @@ class Augmentation:
         return {**batch, **jax.vmap(one)(index, *(batch[k] for k in keys))}
 
     def _transform(self, key, size):
-        """2x2 matrix about the image's centre, and a shift in pixels."""
+        """2x2 matrix about the image's centre, its inverse, a shift in pixels."""
         flips, turn, zoom, move = jax.random.split(key, 4)
         allowed = jnp.array([self.flip_horizontal, self.flip_vertical])
         mirror = jnp.where(jax.random.bernoulli(flips, 0.5, (2,)) & allowed, -1.0, 1.0)
@@ -84,9 +84,10 @@ class Augmentation:
         limit = jnp.log1p(self.scale)
         scale = jnp.exp(jax.random.uniform(zoom, minval=-limit, maxval=limit))
         cos, sin = jnp.cos(angle), jnp.sin(angle)
-        matrix = scale * jnp.array([[cos, -sin], [sin, cos]]) * mirror
+        turned = jnp.array([[cos, -sin], [sin, cos]])
         limit = self.shift * size
-        return matrix, jax.random.uniform(move, (2,), minval=-limit, maxval=limit)
+        shift = jax.random.uniform(move, (2,), minval=-limit, maxval=limit)
+        return scale * turned * mirror, (turned * mirror).T / scale, shift
 
     def _recolour(self, key, image):
         def factor(key, strength, shape=()):
@@ -101,14 +102,15 @@ class Augmentation:
         return jnp.clip(image * gain, 0.0, 1.0)
 
 
-def _warp(layers, fovea_xy, matrix, shift):
+def _warp(layers, fovea_xy, matrix, inverse, shift):
     """Moves [H, H, C] layers (bilinear, zero outside) and a point with them."""
     size = layers.shape[0]
     centre = (size - 1) / 2
     ys, xs = jnp.mgrid[:size, :size]
     target = jnp.stack([xs, ys], axis=-1) - centre - shift
-    source = target @ jnp.linalg.inv(matrix).T + centre
-    moved = matrix @ (fovea_xy - centre) + centre + shift
+    # Coordinates do not bear the rounding that accelerators use for products.
+    source = jnp.matmul(target, inverse.T, precision="highest") + centre
+    moved = jnp.matmul(matrix, fovea_xy - centre, precision="highest") + centre + shift
     return _sample(layers, source[..., 0], source[..., 1]), moved
 
 

@@ -26,12 +26,7 @@ def create_train_state(
     """Fresh parameters, statistics and optimizer states; no image size is in them."""
     init_key, step_key = jax.random.split(key)
     images = jnp.zeros((1, 32, 32, 3))
-    options = {}
-    if jax.default_backend() == "cpu":
-        # XLA takes a second or two to optimise each layer's random draw there, and this
-        # program runs once.
-        options["xla_backend_optimization_level"] = 0
-    variables = jax.jit(model.init, compiler_options=options)(init_key, images)
+    variables = jax.jit(model.init)(init_key, images)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
