@@ -33,6 +33,7 @@ def run(main: Callable[[], int | None]) -> None:
             return 130
 
     logging.set_verbosity(logging.WARNING)
+    sys.unraisablehook = _report_unraisable
     app.run(guarded, flags_parser=_parse)
 
 
@@ -61,6 +62,16 @@ def _parse(argv: list[str]) -> list[str]:
                 )
                 sys.exit(2)
         raise
+
+
+def _report_unraisable(unraisable: Any) -> None:
+    """Python's own report, but for what TensorStore says after a failed read.
+
+    It tells of the arrays that are still on their way to an event loop that Orbax has
+    closed. The failure itself has been raised.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def required(flag: flags.FlagHolder) -> Any:

@@ -147,8 +147,8 @@ def make_config(synthetic_data):
         config.model.norm_momentum = 0.5
         config.optimizer.learning_rate = 1e-2
         config.batch_size = BATCH_SIZE
-        config.num_epochs = 8
-        config.validate_every = 2
+        config.num_epochs = 16
+        config.validate_every = 4
         config.update_from_flattened_dict({**(fields or {}), **top_level})
         return config
 
@@ -172,7 +172,7 @@ def trained(shared_dir, compiled):
 
 @pytest.fixture(scope="session")
 def tiny_run(trained, make_config):
-    """All four tasks on the synthetic data: 8 epochs of 3 steps, validated every 2."""
+    """All four tasks on the synthetic data: 16 epochs of 3 steps, validated every 4."""
     return trained("tiny_run", make_config())
 
 

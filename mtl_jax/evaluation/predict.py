@@ -2,6 +2,7 @@
 
 import csv
 import pathlib
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -101,7 +102,7 @@ def _batches(
                 read.append((names[path], images.read_photograph(path)))
             except UserError as error:
                 failures.append(str(error))
-                progress.write(f"skipped: {error}")
+                progress.write(f"skipped: {error}", file=sys.stderr)
         if read:
             yield _predict_batch(read, network)
         progress.update(len(chunk))

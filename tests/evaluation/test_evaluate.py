@@ -304,7 +304,7 @@ def test_what_was_evaluated_is_said(on_model, on_native, tiny_run, folder_data):
     assert metrics["num_parameters"] == 68376
     assert metrics["seconds_per_step"] > 0
     assert folder_data[1] in on_native.metrics["dataset"]
-    assert on_native.metrics["checkpoint"] == "24"
+    assert on_native.metrics["checkpoint"] == "48"
     table = metrics_table(metrics)
     assert f"{metrics['fovea_error']:.2f}" in table
     assert "68,376" in table

@@ -76,9 +76,9 @@ def test_metrics_of_a_run(tiny_run):
     training = [row for row in rows if "train/loss_disc" in row]
     validation = [row for row in rows if "validation/auc" in row]
     assert [(row["step"], row["epoch"]) for row in training] == [
-        (3 * epoch, epoch) for epoch in range(1, 9)
+        (3 * epoch, epoch) for epoch in range(1, 17)
     ]
-    assert [row["epoch"] for row in validation] == [2, 4, 6, 8]
+    assert [row["epoch"] for row in validation] == [4, 8, 12, 16]
     for name in ("disc", "cup", "fovea"):
         losses = [row[f"train/loss_{name}"] for row in training]
         assert losses[-1] < 0.5 * losses[0]
@@ -120,8 +120,8 @@ config = configuration.from_json(pathlib.Path(sys.argv[1]).read_text())
 workdir = pathlib.Path(sys.argv[2])
 whole = loop._Watch.add
 def add(watch, step, metrics):
-    if step == 20:
-        while not (workdir / "checkpoints/18").exists():
+    if step == 38:
+        while not (workdir / "checkpoints/36").exists():
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGKILL)
     whole(watch, step, metrics)
@@ -131,7 +131,7 @@ loop.train(config, workdir)
 
 
 def test_a_killed_run_resumes_to_the_same_bits(tiny_run, compiled, tmp_path):
-    """Killed in the middle of epoch 7 of 8; the last checkpoint is of epoch 6."""
+    """Killed in the middle of epoch 13 of 16; the last checkpoint is of epoch 12."""
     workdir = tmp_path / "run"
     command = [sys.executable, "-c", KILLED_RUN]
     finished = subprocess.run(
@@ -142,7 +142,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tiny_run, compiled, tmp_path):
         check=False,
     )
     assert finished.returncode == -signal.SIGKILL, finished.stderr
-    assert saved_steps(workdir)[-1] == 18
+    assert saved_steps(workdir)[-1] == 36
     # What such a kill may leave besides: a line cut short.
     with (workdir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2')
@@ -308,6 +308,7 @@ def test_partial_labels_and_no_validation_split(make_config, folder_data, tmp_pa
     config = make_config(
         {"data.data_dir": data_dir, "data.dataset": dataset}, num_epochs=6
     )
+    config.validate_every = 2
     workdir = tmp_path / "run"
     loop.train(config, workdir)
     # Five images are one batch. Without scores, the last two checkpoints stay.

@@ -1,0 +1,289 @@
+"""The scripts as processes: what a user's mistakes look like, and a whole round.
+
+Starting Python and importing JAX takes seconds, so one process imports everything, and
+then forks for each command before JAX has started any device.
+"""
+
+import csv
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest_plugins = ("training_fixtures",)
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+FORK = """
+import json, os, runpy, sys
+import mtl_jax.data.folder, mtl_jax.data.synthetic
+import mtl_jax.evaluation.evaluate, mtl_jax.evaluation.predict
+import mtl_jax.reporting.table, mtl_jax.training.loop
+from ml_collections import config_flags
+
+def run(argv, stem):
+    if (child := os.fork()) == 0:
+        for number, ending in ((1, "out"), (2, "err")):
+            file = os.open(f"{stem}.{ending}", os.O_WRONLY | os.O_CREAT)
+            os.dup2(file, number)
+        sys.argv = argv
+        sys.path[0] = os.path.dirname(argv[0])
+        runpy.run_path(argv[0], run_name="__main__")
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+place, commands = json.loads(sys.argv[1])
+codes = {name: run(argv, f"{place}/{name}") for name, argv in commands.items()}
+print(json.dumps(codes))
+"""
+
+
+def train(workdir, *flags, config="configs/default.py"):
+    return ["train", f"--config={config}", f"--workdir={workdir}", *flags]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("scripts")
+
+
+@pytest.fixture(scope="module")
+def mistakes(place, synthetic_data, glaucoma_run):
+    """Commands that must fail, and what their messages must say, by name."""
+    data_dir, dataset = synthetic_data
+    data = [f"--config.data.data_dir={data_dir}", f"--config.data.dataset={dataset}"]
+    (place / "empty").mkdir()
+    (place / "given").mkdir()
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(place / "given" / "a.png")
+    Image.fromarray(np.full((40, 30), 255, np.uint8)).save(place / "given" / "m.png")
+    for name, lines in {
+        "absent.csv": ["image_id,image", "1,a.png", "2,b.png", "3,c.png"],
+        "outside.csv": ["image_id,image,fovea_x,fovea_y", "1,a.png,40,3"],
+        "mask.csv": ["image_id,image,disc_mask", "1,a.png,m.png"],
+    }.items():
+        (place / "given" / name).write_text("\n".join(lines))
+    (place / "given" / "broken.jpg").write_text("not a picture")
+    (place / "text").mkdir()
+    (place / "text" / "x.jpg").write_text("not a picture")
+
+    damaged = glaucoma_run.copy(place / "damaged")
+    for step in (damaged / "checkpoints").iterdir():
+        files = [path for path in (step / "model").rglob("*") if path.is_file()]
+        largest = max(files, key=lambda path: path.stat().st_size)
+        largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+
+    new, finished = place / "new", glaucoma_run.workdir
+
+    def prepare(dataset, *flags):
+        return ["prepare_data", f"--dataset={dataset}", f"--data_dir={new}", *flags]
+
+    def folder(manifest):
+        source = f"--source={place / 'given'}"
+        return prepare(
+            "fundus_folder", source, f"--manifest={place / 'given' / manifest}"
+        )
+
+    def evaluate(workdir, *flags):
+        return ["evaluate", f"--workdir={workdir}", *flags]
+
+    def predict(workdir, images):
+        return [
+            "predict",
+            f"--workdir={workdir}",
+            f"--images={place / images}",
+            f"--output={new}",
+        ]
+
+    return {
+        "data_missing": (
+            train(new, f"--config.data.data_dir={place / 'nowhere'}"),
+            "There is no data set 'synthetic_fundus/256px'",
+        ),
+        "data_empty": (
+            train(new, f"--config.data.data_dir={place / 'empty'}"),
+            "none at all",
+        ),
+        "other_config": (
+            train(finished, *data),
+            "run of another config (it differs in",
+        ),
+        "encoder": (train(new, *data, "--config.model.encoder=vgg19"), "vgg13, vgg16"),
+        "task": (train(new, *data, "--config.tasks=('disc','rim')"), "'rim'; choose"),
+        "batch": (
+            train(new, *data, "--config.batch_size=14"),
+            "lower config.batch_size",
+        ),
+        "field": (
+            train(new, *data, "--config.model.encodr=vgg13"),
+            "--config.model.encodr names a field that the config does not have",
+        ),
+        "field_at_top": (train(new, "--config.epochs", "3"), "--config.epochs names"),
+        "type": (
+            train(new, *data, "--config.batch_size=abc"),
+            "--config.batch_size=abc",
+        ),
+        "config_file": (
+            train(new, config="configs/nothing.py"),
+            "no config file 'configs/nothing.py'",
+        ),
+        "no_config": (["train", f"--workdir={new}"], "--config"),
+        "flag": (train(new, "--wrokdir=x"), "Unknown command line flag 'wrokdir'"),
+        "argument": (train(new, "fast"), "unknown argument 'fast'"),
+        "size": (prepare("synthetic_fundus", "--image_size=100"), "multiple of 16"),
+        "number": (prepare("synthetic_fundus", "--num_images=1,x,3"), "whole numbers"),
+        "data_set": (prepare("refuge9"), "--dataset=refuge9"),
+        "no_source": (prepare("fundus_folder"), "--source is missing"),
+        "files": (folder("absent.csv"), "has 2 problems"),
+        "fovea": (folder("outside.csv"), "lies outside"),
+        "mask": (folder("mask.csv"), "must fit pixel by pixel"),
+        "manifest": (folder("nothing.csv"), "nothing.csv does not exist"),
+        "run": (evaluate(place / "nowhere"), "There is no workdir"),
+        "no_checkpoint": (evaluate(place / "empty"), "holds no checkpoint"),
+        "split": (evaluate(finished, "--split=tset"), "no split 'tset'; it has train"),
+        "resolution": (evaluate(finished, "--resolution=4k"), "--resolution=4k"),
+        "checkpoint": (evaluate(finished, "--checkpoint=7"), "no checkpoint '7'"),
+        "damaged": (evaluate(damaged), "is damaged"),
+        "damaged_predict": (predict(damaged, "given/a.png"), "is damaged"),
+        "no_images": (predict(finished, "empty"), "holds no image file"),
+        "no_such_images": (predict(finished, "nowhere"), "nowhere"),
+        "unreadable": (predict(finished, "text"), "No photograph could be read"),
+    }
+
+
+def snapshot(folder):
+    return {
+        path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()
+    }
+
+
+def test_mistakes_get_a_sentence(mistakes, place, compiled, glaucoma_run):
+    commands = {
+        name: [str(ROOT / f"scripts/{script}.py"), *flags]
+        for name, ((script, *flags), _) in mistakes.items()
+    }
+    (place / "output").mkdir()
+    before = snapshot(place), snapshot(glaucoma_run.workdir)
+    finished = subprocess.run(
+        [sys.executable, "-c", FORK, json.dumps([str(place / "output"), commands])],
+        cwd=ROOT,
+        env=compiled,
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=300,
+    )
+    codes = json.loads(finished.stdout.splitlines()[-1])
+    wrong = {}
+    for name, (_, expected) in mistakes.items():
+        out = (place / "output" / f"{name}.out").read_text()
+        err = (place / "output" / f"{name}.err").read_text()
+        # Progress bars end in a line of their own.
+        lines = [
+            line
+            for line in err.replace("\r", "\n").splitlines()
+            if line.strip() and not line.startswith(("predicting:", "checking files:"))
+        ]
+        said = " ".join(lines)
+        if (
+            codes[name] not in (1, 2)
+            or expected not in said
+            or "Traceback" in said + out
+            or len(lines) > (4 if name in ("files", "fovea", "mask") else 2)
+            or out
+        ):
+            wrong[name] = (codes[name], out, err[-2000:])
+    assert wrong == {}
+    written = place / "output"
+    after = {p: t for p, t in snapshot(place).items() if written not in p.parents}
+    assert (after, snapshot(glaucoma_run.workdir)) == before
+    assert not (place / "new").exists()
+
+
+def test_the_problems_of_a_manifest_are_all_named(mistakes, place):
+    text = (place / "output" / "files.err").read_text()
+    assert "row 3" in text
+    assert "b.png does not exist" in text
+    assert "row 4" in text
+    assert "c.png does not exist" in text
+
+
+def script(name, *flags, env=None):
+    return subprocess.run(
+        [sys.executable, str(ROOT / f"scripts/{name}.py"), *map(str, flags)],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+
+
+def test_prepare_train_resume(tmp_path, compiled):
+    """The printed flags go into the next command; the config is overridden by flags."""
+    prepared = script(
+        "prepare_data",
+        "--dataset=synthetic_fundus",
+        f"--data_dir={tmp_path / 'data'}",
+        "--image_size=32",
+        "--num_images=4,2,2",
+        "--glaucoma_fraction=0.5",
+        f"--example={tmp_path / 'example'}",
+    )
+    assert prepared.returncode == 0, prepared.stderr
+    assert "train 4, validation 2, test 2 images" in prepared.stdout
+    flags = [word for word in prepared.stdout.split() if word.startswith("--config.")]
+    assert len(flags) == 2
+    assert len(list((tmp_path / "example" / "images").iterdir())) == 6
+    command = [
+        "train",
+        "--config=configs/synthetic_demo.py",
+        f"--workdir={tmp_path / 'run'}",
+        *flags,
+        "--config.tasks=('glaucoma',)",
+        "--config.model.width=0.0625",
+        "--config.batch_size=4",
+        "--config.num_epochs=1",
+        "--resume",
+    ]
+    for _ in range(2):
+        trained = script(*command, env=compiled)
+        assert trained.returncode == 0, trained.stderr
+        assert os.listdir(tmp_path / "run" / "checkpoints") == ["1"]
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert stored["tasks"] == ["glaucoma"]
+    assert stored["model"]["width"] == 0.0625
+
+
+def test_evaluate_prints_table_and_paths(glaucoma_run, tmp_path, compiled):
+    workdir = glaucoma_run.copy(tmp_path / "run")
+    finished = script("evaluate", f"--workdir={workdir}", env=compiled)
+    assert finished.returncode == 0, finished.stderr
+    lines = finished.stdout.splitlines()
+    metrics = json.loads((workdir / "evaluation/test-model/metrics.json").read_text())
+    (auc,) = (line for line in lines if line.startswith("AUC, averaged"))
+    assert f"{metrics['auc']:.3f}" in auc
+    assert "n = 6" in auc
+    (dice,) = (line for line in lines if line.startswith("optic disc Dice"))
+    assert "not annotated" in dice
+    for path in lines[-4:]:
+        assert pathlib.Path(path).exists()
+
+
+def test_predict_counts_what_it_skipped(glaucoma_run, tmp_path, compiled):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(folder / "a.png")
+    (folder / "b.jpg").write_text("not a picture")
+    flags = [f"--workdir={glaucoma_run.workdir}", f"--images={folder}"]
+    finished = script("predict", *flags, f"--output={tmp_path / 'out'}", env=compiled)
+    assert finished.returncode == 1
+    assert "b.jpg is not an image" in finished.stderr
+    assert "1 of the photographs were skipped" in finished.stderr
+    assert "Traceback" not in finished.stderr
+    with (tmp_path / "out" / "predictions.csv").open() as file:
+        assert [row["image"] for row in csv.DictReader(file)] == ["a"]
