@@ -1,6 +1,7 @@
 """What all scripts share: how they end."""
 
 import argparse
+import logging as standard_logging
 import pathlib
 import re
 import sys
@@ -29,11 +30,11 @@ def run(main: Callable[[], int | None]) -> None:
             print(f"error: {error}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
-            print("interrupted.", file=sys.stderr)
+            print("interrupted; training goes on by --resume.", file=sys.stderr)
             return 130
 
     logging.set_verbosity(logging.WARNING)
-    sys.unraisablehook = _report_unraisable
+    _hush_tensorstore()
     app.run(guarded, flags_parser=_parse)
 
 
@@ -49,7 +50,7 @@ def _parse(argv: list[str]) -> list[str]:
         sys.exit(2)
     try:
         return app.parse_flags_with_usage(argv)
-    except AttributeError as error:
+    except (AttributeError, KeyError) as error:
         # Its text begins with the name of the field.
         name = re.search(r"\w*", str(error).lstrip("'\"\\"))[0]
         for argument in argv:
@@ -64,14 +65,19 @@ def _parse(argv: list[str]) -> list[str]:
         raise
 
 
-def _report_unraisable(unraisable: Any) -> None:
-    """Python's own report, but for what TensorStore says after a failed read.
+def _hush_tensorstore() -> None:
+    """Silences what TensorStore still has to say after a failed read.
 
-    It tells of the arrays that are still on their way to an event loop that Orbax has
-    closed. The failure itself has been raised.
+    The failure itself is raised; but other arrays are then on their way to an event
+    loop that Orbax has closed, and their tracebacks would follow our sentence.
     """
-    if str(unraisable.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(unraisable)
+
+    def report(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            sys.__unraisablehook__(unraisable)
+
+    sys.unraisablehook = report
+    standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
 
 
 def required(flag: flags.FlagHolder) -> Any:

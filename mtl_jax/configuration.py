@@ -1,6 +1,7 @@
 """From a config to the objects it describes, with a sentence for every bad value."""
 
 import json
+import math
 from collections.abc import Collection, Sequence
 from typing import Any, get_args
 
@@ -28,6 +29,7 @@ def check(config: Config) -> None:
     Raises:
       UserError: naming the field, its value, and what it may be.
     """
+    _check_fields(config)
     _check_choice("model.encoder", config.model.encoder, vgg.DEPTHS)
     _check_choice("model.norm", config.model.norm, layers.NORMS)
     _check_choice("model.dtype", config.model.dtype, DTYPES)
@@ -54,13 +56,49 @@ def check(config: Config) -> None:
         "evaluation.vcdr_C": config.evaluation.vcdr_C,
     }
     for field, value in positive.items():
-        if not value > 0:
+        if not 0 < value < math.inf:
             raise UserError(f"config.{field} is {value}; it must be positive.")
+    ranges = {
+        "seed": (config.seed, 0, 2**32 - 1),
+        "loss.focal_gamma": (config.loss.focal_gamma, 0, 100),
+        "optimizer.warmup_epochs": (config.optimizer.warmup_epochs, 0, 1e6),
+        "augmentation.rotation": (config.augmentation.rotation, 0, 180),
+        "augmentation.scale": (config.augmentation.scale, 0, 10),
+    }
+    for name in ("shift", "brightness", "contrast", "colour"):
+        ranges[f"augmentation.{name}"] = (config.augmentation[name], 0, 1)
+    for field, (value, low, high) in ranges.items():
+        if not low <= value <= high:
+            raise UserError(
+                f"config.{field} is {value}; it must lie between {low} and {high:g}."
+            )
+    scored = {"dice_disc": "disc", "dice_cup": "cup", "fovea_error": "fovea"}
+    needed = scored.get(config.evaluation.score)
+    if needed and needed not in config.tasks:
+        raise UserError(
+            f"config.evaluation.score is {config.evaluation.score!r}, but {needed} is "
+            "not among config.tasks; choose mean or loss."
+        )
     for field in ("dropout", "norm_momentum"):
         if not 0 <= config.model[field] < 1:
             raise UserError(
                 f"config.model.{field} is {config.model[field]}; it must be at least 0 "
                 "and less than 1."
+            )
+
+
+def _check_fields(config: Config) -> None:
+    """Refuses fields that `configs/default.py` does not have, and their absence."""
+    from configs import default  # Not needed to use the package without its programs.
+
+    theirs, ours = (
+        {field for field, _ in _flatten(json.loads(to_json(c)))}
+        for c in (config, default.get_config())
+    )
+    for fields, what in ((theirs - ours, "unknown"), (ours - theirs, "missing")):
+        if fields:
+            raise UserError(
+                f"config.{min(fields)} is {what}; configs/default.py lists all fields."
             )
 
 

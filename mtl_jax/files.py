@@ -6,7 +6,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from mtl_jax.errors import UserError
@@ -26,13 +26,15 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def whole_directory(path: pathlib.Path, marker: str) -> Iterator[pathlib.Path]:
+def whole_directory(
+    path: pathlib.Path, contents: Collection[str]
+) -> Iterator[pathlib.Path]:
     """A directory that appears under its name when the block ends well.
 
     Args:
       path: of the directory. One that is there already is replaced.
-      marker: a file that such a directory holds. A directory without it was made by
-        somebody else and is not touched, unless it is empty.
+      contents: names of all that is going to be in it. A directory that holds anything
+        else is somebody's own and is not touched.
 
     Yields:
       The directory to write to.
@@ -40,14 +42,14 @@ def whole_directory(path: pathlib.Path, marker: str) -> Iterator[pathlib.Path]:
     Raises:
       UserError: if `path` holds something else.
     """
-    path = path.expanduser().absolute()
-    if path.exists() and not (
-        path.is_dir() and ((path / marker).exists() or not any(path.iterdir()))
-    ):
-        raise UserError(
-            f"{path} holds something else than earlier output ({marker} is not in it);"
-            " name another place for the output."
-        )
+    path = path.expanduser().resolve()
+    if path.exists():
+        names = {p.name for p in path.iterdir()} if path.is_dir() else {path.name}
+        if foreign := sorted(names - set(contents)):
+            raise UserError(
+                f"{path} holds something else than earlier output ({foreign[0]}); name "
+                "another place for the output."
+            )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)

@@ -18,6 +18,7 @@ def main() -> None:
     from mtl_jax.training import loop
 
     loop.train(CONFIG.value, pathlib.Path(WORKDIR.value), resume=RESUME.value)
+    print(f"{WORKDIR.value}: now scripts/evaluate.py --workdir={WORKDIR.value}")
 
 
 if __name__ == "__main__":

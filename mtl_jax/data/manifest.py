@@ -215,6 +215,8 @@ def _read_table(path: pathlib.Path) -> tuple[list[str], list[tuple[int, list[str
         raise UserError(f"{path} is not well-formed CSV ({error}).") from None
     table = [[cell.strip() for cell in record] for record in table]
     records = [(i, record) for i, record in enumerate(table, start=1) if any(record)]
+    if not records:
+        raise UserError(f"{path} is empty; it needs the columns {words(COLUMNS)}.")
     header = [name.lower() for name in records[0][1]]
     while header[-1] == "":
         header.pop()

@@ -5,6 +5,7 @@ indices rather than images, so that the position in the shuffled stream is a few
 that a checkpoint can hold.
 """
 
+import contextlib
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -55,7 +56,7 @@ def open_dataset(data_dir: str, dataset: str) -> tfds.core.DatasetBuilder:
             + (f"are {', '.join(there)}" if there else "is none at all")
             + "); build it with scripts/prepare_data.py, or name another."
         )
-    with quiet_tfds():
+    with quiet_tfds(), _readable(versions[-1].parent):
         return tfds.builder_from_directory(versions[-1].parent)
 
 
@@ -95,8 +96,9 @@ class Table:
                 f"{builder.info.full_name} has no split {split!r}; it has "
                 f"{', '.join(builder.info.splits)}."
             )
+        self._directory = pathlib.Path(builder.data_dir)
         self.name = f"{builder.info.full_name}, split {split}"
-        with quiet_tfds():
+        with quiet_tfds(), _readable(self._directory):
             self._source = builder.as_data_source(
                 split,
                 decoders={key: tfds.decode.SkipDecoding() for key in schema.IMAGES},
@@ -149,7 +151,7 @@ class Table:
             }
 
         # Zlib lets go of the interpreter lock.
-        with futures.ThreadPoolExecutor() as threads:
+        with _readable(self._directory), futures.ThreadPoolExecutor() as threads:
             records = list(threads.map(decode, indices))
         batch = {key: np.stack([r[key] for r in records]) for key in TRAINING_KEYS}
         # TFDS gives scalars as Python's numbers.
@@ -216,6 +218,19 @@ def evaluation_batches(
                 "weight": weight.astype(np.float32),
             },
         )
+
+
+@contextlib.contextmanager
+def _readable(directory: pathlib.Path) -> Iterator[None]:
+    """Turns what the readers of a damaged data set raise into a sentence."""
+    try:
+        yield
+    # Each of TFDS, protobuf, array_record and Pillow has kinds of exception of its own.
+    except Exception as error:
+        raise UserError(
+            f"The data set {directory} is damaged ({type(error).__name__}); delete this"
+            " folder and build it again."
+        ) from error
 
 
 def _free_memory() -> int:

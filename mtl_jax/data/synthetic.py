@@ -224,10 +224,19 @@ def write_example(folder: str | os.PathLike[str]) -> None:
 
     Args:
       folder: to write to, made if need be.
+
+    Raises:
+      UserError: if it cannot be made.
     """
     folder = pathlib.Path(folder).expanduser()
-    for name in ("images", "masks"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
+    try:
+        for name in ("images", "masks"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}); name another folder for "
+            "the example."
+        ) from error
     rows = ["image_id,image,mask,fovea_x,fovea_y,glaucoma,split"]
     for image in enumerate(assign_labels(EXAMPLE_IMAGES, 0.4)):
         name = f"example{image[0] + 1}"

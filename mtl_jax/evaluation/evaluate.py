@@ -18,6 +18,8 @@ from mtl_jax.reporting import overlay, roc
 # Pictures of each of the best, median and worst cases.
 CASES = 3
 
+CONTENTS = ("metrics.json", "per_image.csv", "roc.png", "overlays")
+
 
 def evaluate(
     workdir: pathlib.Path,
@@ -74,7 +76,7 @@ def evaluate(
     if dataset and dataset != own.dataset:
         name = f"{dataset.replace('/', '-')}-{name}"
     output = pathlib.Path(workdir) / "evaluation" / name
-    with files.whole_directory(output, "metrics.json") as folder:
+    with files.whole_directory(output, CONTENTS) as folder:
         files.write_json(folder / "metrics.json", metrics)
         write_csv(folder / "per_image.csv", rows)
         plot_roc(folder / "roc.png", rows)

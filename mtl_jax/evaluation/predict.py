@@ -20,8 +20,11 @@ from mtl_jax.evaluation.prediction import Prediction, interpret
 # Grey values of the masks written, as REFUGE has them.
 CUP, RIM, BACKGROUND = 0, 128, 255
 
+CONTENTS = ("predictions.csv", "masks", "overlays")
+
 COLUMNS = (
     "image",
+    "file",
     "glaucoma",
     "probability",
     "probability_fc",
@@ -38,6 +41,10 @@ COLUMNS = (
     "mask",
     "overlay",
 )
+
+# Name, file, pixels.
+_Photograph = tuple[str, pathlib.Path, np.ndarray]
+_Predicted = tuple[str, pathlib.Path, np.ndarray, Prediction]
 
 
 def predict(
@@ -70,7 +77,7 @@ def predict(
     paths = images.find_photographs(photographs)
     network = trained.load(workdir, checkpoint)
     failures: list[str] = []
-    with files.whole_directory(output, "predictions.csv") as folder:
+    with files.whole_directory(output, CONTENTS) as folder:
         (folder / "masks").mkdir()
         (folder / "overlays").mkdir()
         with (folder / "predictions.csv").open("w", newline="") as file:
@@ -79,8 +86,9 @@ def predict(
             progress = tqdm.tqdm(total=len(paths), desc="predicting", unit="image")
             with progress:
                 for batch in _batches(paths, network, failures, progress):
-                    for name, photograph, prediction in batch:
-                        writer.writerow(_write(folder, name, photograph, prediction))
+                    for name, path, photograph, prediction in batch:
+                        row = _write(folder, name, photograph, prediction)
+                        writer.writerow({**row, "file": path})
         if len(failures) == len(paths):
             raise UserError(f"No photograph could be read: {' '.join(failures)}")
     return failures
@@ -91,15 +99,15 @@ def _batches(
     network: trained.TrainedNetwork,
     failures: list[str],
     progress: tqdm.tqdm,
-) -> Iterator[list[tuple[str, np.ndarray, Prediction]]]:
-    """Names, photographs and predictions, a batch at a time."""
+) -> Iterator[list[_Predicted]]:
+    """Names, files, photographs and predictions, a batch at a time."""
     names = _distinct_names(paths)
     for start in range(0, len(paths), network.batch_size):
         chunk = paths[start : start + network.batch_size]
-        read: list[tuple[str, np.ndarray]] = []
+        read: list[_Photograph] = []
         for path in chunk:
             try:
-                read.append((names[path], images.read_photograph(path)))
+                read.append((names[path], path, images.read_photograph(path)))
             except UserError as error:
                 failures.append(str(error))
                 progress.write(f"skipped: {error}", file=sys.stderr)
@@ -109,16 +117,17 @@ def _batches(
 
 
 def _predict_batch(
-    read: Sequence[tuple[str, np.ndarray]], network: trained.TrainedNetwork
-) -> list[tuple[str, np.ndarray, Prediction]]:
+    read: Sequence[_Photograph], network: trained.TrainedNetwork
+) -> list[_Predicted]:
     size = (network.image_size, network.image_size)
     model_images = np.zeros((network.batch_size, *size, 3), np.uint8)
-    for place, (_, photograph) in enumerate(read):
+    for place, (*_, photograph) in enumerate(read):
         model_images[place] = geometry.resize_photograph(photograph, size)
     logits, _ = network({"image": model_images})
     return [
         (
             name,
+            path,
             photograph,
             interpret(
                 {task: values[place] for task, values in logits.items()},
@@ -126,7 +135,7 @@ def _predict_batch(
                 photograph.shape[:2],
             ),
         )
-        for place, (name, photograph) in enumerate(read)
+        for place, (name, path, photograph) in enumerate(read)
     ]
 
 
@@ -176,16 +185,13 @@ def grey_mask(prediction: Prediction) -> np.ndarray:
 
 
 def _distinct_names(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, str]:
-    """File stems; where two photographs share one, the whole file name and a number."""
-    stems = [path.stem for path in paths]
+    """File stems, numbered where several photographs share one."""
     names: dict[pathlib.Path, str] = {}
     taken: set[str] = set()
     for path in paths:
-        name = path.stem if stems.count(path.stem) == 1 else path.name
-        number = 2
-        base = name
+        name, number = path.stem, 2
         while name in taken:
-            name, number = f"{base}_{number}", number + 1
+            name, number = f"{path.stem}_{number}", number + 1
         taken.add(name)
         names[path] = name
     return names

@@ -20,7 +20,7 @@ class Prediction:
       disc: uint8 [h, w] mask.
       cup: uint8 [h, w] mask.
       fovea_xy: (x, y) in pixels.
-      vcdr: vertical cup-to-disc ratio of the masks.
+      vcdr: vertical cup-to-disc ratio of the masks; None also where both are empty.
       probability_fc: of glaucoma, from the network's classifier.
       probability_vcdr: of glaucoma, from the ratio.
       probability: the mean of the two, or the one there is.
@@ -62,7 +62,10 @@ def interpret(
     if "fovea" in logits:
         point = np.array(postprocess.centre_of_mass(logits["fovea"]))
         fovea_xy = geometry.rescale_xy(point, logits["fovea"].shape, size)
-    ratio = cup_to_disc_ratio(disc, cup)
+    ratio = None
+    # Where no disc was found there is no ratio, rather than that of a healthy eye.
+    if disc is not None and (disc.any() or (cup is not None and cup.any())):
+        ratio = cup_to_disc_ratio(disc, cup)
     fc = float(expit(logits["glaucoma"])) if "glaucoma" in logits else None
     from_ratio = None
     if ratio is not None and classifier is not None:

@@ -64,7 +64,7 @@ def load(workdir: pathlib.Path, checkpoint: str = "best") -> TrainedNetwork:
     workdir = pathlib.Path(workdir)
     if not workdir.is_dir():
         raise UserError(f"There is no workdir {workdir}; name that of a trained run.")
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, read_only=True)
     step = _step_of(checkpoints, workdir, checkpoint)
     metadata = checkpoints.restore_metadata(step)
     config = configuration.from_json(metadata["config"])
@@ -100,7 +100,7 @@ def _step_of(checkpoints: Checkpoints, workdir: pathlib.Path, checkpoint: str) -
         return checkpoints.best()
     if checkpoint == "latest":
         return checkpoints.latest()
-    if not checkpoint.isdigit() or int(checkpoint) not in steps:
+    if checkpoint not in map(str, steps):
         raise UserError(
             f"{workdir} has no checkpoint {checkpoint!r}; choose best, latest or one of"
             f" the steps {', '.join(map(str, steps))}."

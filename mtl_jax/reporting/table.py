@@ -24,9 +24,13 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
     )
     lines = [title, "-" * len(title)]
     for label, name, form in _ROWS:
-        value = metrics[name]
-        text = "not annotated" if value is None else form.format(value)
-        lines.append(f"{label:33}{text:>13}  n = {metrics['num_images'][name]}")
-    lines.append(f"{'parameters':33}{metrics['num_parameters']:13,}")
-    lines.append(f"{'seconds per training step':33}{metrics['seconds_per_step']:13.3f}")
+        value, count = metrics[name], metrics["num_images"][name]
+        if value is not None:
+            text = form.format(value)
+        else:
+            # Without a label or without such a task there is nothing to average.
+            text = "one class only" if count else "-"
+        lines.append(f"{label:33}{text:>14}  n = {count}")
+    lines.append(f"{'parameters':33}{metrics['num_parameters']:14,}")
+    lines.append(f"{'seconds per training step':33}{metrics['seconds_per_step']:14.3f}")
     return "\n".join(lines)

@@ -23,8 +23,14 @@ NUM_LATEST = 2
 class Checkpoints:
     """The checkpoints of one workdir, in its folder `checkpoints`."""
 
-    def __init__(self, workdir: pathlib.Path):
-        """Opens the folder; nothing is written before the first `save`."""
+    def __init__(self, workdir: pathlib.Path, *, read_only: bool = False):
+        """Opens the folder; nothing is written before the first `save`.
+
+        Args:
+          workdir: of the run.
+          read_only: leave the folder as it is; a run may be saving to it right now.
+        """
+        self._read_only = read_only
         self._directory = pathlib.Path(workdir).absolute() / "checkpoints"
         # Orbax reports every save at length.
         logging.set_verbosity(logging.ERROR)
@@ -50,7 +56,8 @@ class Checkpoints:
                             ),
                         ]
                     ),
-                    cleanup_tmp_directories=True,
+                    cleanup_tmp_directories=not self._read_only,
+                    read_only=self._read_only,
                 ),
             )
         return self._opened
@@ -59,7 +66,8 @@ class Checkpoints:
         """The steps there are checkpoints of, in order."""
         if not self._directory.is_dir():
             return []
-        return sorted(self._manager.all_steps())
+        names = (path.name for path in self._directory.iterdir())
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def latest(self) -> int | None:
         """The last step there is a checkpoint of."""

@@ -52,7 +52,12 @@ def train(
     state = steps.create_train_state(model, optimizer, jax.random.key(config.seed))
     batches = pipeline.training_batches(splits.train, config.batch_size, config.seed)
     if (latest := checkpoints.latest()) is not None:
-        state, _ = checkpoints.restore(latest, state, batches)
+        state, saved = checkpoints.restore(latest, state, batches)
+        if saved["num_training_images"] != len(splits.train):
+            raise UserError(
+                f"{splits.train.name} has {len(splits.train)} images, but this run "
+                f"began with {saved['num_training_images']}; name another workdir."
+            )
     done = int(state.step)
     train_step = parallel.map_step(
         steps.sequential_step(
@@ -68,6 +73,7 @@ def train(
     metadata = {
         "config": configuration.to_json(config),
         "image_size": splits.image_size,
+        "num_training_images": len(splits.train),
         "vcdr_classifier": classifier and classifier._asdict(),
     }
 
@@ -83,18 +89,18 @@ def train(
     try:
         for epoch in range(done // epoch_steps + 1, config.num_epochs + 1):
             watch = _Watch(tasks, checkpoints)
-            for _ in range(epoch_steps):
+            for step in range((epoch - 1) * epoch_steps + 1, epoch * epoch_steps + 1):
                 state, metrics = train_step(state, parallel.shard(next(batches)))
+                watch.add(step, metrics)
                 progress.update()
-                watch.add(progress.n, metrics)
             summary = watch.summary(config.batch_size)
             progress.set_postfix(_brief(summary))
-            log.write(progress.n, epoch, summary)
+            log.write(step, epoch, summary)
             if epoch % config.validate_every == 0 or epoch == config.num_epochs:
-                _check_finite(state, progress.n, checkpoints)
+                _check_finite(state, step, checkpoints)
                 if validation := validate(state):
                     values = {f"validation/{k}": v for k, v in validation.items()}
-                    log.write(progress.n, epoch, values)
+                    log.write(step, epoch, values)
                 details = {
                     "epoch": epoch,
                     "seconds_per_step": summary["train/seconds_per_step"],
@@ -238,10 +244,16 @@ def _claim_workdir(
     """Makes the workdir this run's own, unless it is another's."""
     path = workdir / "config.json"
     if path.exists():
-        fields = configuration.differences(
-            config, configuration.from_json(path.read_text())
-        )
-        if fields:
+        try:
+            theirs = configuration.from_json(path.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path} cannot be read ({error}); name another workdir."
+            ) from error
+        fields = configuration.differences(config, theirs)
+        # Data that have moved are the same data.
+        fields = [field for field in fields if field != "data.data_dir"]
+        if fields and checkpoints.latest() is not None:
             raise UserError(
                 f"{workdir} holds a run of another config (it differs in "
                 f"{', '.join(fields)}); name another workdir."

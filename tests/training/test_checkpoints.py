@@ -163,6 +163,13 @@ DAMAGE = {
 }
 
 
+# TensorStore goes on reading the other arrays, for an event loop that is closed.
+still_reading = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@still_reading
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_checkpoint_is_named(glaucoma_run, tmp_path, damage):
     workdir = glaucoma_run.copy(tmp_path / "run")
@@ -183,6 +190,7 @@ def test_damaged_scores_are_named(glaucoma_run, tmp_path):
         trained.load(workdir, "best")
 
 
+@still_reading
 @pytest.mark.parametrize("part", ["model", "optimizer", "data"])
 def test_going_on_from_the_checkpoint_before_a_damaged_one(
     glaucoma_run, tmp_path, part

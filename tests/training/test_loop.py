@@ -178,12 +178,6 @@ def test_resuming_a_finished_run_changes_nothing(glaucoma_run, tmp_path):
     assert contents(workdir) == before
 
 
-def test_resuming_where_nothing_is_begins(make_config, tmp_path):
-    config = make_config(tasks=("glaucoma",), num_epochs=1)
-    loop.train(config, tmp_path / "run", resume=True)
-    assert saved_steps(tmp_path / "run") == [3]
-
-
 @pytest.mark.parametrize("resume", [True, False])
 def test_a_workdir_of_another_config_is_refused(glaucoma_run, tmp_path, resume):
     workdir = glaucoma_run.copy(tmp_path / "run")
