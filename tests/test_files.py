@@ -11,7 +11,7 @@ def names(folder):
 
 
 def fill(place, text):
-    with files.whole_directory(place, "marker") as folder:
+    with files.whole_directory(place, ("marker", "more")) as folder:
         (folder / "marker").write_text(text)
 
 
@@ -41,7 +41,7 @@ def test_json_comes_back(tmp_path):
 
 def test_directory_appears_when_the_block_ends(tmp_path):
     place = tmp_path / "deep" / "out"
-    with files.whole_directory(place, "marker") as folder:
+    with files.whole_directory(place, ("marker",)) as folder:
         (folder / "marker").write_text("x")
         assert not place.exists()
     assert names(place) == ["marker"]
@@ -68,7 +68,7 @@ def test_earlier_output_stays_when_the_block_fails(tmp_path):
 
 
 def test_nothing_is_left_when_the_block_fails(tmp_path):
-    with pytest.raises(KeyboardInterrupt), files.whole_directory(tmp_path / "a", "m"):
+    with pytest.raises(KeyboardInterrupt), files.whole_directory(tmp_path / "a", ()):
         raise KeyboardInterrupt
     assert names(tmp_path) == []
 
@@ -81,13 +81,14 @@ def test_empty_directory_is_taken(tmp_path):
 
 def test_what_somebody_else_made_is_refused(tmp_path):
     (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "marker").touch()
     (tmp_path / "out" / "thesis.tex").write_text("x")
     (tmp_path / "file").write_text("x")
     for place in (tmp_path / "out", tmp_path / "file"):
         with pytest.raises(UserError, match="something else.*another place"):
             fill(place, "x")
     assert names(tmp_path) == ["file", "out"]
-    assert names(tmp_path / "out") == ["thesis.tex"]
+    assert names(tmp_path / "out") == ["marker", "thesis.tex"]
 
 
 def test_place_that_cannot_be_written(tmp_path):

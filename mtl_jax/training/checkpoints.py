@@ -157,8 +157,13 @@ class Checkpoints:
         args = ocp.args.Composite(model=ocp.args.StandardRestore(variables))
         return self._read(step, self._manager.restore, step, args=args).model
 
+    def wait(self) -> None:
+        """Waits until what is being saved is on disk."""
+        if self._opened is not None:
+            self._opened.wait_until_finished()
+
     def close(self) -> None:
-        """Waits for what is being saved."""
+        """Waits for what is being saved; nothing can be saved any more."""
         if self._opened is not None:
             self._opened.close()
 

@@ -228,6 +228,7 @@ def _check_finite(state: TrainState, step: int, checkpoints: Checkpoints) -> Non
 
 def _advice(checkpoints: Checkpoints) -> str:
     """What to do about numbers that are not finite."""
+    checkpoints.wait()
     last = checkpoints.latest()
     good = "none" if last is None else checkpoints.path(last)
     return (

@@ -168,17 +168,18 @@ def recompute(network, data, split, resolution, classifier):
         x, y = np.average(xs, weights=weight), np.average(ys, weights=weight)
         native_x = (x + 0.5) * native_width / 32 - 0.5
         native_y = (y + 0.5) * native_height / 32 - 0.5
-        vcdr = ratio(masks["disc"], masks["cup"])
-        from_ratio = classifier.predict_proba([[vcdr]])[0, 1]
+        fc = sigmoid(logits["glaucoma"])
         row = {
             "image_id": record["image_id"].decode(),
-            "probability_fc": sigmoid(logits["glaucoma"]),
-            "probability_vcdr": from_ratio,
-            "probability": (sigmoid(logits["glaucoma"]) + from_ratio) / 2,
-            "vcdr": vcdr,
+            "probability_fc": fc,
+            "probability": fc,
             "fovea_x": native_x,
             "fovea_y": native_y,
         }
+        if masks["disc"].any() or masks["cup"].any():
+            row["vcdr"] = vcdr = ratio(masks["disc"], masks["cup"])
+            row["probability_vcdr"] = classifier.predict_proba([[vcdr]])[0, 1]
+            row["probability"] = (fc + row["probability_vcdr"]) / 2
         if has["glaucoma"]:
             row["glaucoma"] = record["glaucoma"]
         for name in ("disc", "cup"):
@@ -186,26 +187,25 @@ def recompute(network, data, split, resolution, classifier):
                 row[f"dice_{name}"] = dice(masks[name], masks[f"true_{name}"])
         if has["disc"] and has["cup"]:
             row["vcdr_true"] = ratio(masks["true_disc"], masks["true_cup"])
-            row["vcdr_mae"] = abs(vcdr - row["vcdr_true"])
+            if "vcdr" in row:
+                row["vcdr_mae"] = abs(row["vcdr"] - row["vcdr_true"])
         if has["fovea"]:
             true_x, true_y = record["fovea_xy"]
             row["fovea_error"] = math.hypot(x - true_x, y - true_y)
             true_x, true_y = record["native_fovea_xy"]
             row["fovea_error_native"] = math.hypot(native_x - true_x, native_y - true_y)
         per_image.append(row)
-    labelled = [row for row in per_image if "glaucoma" in row]
-    labels = [row["glaucoma"] for row in labelled]
     metrics, counts = {}, {}
-    for name, key in (
-        ("auc", "probability"),
-        ("auc_fc", "probability_fc"),
-        ("auc_vcdr", "probability_vcdr"),
+    for name, key, figure in (
+        ("auc", "probability", area_under_curve),
+        ("auc_fc", "probability_fc", area_under_curve),
+        ("auc_vcdr", "probability_vcdr", area_under_curve),
+        ("sensitivity_at_85_specificity", "probability", sensitivity),
     ):
-        scores = [row[key] for row in labelled]
-        metrics[name], counts[name] = area_under_curve(scores, labels), len(labels)
-    name = "sensitivity_at_85_specificity"
-    metrics[name] = sensitivity([row["probability"] for row in labelled], labels)
-    counts[name] = len(labels)
+        pairs = [
+            (r[key], r["glaucoma"]) for r in per_image if {key, "glaucoma"} <= {*r}
+        ]
+        metrics[name], counts[name] = figure(*zip(*pairs, strict=True)), len(pairs)
     for name in METRICS[4:]:
         values = [row[name] for row in per_image if name in row]
         metrics[name], counts[name] = np.mean(values), len(values)
@@ -273,7 +273,8 @@ def test_missing_labels_are_null(on_discs):
     assert '"dice_cup": null' in text
     assert "loss_cup" not in metrics
     assert not (on_discs.output / "roc.png").exists()
-    assert "not annotated" in metrics_table(metrics)
+    (line,) = (x for x in metrics_table(metrics).splitlines() if "cup" in x)
+    assert line.split()[3:] == ["-", "n", "=", "0"]
 
 
 def test_folders_and_what_they_hold(

@@ -93,6 +93,8 @@ def test_table_against_interpret(predicted, expected):
             mask = getattr(wanted, part)
             assert int(row[f"{part}_area"]) == mask.sum()
             assert int(row[f"{part}_height"]) == mask.sum(0).max()
+        assert pathlib.Path(row["file"]).stem == name
+        assert pathlib.Path(row["file"]).is_file()
         assert (predicted / row["mask"]).is_file()
         assert (predicted / row["overlay"]).is_file()
 
@@ -199,16 +201,13 @@ def test_photographs_of_the_same_stem(tiny_run, photographs, tmp_path):
             assert image.size == (int(row["width"]), int(row["height"]))
 
 
-def test_names_are_distinct_and_files():
-    paths = [
-        pathlib.Path(name)
-        for name in ("a/x.png", "b/x.png", "b/x.png_2.jpg", "c/x.png", "y.jpg")
-    ]
-    names = predict._distinct_names(paths)
-    assert len(set(names.values())) == 5
-    assert names[paths[0]] == "x.png"
-    assert names[paths[4]] == "y"
-    assert not any("/" in name for name in names.values())
+def test_names_are_distinct_stems():
+    names = ("a/x.png", "b/x.png", "b/x_2.jpg", "c/x.png", "y.jpg")
+    paths = [pathlib.Path(name) for name in names]
+    found = predict._distinct_names(paths)
+    assert list(found) == paths
+    assert len(set(found.values())) == 5
+    assert (found[paths[0]], found[paths[1]], found[paths[4]]) == ("x", "x_2", "y")
 
 
 def test_a_prediction_replaces_an_earlier_one(tiny_run, photographs, tmp_path):
@@ -240,7 +239,7 @@ def test_networks_of_one_task(request, task, photographs, tmp_path):
     assert predict.predict(run.workdir, str(photographs), tmp_path / "out") == []
     rows = read_csv(tmp_path / "out")
     assert set(rows) == set(SIZES)
-    always = {"image", "width", "height", "overlay"}
+    always = {"image", "file", "width", "height", "overlay"}
     filled = {
         "glaucoma": {"glaucoma", "probability", "probability_fc"},
         "fovea": {"fovea_x", "fovea_y"},

@@ -74,6 +74,18 @@ def test_a_task_less(left_out):
         assert found.probability == getattr(found, one)
 
 
+def test_no_ratio_where_nothing_was_found():
+    nothing = np.full((16, 16), -30.0)
+    found = interpret({**LOGITS, "disc": nothing, "cup": nothing}, CLASSIFIER, (16, 16))
+    assert not found.disc.any()
+    assert found.vcdr is found.probability_vcdr is None
+    assert found.probability == found.probability_fc
+    whole = interpret({**LOGITS, "cup": nothing}, CLASSIFIER, (16, 16))
+    assert whole.vcdr == 0.0
+    whole = interpret({**LOGITS, "disc": nothing}, CLASSIFIER, (16, 16))
+    assert whole.vcdr == pytest.approx(1.0)
+
+
 def test_neither_classifier():
     logits = {"disc": LOGITS["disc"], "cup": LOGITS["cup"]}
     found = interpret(logits, None, (16, 16))

@@ -123,10 +123,23 @@ def test_what_a_killed_save_left_is_not_a_checkpoint(tmp_path):
     save(tmp_path, [0.1, 0.2])
     left = tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp"
     left.mkdir()
-    checkpoints = Checkpoints(tmp_path)
-    assert checkpoints.steps() == [1, 2]
-    checkpoints.close()
+    reader = Checkpoints(tmp_path, read_only=True)
+    assert reader.steps() == [1, 2]
+    assert reader.best() == 2
+    reader.close()
+    # It could belong to a run that is saving right now; the next run clears it away.
+    assert left.exists()
+    save(tmp_path, [0.3], start=4)
+    assert Checkpoints(tmp_path).steps() == [2, 4]
     assert not left.exists()
+
+
+def test_waiting_for_a_save(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state_at(1), data(), {}, None)
+    checkpoints.wait()
+    assert checkpoints.latest() == 1
+    checkpoints.close()
 
 
 # Damage to the checkpoint of a real run.
