@@ -20,7 +20,7 @@ from PIL import Image
 
 from configs import default
 from mtl_jax import configuration
-from mtl_jax.data import folder, synthetic
+from mtl_jax.data import folder, fundus_renderer, synthetic
 from mtl_jax.training import loop
 
 SIZE = 32
@@ -107,18 +107,21 @@ def folder_data(shared_dir):
 
 
 def write_photographs(source):
-    """Photographs with bright discs, and their manifest."""
-    rng = np.random.default_rng(0)
+    """Drawn fundi, with foveas of our own choice, and their manifest."""
     source.mkdir(exist_ok=True)
     lines = ["image_id,image,disc_mask,cup_mask,fovea_x,fovea_y,glaucoma,split"]
     for i in range(11):
-        width, height = ((48, 40), (64, 64), (37, 51))[i % 3]
-        disc = np.zeros((height, width), np.uint8)
-        disc[10:24, 8:20] = 255
-        cup = np.zeros_like(disc)
-        cup[14 : 18 + i % 4, 11:17] = 255
-        picture = rng.integers(40, 90, (height, width, 3), dtype=np.uint8)
-        picture[disc > 0] += 100
+        fundus = fundus_renderer.render(
+            np.random.default_rng(i),
+            ((72, 80), (64, 64), (90, 75))[i % 3],
+            fundus_renderer.EVALUATION_CAMERA,
+            bool(i % 2),
+        )
+        picture = fundus.photograph
+        disc, cup = (
+            (mask > 0).astype(np.uint8) * 255
+            for mask in (fundus.disc_mask, fundus.cup_mask)
+        )
         for name, array in (("p", picture), ("d", disc), ("c", cup)):
             Image.fromarray(array).save(source / f"{name}{i}.png")
         if i < 5:

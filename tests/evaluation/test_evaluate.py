@@ -205,7 +205,9 @@ def recompute(network, data, split, resolution, classifier):
         pairs = [
             (r[key], r["glaucoma"]) for r in per_image if {key, "glaucoma"} <= {*r}
         ]
-        metrics[name], counts[name] = figure(*zip(*pairs, strict=True)), len(pairs)
+        both = len({label for _, label in pairs}) == 2
+        metrics[name] = figure(*zip(*pairs, strict=True)) if both else None
+        counts[name] = len(pairs)
     for name in METRICS[4:]:
         values = [row[name] for row in per_image if name in row]
         metrics[name], counts[name] = np.mean(values), len(values)
