@@ -52,6 +52,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.augmentation.brightness = 0.0
     config.augmentation.contrast = 0.0
     config.augmentation.colour = 0.0
+    config.augmentation.illumination = 0.0
 
     config.batch_size = 8  # over all devices
     config.num_epochs = 300

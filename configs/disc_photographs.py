@@ -19,14 +19,15 @@ def get_config():
     config.model.norm_momentum = 0.95
     config.optimizer.learning_rate = 3e-3
     config.optimizer.schedule = "cosine"
-    config.num_epochs = 150
-    config.validate_every = 30
+    config.num_epochs = 300
+    config.validate_every = 50
     config.augmentation.flip_horizontal = True
     config.augmentation.flip_vertical = True
     config.augmentation.rotation = 30.0
     config.augmentation.scale = 0.6
     config.augmentation.shift = 0.1
     config.augmentation.brightness = 0.3
-    config.augmentation.contrast = 0.3
-    config.augmentation.colour = 0.1
+    config.augmentation.contrast = 0.4
+    config.augmentation.colour = 0.15
+    config.augmentation.illumination = 0.8
     return config

@@ -33,7 +33,8 @@ def run(main: Callable[[], int | None]) -> None:
             print("interrupted; training goes on by --resume.", file=sys.stderr)
             return 130
 
-    logging.set_verbosity(logging.WARNING)
+    # Orbax reports every save at length.
+    logging.set_verbosity(logging.ERROR)
     _hush_tensorstore()
     app.run(guarded, flags_parser=_parse)
 

@@ -64,6 +64,7 @@ def check(config: Config) -> None:
         "optimizer.warmup_epochs": (config.optimizer.warmup_epochs, 0, 1e6),
         "augmentation.rotation": (config.augmentation.rotation, 0, 180),
         "augmentation.scale": (config.augmentation.scale, 0, 10),
+        "augmentation.illumination": (config.augmentation.illumination, 0, 10),
     }
     for name in ("shift", "brightness", "contrast", "colour"):
         ranges[f"augmentation.{name}"] = (config.augmentation[name], 0, 1)

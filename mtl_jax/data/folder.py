@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 
 from mtl_jax.data import building, images, schema
 from mtl_jax.data.manifest import parse_manifest, read_manifest, read_masks
-from mtl_jax.data.manifest_rows import SPLITS, ManifestRow
+from mtl_jax.data.manifest_rows import ManifestRow
 from mtl_jax.errors import UserError
 
 
@@ -54,7 +54,9 @@ class FundusFolder(building.LocalBuilder):
         rows, _ = parse_manifest(
             self.builder_config.manifest, self.builder_config.source
         )
-        by_split = {name: [r for r in rows if r.split == name] for name in SPLITS}
+        by_split = {
+            name: [r for r in rows if r.split == name] for name in schema.SPLITS
+        }
         return {
             name: self._generate_examples(name, members)
             for name, members in by_split.items()
@@ -121,11 +123,7 @@ def build(
     if not source.is_dir():
         raise UserError(f"{source} is not a directory; name the one with the images.")
     manifest = pathlib.Path(manifest or source / "manifest.csv").expanduser().absolute()
-    if image_size % 16 or image_size < 32:
-        raise UserError(
-            f"An image size of {image_size} pixels does not fit the network; choose a"
-            " multiple of 16, at least 32."
-        )
+    schema.check_image_size(image_size)
     name = re.sub(r"[^A-Za-z0-9_]", "_", name or source.resolve().name)
     if not name:
         raise UserError(f"{source} has no name to call the data set by; give a name.")

@@ -21,10 +21,8 @@ from mtl_jax.data.manifest_rows import (
     parse_row,
     words,
 )
+from mtl_jax.data.schema import MIN_SIZE
 from mtl_jax.errors import UserError
-
-# The network halves an image four times; less than this leaves nothing to see.
-MIN_PIXELS = 32
 
 _LONGEST_REPORT = 50
 _COMBINED_VALUES = "0 cup, 128 rim, 255 background"
@@ -154,9 +152,9 @@ def file_problems(row: ManifestRow) -> list[str]:
 def _photograph_problems(row: ManifestRow, size: tuple[int, int]) -> list[str]:
     height, width = size
     problems = []
-    if min(size) < MIN_PIXELS:
+    if min(size) < MIN_SIZE:
         problems.append(
-            f"{row.image} has {width} x {height} pixels; {MIN_PIXELS} a side are the"
+            f"{row.image} has {width} x {height} pixels; {MIN_SIZE} a side are the"
             " least."
         )
     if row.fovea_xy is not None:

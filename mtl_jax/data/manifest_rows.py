@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+from mtl_jax.data.schema import SPLITS
+
 REQUIRED_COLUMNS = ("image_id", "image")
 MASK_COLUMNS = ("disc_mask", "cup_mask", "mask")
 COLUMNS = (
@@ -17,7 +19,6 @@ COLUMNS = (
     "glaucoma",
     "split",
 )
-SPLITS = ("train", "validation", "test")
 
 _SPLIT_NAMES = {
     **{name: name for name in SPLITS},

@@ -13,6 +13,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from mtl_jax.data import geometry
+from mtl_jax.errors import UserError
+
+SPLITS = ("train", "validation", "test")
 
 # The order of `has_label`, fixed in every data set whatever tasks are trained.
 LABELS = ("glaucoma", "disc", "cup", "fovea")
@@ -22,6 +25,22 @@ NATIVE_MASKS = ("native_disc_mask", "native_cup_mask")
 
 # All that a record holds as PNG bytes.
 IMAGES = ("image", "disc_mask", "cup_mask", *NATIVE_MASKS)
+
+# The network halves an image four times; less leaves nothing to see.
+SIZE_MULTIPLE, MIN_SIZE = 16, 32
+
+
+def check_image_size(image_size: int) -> None:
+    """Refuses a size of model images that does not fit the network.
+
+    Raises:
+      UserError: saying which sizes do.
+    """
+    if image_size < MIN_SIZE or image_size % SIZE_MULTIPLE:
+        raise UserError(
+            f"An image size of {image_size} pixels does not fit the network; choose a "
+            f"multiple of {SIZE_MULTIPLE}, at least {MIN_SIZE}."
+        )
 
 
 def features(image_size: int) -> tfds.features.FeaturesDict:

@@ -17,9 +17,9 @@ from PIL import Image
 
 from mtl_jax import files
 from mtl_jax.data import building, fundus_renderer, schema
+from mtl_jax.data.schema import SPLITS
 from mtl_jax.errors import UserError
 
-SPLITS = ("train", "validation", "test")
 CAMERAS = {
     "train": fundus_renderer.TRAINING_CAMERA,
     "validation": fundus_renderer.EVALUATION_CAMERA,
@@ -29,9 +29,6 @@ CAMERAS = {
 # How many photographs an example of files has, and their pixels a side.
 EXAMPLE_IMAGES = 6
 EXAMPLE_SIZE = 512
-
-# The network halves the image four times.
-_SIZE_MULTIPLE = 16
 
 
 @dataclasses.dataclass(eq=False)
@@ -62,12 +59,7 @@ class SyntheticFundusConfig(tfds.core.BuilderConfig):
         )
 
     def _check(self) -> None:
-        size = self.image_size
-        if size < 2 * _SIZE_MULTIPLE or size % _SIZE_MULTIPLE:
-            raise UserError(
-                f"The image size of a synthetic data set is {size}; give a multiple of "
-                f"{_SIZE_MULTIPLE} that is at least {2 * _SIZE_MULTIPLE}."
-            )
+        schema.check_image_size(self.image_size)
         counts = self.num_images
         if len(counts) != len(SPLITS) or min(counts) < 1:
             raise UserError(

@@ -14,7 +14,7 @@ from mtl_jax import files
 from mtl_jax.data import geometry, images
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import postprocess, trained
-from mtl_jax.evaluation.evaluate import draw_prediction
+from mtl_jax.evaluation.pictures import draw_prediction
 from mtl_jax.evaluation.prediction import Prediction, interpret
 
 # Grey values of the masks written, as REFUGE has them.

@@ -25,6 +25,8 @@ class Augmentation:
       brightness: multiply all channels by a factor in 1 -+ brightness.
       contrast: stretch about the image's mean by a factor in 1 -+ contrast.
       colour: multiply each channel by a factor of its own in 1 -+ colour.
+      illumination: brighten and darken by up to the factor 1 + illumination along a
+        wave of up to one cycle in any direction, like glare at one side of the eye.
     """
 
     flip_horizontal: bool = False
@@ -35,6 +37,7 @@ class Augmentation:
     brightness: float = 0.0
     contrast: float = 0.0
     colour: float = 0.0
+    illumination: float = 0.0
 
     def __bool__(self) -> bool:
         """Whether anything is changed at all."""
@@ -95,11 +98,21 @@ class Augmentation:
                 key, shape, minval=1 - strength, maxval=1 + strength
             )
 
-        brightness, contrast, colour = jax.random.split(key, 3)
+        brightness, contrast, colour, light = jax.random.split(key, 4)
         mean = image.mean()
         image = (image - mean) * factor(contrast, self.contrast) + mean
         gain = factor(brightness, self.brightness) * factor(colour, self.colour, (3,))
+        wave = _wave(light, image.shape[0])[..., None]
+        gain *= jnp.exp(jnp.log1p(self.illumination) * wave)
         return jnp.clip(image * gain, 0.0, 1.0)
+
+
+def _wave(key, size):
+    """[size, size] values in [-1, 1]: a wave of random direction, length and phase."""
+    turn, *frequency = jax.random.uniform(key, (3,), minval=-1.0, maxval=1.0)
+    ys, xs = jnp.mgrid[:size, :size] / size
+    x, y = frequency
+    return jnp.sin(2 * jnp.pi * (x * xs + y * ys) + jnp.pi * turn)
 
 
 def _warp(layers, fovea_xy, matrix, inverse, shift):

@@ -11,7 +11,6 @@ from typing import Any
 import grain
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
 
 from mtl_jax.errors import UserError
 from mtl_jax.training.state import TrainState
@@ -32,8 +31,6 @@ class Checkpoints:
         """
         self._read_only = read_only
         self._directory = pathlib.Path(workdir).absolute() / "checkpoints"
-        # Orbax reports every save at length.
-        logging.set_verbosity(logging.ERROR)
         self._opened: ocp.CheckpointManager | None = None
 
     @property

@@ -254,6 +254,22 @@ def test_contrast_stretches_about_the_mean(photographs):
     assert 1.2 < factor.max() < 1.501
 
 
+def test_illumination_varies_smoothly_within_each_image(photographs):
+    flat = {**photographs, "image": np.full_like(photographs["image"], 0.4)}
+    after = augment(0, flat, illumination=1.0)
+    assert_geometry_unchanged(after, flat)
+    gain = after["image"][..., 0] / 0.4
+    np.testing.assert_allclose(after["image"] / 0.4, gain[..., None].repeat(3, -1))
+    assert 0.499 < gain.min() < 0.6
+    assert 1.8 < gain.max() < 2.001
+    # One cycle a side along both axes climbs at most so much from pixel to pixel.
+    steepest = 2 * np.pi / SIZE * np.log(2) * 1.01
+    for axis in (1, 2):
+        assert np.abs(np.diff(np.log(gain), axis=axis)).max() < steepest
+    assert np.median(np.ptp(gain, axis=(1, 2))) > 0.5
+    assert len(np.unique(gain[:, 0, 0].round(4))) == IMAGES
+
+
 def test_a_fovea_that_leaves_the_image_loses_its_label_and_only_that():
     before = blobs(np.full((IMAGES, 2), 4.0))
     before["has_label"][::2, 0] = False

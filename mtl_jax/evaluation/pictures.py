@@ -1,0 +1,137 @@
+"""Pictures of predictions: ROC curves, one photograph, best, median and worst cases."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mtl_jax.data import geometry, pipeline
+from mtl_jax.drawing import overlay, roc
+from mtl_jax.evaluation import scoring, trained
+from mtl_jax.evaluation.prediction import Prediction, interpret
+
+# Pictures of each of the best, median and worst cases.
+CASES = 3
+
+
+def plot_roc(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draws the ROC curves of the probabilities there are; nothing if there is none."""
+    names = {
+        "probability": "average",
+        "probability_fc": "classifier",
+        "probability_vcdr": "vCDR",
+    }
+    curves = {}
+    for key, label in names.items():
+        known = [r for r in rows if None not in (r[key], r["glaucoma"])]
+        if known:
+            curves[label] = ([r[key] for r in known], [r["glaucoma"] for r in known])
+    if curves:
+        roc.plot_roc(curves, path)
+
+
+def quality(row: Mapping[str, Any], image_size: int) -> float | None:
+    """How well one image was read, from 0 to 1; None if nothing is annotated.
+
+    The mean of both Dice, one minus the fovea error relative to the width, and the
+    probability given to the true diagnosis, those there are.
+    """
+    parts = [row["dice_disc"], row["dice_cup"]]
+    if row["fovea_error"] is not None:
+        parts.append(1 - row["fovea_error"] / image_size)
+    if None not in (row["glaucoma"], row["probability"]):
+        parts.append(1 - abs(row["glaucoma"] - row["probability"]))
+    parts = [part for part in parts if part is not None]
+    return float(np.mean(parts)) if parts else None
+
+
+def choose_cases(
+    rows: Sequence[Mapping[str, Any]], image_size: int
+) -> dict[str, list[int]]:
+    """Indices of the best, median and worst rows by `quality`, no row twice."""
+    qualities = [(quality(row, image_size), i) for i, row in enumerate(rows)]
+    known = sorted(pair for pair in qualities if pair[0] is not None)
+    order = [index for _, index in reversed(known)]
+    # Of a few images each kind gets a third.
+    count = min(CASES, max(len(order) // 3, 1))
+    best, rest = order[:count], order[count:]
+    worst, rest = rest[::-1][:count], rest[:-count]
+    start = max((len(rest) - count) // 2, 0)
+    return {"best": best, "median": rest[start : start + count], "worst": worst}
+
+
+def draw_cases(
+    folder: pathlib.Path,
+    network: trained.TrainedNetwork,
+    table: pipeline.Table,
+    rows: Sequence[Mapping[str, Any]],
+) -> None:
+    """Draws best, median and worst cases, and all of them on one sheet."""
+    folder.mkdir()
+    pictures = []
+    for kind, indices in choose_cases(rows, network.image_size).items():
+        for rank, index in enumerate(indices, start=1):
+            picture = _draw_case(
+                network, table, index, f"{kind}: {_caption(rows[index])}"
+            )
+            pictures.append(picture)
+            Image.fromarray(picture).save(folder / f"{kind}_{rank}.png")
+    if pictures:
+        sheet = overlay.contact_sheet(pictures, columns=CASES)
+        Image.fromarray(sheet).save(folder / "cases.png")
+
+
+def _draw_case(
+    network: trained.TrainedNetwork, table: pipeline.Table, index: int, caption: str
+) -> np.ndarray:
+    """One case at the photograph's own proportions."""
+    batch = table.take([index] * network.batch_size)
+    logits, _ = network(batch)
+    native = table.details(index)["native_size"]
+    prediction = interpret(
+        {task: values[0] for task, values in logits.items()},
+        network.classifier,
+        native,
+    )
+    truth = scoring.truth_of(batch, 0)
+    masks = table.native_masks(index)
+    fovea_xy = truth["fovea"]
+    if fovea_xy is not None:
+        fovea_xy = geometry.rescale_xy(fovea_xy, batch["image"].shape[1:3], native)
+    return draw_prediction(
+        geometry.resize_photograph(batch["image"][0], native),
+        prediction,
+        caption,
+        true_disc=masks["disc"] if truth["disc"] is not None else None,
+        true_cup=masks["cup"] if truth["cup"] is not None else None,
+        true_fovea_xy=fovea_xy,
+    )
+
+
+def draw_prediction(
+    photograph: np.ndarray, prediction: Prediction, caption: str, **truth: Any
+) -> np.ndarray:
+    """Draws a prediction of the photograph's size on it; see `overlay.draw`."""
+    return overlay.draw(
+        photograph,
+        disc=prediction.disc,
+        cup=prediction.cup,
+        fovea_xy=prediction.fovea_xy,
+        caption=caption,
+        **truth,
+    )
+
+
+def _caption(row: Mapping[str, Any]) -> str:
+    parts = [str(row["image_id"])]
+    if row["probability"] is not None:
+        truth = {None: "", 0: " (healthy)", 1: " (glaucoma)"}[row["glaucoma"]]
+        parts.append(f"P(glaucoma) {row['probability']:.2f}{truth}")
+    for name in ("disc", "cup"):
+        if row[f"dice_{name}"] is not None:
+            parts.append(f"{name} Dice {row[f'dice_{name}']:.2f}")
+    if row["fovea_error_native"] is not None:
+        parts.append(f"fovea off by {row['fovea_error_native']:.1f} px")
+    return ", ".join(parts)
