@@ -10,13 +10,18 @@ from mtl_jax import cli
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; see configs/.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 RESUME = flags.DEFINE_bool("resume", False, "Go on from the latest checkpoint.")
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "One of several processes that SLURM or a TPU pod started."
+)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main() -> None:
     """Trains."""
-    from mtl_jax.training import loop
+    from mtl_jax.training import loop, parallel
 
+    if DISTRIBUTED.value:
+        parallel.connect_processes()
     loop.train(CONFIG.value, pathlib.Path(WORKDIR.value), resume=RESUME.value)
     print(f"{WORKDIR.value}: now scripts/evaluate.py --workdir={WORKDIR.value}")
 

@@ -49,7 +49,9 @@ def independent(
     gradients of task k only. The N states are stacked on a leading axis and scanned.
 
     Args:
-      tx: any optax transformation; each task has its own state of it.
+      tx: any optax transformation; each task has its own state of it. One that moves
+        parameters whose gradient is zero, such as weight decay, does so at every
+        task's step, those of other tasks' heads included; `optax.masked` limits it.
       num_tasks: N. With one task this is plain `tx`.
 
     Returns:

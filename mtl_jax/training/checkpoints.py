@@ -10,6 +10,7 @@ from typing import Any
 
 import grain
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from mtl_jax.errors import UserError
@@ -195,5 +196,5 @@ def _optimizer_item(state: TrainState) -> dict[str, Any]:
     return {
         "step": state.step,
         "opt_state": state.opt_state,
-        "key": jax.random.key_data(state.key),
+        "key": np.asarray(jax.random.key_data(state.key)),
     }

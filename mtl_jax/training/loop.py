@@ -78,12 +78,14 @@ def train(
     }
 
     state = parallel.replicate(state)
-    log = MetricLog(workdir, done)
+    first = parallel.is_first_process()
+    log = MetricLog(workdir, done, silent=not first)
     progress = tqdm.tqdm(
         total=config.num_epochs * epoch_steps,
         initial=done,
         desc="training",
         unit="step",
+        disable=not first,
         mininterval=1 if sys.stderr.isatty() else 20,
     )
     try:
@@ -264,6 +266,8 @@ def _claim_workdir(
                 f"{workdir} holds a run of this config already; go on with it by "
                 "--resume, or name another workdir."
             )
+    if not parallel.is_first_process():
+        return
     try:
         files.write_text(path, configuration.to_json(config) + "\n")
     except OSError as error:

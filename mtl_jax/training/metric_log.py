@@ -15,12 +15,20 @@ class MetricLog:
     `validation/auc`; a value that could not be computed is null.
     """
 
-    def __init__(self, workdir: pathlib.Path, step: int):
+    def __init__(self, workdir: pathlib.Path, step: int, *, silent: bool = False):
         """Opens the logs of a run that stands at `step`.
 
         Lines of later steps, left by a run that was killed after its last checkpoint,
         are dropped: the resumed run writes them again.
+
+        Args:
+          workdir: of the run.
+          step: the last one done.
+          silent: write nothing; another process of the run does.
         """
+        self._silent = silent
+        if silent:
+            return
         path = pathlib.Path(workdir) / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if _is_up_to(line, step)]
@@ -34,6 +42,8 @@ class MetricLog:
 
     def write(self, step: int, epoch: int, values: Mapping[str, float | None]) -> None:
         """Logs the values of one step."""
+        if self._silent:
+            return
         line = {"step": step, "epoch": epoch, **values}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
@@ -43,6 +53,8 @@ class MetricLog:
 
     def close(self) -> None:
         """Closes both logs."""
+        if self._silent:
+            return
         self._file.close()
         self._tensorboard.close()
 

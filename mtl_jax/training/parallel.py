@@ -14,6 +14,29 @@ from mtl_jax.errors import UserError
 AXIS = "batch"
 
 
+def connect_processes() -> None:
+    """Joins the processes that a cluster started for this run, one for each host.
+
+    They learn of each other from SLURM, Open MPI, Kubernetes or the TPU's host; to be
+    called before anything else of JAX.
+
+    Raises:
+      UserError: if nothing is known of other processes.
+    """
+    try:
+        jax.distributed.initialize()
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"The processes of this run cannot find each other ({error}); leave out "
+            "--distributed, or start them by SLURM, Open MPI or on a TPU pod."
+        ) from error
+
+
+def is_first_process() -> bool:
+    """Whether this process writes what a run has only one of, such as its log."""
+    return jax.process_index() == 0
+
+
 def check_batch_size(batch_size: int) -> None:
     """Refuses a batch that cannot be shared equally.
 

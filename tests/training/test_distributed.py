@@ -1,0 +1,97 @@
+"""Two real processes, as SLURM would start them, train one network."""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mtl_jax.training import loop
+
+pytest_plugins = ("training_fixtures",)
+
+ROOT = pathlib.Path(__file__).parents[2]
+EPOCHS, STEPS = 4, 3
+
+
+@pytest.fixture
+def config(make_config):
+    """The encoder alone; by plain gradient descent, so that rounding stays small."""
+    return make_config(
+        {"optimizer.name": "sgd", "model.dropout": 0.5},
+        tasks=("glaucoma",),
+        num_epochs=EPOCHS,
+        validate_every=2,
+    )
+
+
+def train_in_two_processes(workdir, config, environment, job):
+    command = [
+        sys.executable,
+        str(ROOT / "scripts/train.py"),
+        "--config=configs/default.py",
+        f"--workdir={workdir}",
+        "--distributed",
+        "--resume",
+        "--config.tasks=('glaucoma',)",
+    ]
+    command += [
+        f"--config.{field}={value}"
+        for field, value in (
+            *((f"data.{k}", v) for k, v in config.data.items()),
+            *((f"model.{k}", v) for k, v in config.model.items()),
+            *((f"optimizer.{k}", v) for k, v in config.optimizer.items()),
+            *((k, config[k]) for k in ("batch_size", "num_epochs", "validate_every")),
+        )
+    ]
+    slurm = {"JOB_ID": job, "STEP_NODELIST": "localhost", "NTASKS": 2}
+    processes = [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={
+                **environment,
+                **{f"SLURM_{k}": str(v) for k, v in slurm.items()},
+                "SLURM_PROCID": str(i),
+                "SLURM_LOCALID": str(i),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+
+
+def read_log(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [
+        {k: v for k, v in json.loads(line).items() if "second" not in k}
+        for line in lines
+    ]
+
+
+def test_two_processes_train_like_one_and_resume(config, compiled, tmp_path):
+    loop.train(config, tmp_path / "one")
+    # SLURM's number of the job chooses the port at which the processes meet.
+    job = int(np.random.default_rng().integers(4096))
+    train_in_two_processes(tmp_path / "two", config, compiled, job)
+    log = read_log(tmp_path / "two")
+    expected = read_log(tmp_path / "one")
+    assert [line["step"] for line in log] == [line["step"] for line in expected]
+    for line, reference in zip(log, expected, strict=True):
+        for name in line:
+            if "loss" in name:
+                np.testing.assert_allclose(line[name], reference[name], rtol=1e-4)
+    states = tmp_path / "two" / "checkpoints" / str(EPOCHS * STEPS) / "data"
+    names = {path.name for path in states.glob("process_*")}
+    assert names == {"process_0-of-2.json", "process_1-of-2.json"}
+    # What was lost with the last checkpoint comes again, digit for digit.
+    shutil.rmtree(states.parent)
+    train_in_two_processes(tmp_path / "two", config, compiled, job)
+    assert read_log(tmp_path / "two") == log
