@@ -19,6 +19,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.data_dir = "data"
     # As scripts/prepare_data.py prints it at the end.
     config.data.dataset = "synthetic_fundus/256px"
+    # official: the data set's splits. "0", "1", ...: training and validation merged,
+    # shuffled and divided anew, that fold held out for validation.
+    config.data.fold = "official"
+    config.data.num_folds = 5
+    config.data.fold_seed = 0
 
     config.model = ml_collections.ConfigDict()
     config.model.encoder = "vgg16"  # vgg13: the authors' program

@@ -10,6 +10,7 @@ import ml_collections
 import optax
 
 from mtl_jax import losses, optim, tasks
+from mtl_jax.data import folds
 from mtl_jax.errors import UserError
 from mtl_jax.models import MultiTaskUNet, layers, vgg
 from mtl_jax.training.augment import Augmentation
@@ -46,6 +47,12 @@ def check(config: Config) -> None:
             f"config.tasks is {tuple(config.tasks)}; name at least one task, and none "
             "twice."
         )
+    if config.data.num_folds < 2:
+        raise UserError(
+            f"config.data.num_folds is {config.data.num_folds}; it must be at least 2."
+        )
+    fold_names = ("official", *map(str, range(config.data.num_folds)))
+    _check_choice("data.fold", config.data.fold, fold_names)
     positive = {
         "model.width": config.model.width,
         "loss.fovea_sigma": config.loss.fovea_sigma,
@@ -60,6 +67,7 @@ def check(config: Config) -> None:
             raise UserError(f"config.{field} is {value}; it must be positive.")
     ranges = {
         "seed": (config.seed, 0, 2**32 - 1),
+        "data.fold_seed": (config.data.fold_seed, 0, 2**32 - 1),
         "loss.focal_gamma": (config.loss.focal_gamma, 0, 100),
         "optimizer.warmup_epochs": (config.optimizer.warmup_epochs, 0, 1e6),
         "augmentation.rotation": (config.augmentation.rotation, 0, 180),
@@ -108,6 +116,14 @@ def _check_choice(field: str, value: Any, choices: Collection[str]) -> None:
         raise UserError(
             f"config.{field} has {value!r}; choose from {', '.join(choices)}."
         )
+
+
+def create_fold(config: Config) -> folds.Fold | None:
+    """How training and validation are divided; None for the data set's own splits."""
+    data = config.data
+    if data.fold == "official":
+        return None
+    return folds.Fold(int(data.fold), data.num_folds, data.fold_seed)
 
 
 def create_tasks(config: Config) -> tuple[tasks.Task, ...]:

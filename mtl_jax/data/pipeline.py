@@ -6,6 +6,7 @@ that a checkpoint can hold.
 """
 
 import contextlib
+import copy
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ import tensorflow_datasets as tfds
 
 from mtl_jax.data import schema
 from mtl_jax.data.building import quiet_tfds
+from mtl_jax.data.folds import Fold
 from mtl_jax.errors import UserError
 
 TRAINING_KEYS = (
@@ -29,6 +31,9 @@ TRAINING_KEYS = (
     "glaucoma",
     "has_label",
 )
+
+# What cross-validation merges and divides anew.
+TRAINING_SPLITS = ("train", "validation")
 
 # Of the memory that is free when a split is opened, its decoded images may take this.
 MEMORY_SHARE = 0.5
@@ -78,6 +83,65 @@ def describe(version_dir: pathlib.Path) -> str:
     )
 
 
+def open_split(
+    builder: tfds.core.DatasetBuilder, split: str, fold: Fold | None = None
+) -> "Table":
+    """Opens a split of a data set.
+
+    Args:
+      builder: of the data set.
+      split: `train`, `validation` or `test`.
+      fold: what training and validation are; None for those of the data set.
+
+    Raises:
+      UserError: if the data set has no such split.
+    """
+    if fold is None or split not in TRAINING_SPLITS:
+        if split not in builder.info.splits:
+            raise UserError(
+                f"{builder.info.full_name} has no split {split!r}; it has "
+                f"{', '.join(builder.info.splits)}."
+            )
+        return Table(builder, split)
+    return _divide(builder, fold)[TRAINING_SPLITS.index(split)]
+
+
+def open_training_splits(
+    builder: tfds.core.DatasetBuilder, fold: Fold | None = None
+) -> tuple["Table", "Table | None"]:
+    """Opens what a run trains and validates on; see `open_split`.
+
+    Returns:
+      The two splits; no second one where the data set has no validation split and no
+      fold makes one.
+    """
+    if fold is not None:
+        return _divide(builder, fold)
+    train = open_split(builder, "train")
+    has_validation = "validation" in builder.info.splits
+    return train, open_split(builder, "validation") if has_validation else None
+
+
+def _divide(builder: tfds.core.DatasetBuilder, fold: Fold) -> tuple["Table", "Table"]:
+    """The merged splits divided anew; both parts share the decoded images."""
+    there = [split for split in TRAINING_SPLITS if split in builder.info.splits]
+    if not there:
+        raise UserError(f"{builder.info.full_name} has no images to make folds of.")
+    merged = Table(builder, "+".join(there))
+    if len(merged) < fold.num_folds:
+        raise UserError(
+            f"{merged.name} has {len(merged)} images, too few for {fold.num_folds} "
+            "folds; lower config.data.num_folds."
+        )
+    parts = fold.divide(merged.image_ids(), merged.diagnoses())
+    name = f"fold {fold.number} of {fold.num_folds}"
+    train, validation = (
+        merged.subset(places, f"{merged.name}, {name}, {split}")
+        for split, places in zip(TRAINING_SPLITS, parts, strict=True)
+    )
+    return train, validation
+
+
 class Table:
     """The records of one split, decoded once into memory where they fit.
 
@@ -86,16 +150,7 @@ class Table:
     """
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
-        """Opens a split.
-
-        Raises:
-          UserError: if the data set has no such split.
-        """
-        if split not in builder.info.splits:
-            raise UserError(
-                f"{builder.info.full_name} has no split {split!r}; it has "
-                f"{', '.join(builder.info.splits)}."
-            )
+        """Opens a split, or several joined by "+"; see `open_split`."""
         self._directory = pathlib.Path(builder.data_dir)
         self.name = f"{builder.info.full_name}, split {split}"
         with quiet_tfds(), _readable(self._directory):
@@ -103,21 +158,40 @@ class Table:
                 split,
                 decoders={key: tfds.decode.SkipDecoding() for key in schema.IMAGES},
             )
+        # Where this table's records are in the source.
+        self._places = np.arange(len(self._source))
         self._decoded: dict[str, np.ndarray] | None = None
         side = image_size(builder)
         if len(self) * side * side * 5 < MEMORY_SHARE * _free_memory():
-            self._decoded = self._decode(range(len(self)))
+            self._decoded = self._decode(self._places)
 
     def __len__(self) -> int:
         """The number of records."""
-        return len(self._source)
+        return len(self._places)
+
+    def subset(self, indices: Sequence[int], name: str) -> "Table":
+        """The table of the records at `indices`; it shares the decoded images."""
+        subset = copy.copy(self)
+        subset.name = name
+        subset._places = self._places[np.asarray(indices, int)]
+        return subset
 
     def take(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
         """The batch of the records at `indices`; its keys are `TRAINING_KEYS`."""
+        places = self._places[np.asarray(indices, int)]
         if self._decoded is not None:
-            indices = np.asarray(indices)
-            return {key: values[indices] for key, values in self._decoded.items()}
-        return self._decode(indices)
+            return {key: values[places] for key, values in self._decoded.items()}
+        return self._decode(places)
+
+    def image_ids(self) -> list[str]:
+        """The names of all images."""
+        return [self._record(i)["image_id"].decode() for i in range(len(self))]
+
+    def diagnoses(self) -> list[int]:
+        """1 for glaucoma, 0 for healthy, -1 where that is not annotated."""
+        records = (self._record(i) for i in range(len(self)))
+        place = schema.LABELS.index("glaucoma")
+        return [int(r["glaucoma"]) if r["has_label"][place] else -1 for r in records]
 
     def details(self, index: int) -> dict[str, Any]:
         """What a record says of its photograph: `image_id`, `native_size`, ....
@@ -125,7 +199,7 @@ class Table:
         Returns:
           `image_id` (str), `native_size` (height, width), `native_fovea_xy` [2].
         """
-        record = self._source[index]
+        record = self._record(index)
         return {
             "image_id": record["image_id"].decode(),
             "native_size": tuple(int(n) for n in record["native_size"]),
@@ -134,15 +208,18 @@ class Table:
 
     def native_masks(self, index: int) -> dict[str, np.ndarray]:
         """`disc` and `cup` of one record, uint8 [h, w] at the photograph's size."""
-        record = self._source[index]
+        record = self._record(index)
         return {
             "disc": schema.decode_png(record["native_disc_mask"]),
             "cup": schema.decode_png(record["native_cup_mask"]),
         }
 
-    def _decode(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-        def decode(index: int) -> dict[str, Any]:
-            record = self._source[int(index)]
+    def _record(self, index: int) -> dict[str, Any]:
+        return self._source[int(self._places[index])]
+
+    def _decode(self, places: Sequence[int]) -> dict[str, np.ndarray]:
+        def decode(place: int) -> dict[str, Any]:
+            record = self._source[int(place)]
             return {
                 key: schema.decode_png(record[key])
                 if key in schema.IMAGES
@@ -152,7 +229,7 @@ class Table:
 
         # Zlib lets go of the interpreter lock.
         with _readable(self._directory), futures.ThreadPoolExecutor() as threads:
-            records = list(threads.map(decode, indices))
+            records = list(threads.map(decode, places))
         batch = {key: np.stack([r[key] for r in records]) for key in TRAINING_KEYS}
         # TFDS gives scalars as Python's numbers.
         return {**batch, "glaucoma": batch["glaucoma"].astype(np.float32)}

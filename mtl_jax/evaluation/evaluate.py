@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mtl_jax import files
+from mtl_jax import configuration, files
 from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import pictures, scoring, trained
@@ -51,7 +51,10 @@ def evaluate(
             f"was trained on {network.image_size}; build the data set with "
             f"--image_size={network.image_size}."
         )
-    table = pipeline.Table(builder, split)
+    # Another data set's images were not divided for this run.
+    is_own = dataset in (None, own.dataset)
+    fold = configuration.create_fold(network.config) if is_own else None
+    table = pipeline.open_split(builder, split, fold)
     rows = scoring.score_split(
         network, table, network.batch_size, network.classifier, resolution
     )
@@ -61,11 +64,12 @@ def evaluate(
         "seconds_per_step": network.metadata["seconds_per_step"],
         "dataset": builder.info.full_name,
         "split": split,
+        "fold": own.fold,
         "resolution": resolution,
         "checkpoint": network.checkpoint.name,
     }
     name = f"{split}-{resolution}"
-    if dataset and dataset != own.dataset:
+    if not is_own:
         name = f"{dataset.replace('/', '-')}-{name}"
     if checkpoint != "best":
         name = f"{name}-checkpoint{network.checkpoint.name}"

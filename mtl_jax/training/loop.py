@@ -128,10 +128,9 @@ class _Splits(NamedTuple):
 
 def _open_splits(config: configuration.Config) -> _Splits:
     dataset = pipeline.open_dataset(config.data.data_dir, config.data.dataset)
-    validation = None
-    if "validation" in dataset.info.splits:
-        validation = pipeline.Table(dataset, "validation")
-    train = pipeline.Table(dataset, "train")
+    train, validation = pipeline.open_training_splits(
+        dataset, configuration.create_fold(config)
+    )
     return _Splits(train, validation, pipeline.image_size(dataset))
 
 

@@ -22,14 +22,14 @@ def builder(synthetic_data):
 
 @pytest.fixture(scope="module")
 def table(builder):
-    return pipeline.Table(builder, "train")
+    return pipeline.open_split(builder, "train")
 
 
 @pytest.fixture
 def undecoded_table(builder, monkeypatch):
     """A split that is told that its images do not fit into memory."""
     monkeypatch.setattr(pipeline, "MEMORY_SHARE", 0.0)
-    return pipeline.Table(builder, "train")
+    return pipeline.open_split(builder, "train")
 
 
 def raw_records(builder, split):
@@ -79,7 +79,7 @@ def test_unknown_data_set_names_those_there(synthetic_data, name):
 
 def test_unknown_split_names_those_there(builder):
     with pytest.raises(UserError, match="'trian'; it has .*train.*"):
-        pipeline.Table(builder, "trian")
+        pipeline.open_split(builder, "trian")
 
 
 def test_description_names_counts_and_flags(builder, synthetic_data):
@@ -93,7 +93,7 @@ def test_description_names_counts_and_flags(builder, synthetic_data):
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_contents_are_the_records(builder, split):
     raw = raw_records(builder, split)
-    table = pipeline.Table(builder, split)
+    table = pipeline.open_split(builder, split)
     assert len(table) == len(raw) == {"train": N}.get(split, 6)
     batch = table.take(range(len(table)))
     assert set(batch) == set(pipeline.TRAINING_KEYS)
@@ -212,7 +212,7 @@ def test_evaluation_leaves_the_decoded_images_as_they_are(table):
 READ = """
 import json, sys
 from mtl_jax.data import pipeline
-table = pipeline.Table(pipeline.open_dataset(*sys.argv[1:]), "train")
+table = pipeline.open_split(pipeline.open_dataset(*sys.argv[1:]), "train")
 next(pipeline.training_batches(table, 4, 0))
 table.native_masks(0)
 print(json.dumps([name for name in sys.modules if name.startswith("tensorflow")]))

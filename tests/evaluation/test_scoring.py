@@ -17,12 +17,12 @@ CLASSIFIER = VcdrClassifier(coefficient=20.0, intercept=-10.0)
 
 @pytest.fixture(scope="module")
 def table(synthetic_data):
-    return pipeline.Table(pipeline.open_dataset(*synthetic_data), "test")
+    return pipeline.open_split(pipeline.open_dataset(*synthetic_data), "test")
 
 
 @pytest.fixture(scope="module")
 def partial_table(folder_data):
-    return pipeline.Table(pipeline.open_dataset(*folder_data), "test")
+    return pipeline.open_split(pipeline.open_dataset(*folder_data), "test")
 
 
 def heatmap(xy, size, sigma=1.5):
@@ -222,7 +222,7 @@ def column_height(mask):
 
 @pytest.mark.parametrize("C", [1.0, 50.0])
 def test_classifier_on_the_true_ratios(synthetic_data, C):
-    table = pipeline.Table(pipeline.open_dataset(*synthetic_data), "train")
+    table = pipeline.open_split(pipeline.open_dataset(*synthetic_data), "train")
     batch = table.take(range(len(table)))
     pairs = zip(batch["cup_mask"], batch["disc_mask"], strict=True)
     ratios = [[column_height(cup) / column_height(disc)] for cup, disc in pairs]
@@ -234,5 +234,5 @@ def test_classifier_on_the_true_ratios(synthetic_data, C):
 
 
 def test_no_classifier_without_cups(folder_data):
-    table = pipeline.Table(pipeline.open_dataset(*folder_data), "train")
+    table = pipeline.open_split(pipeline.open_dataset(*folder_data), "train")
     assert scoring.fit_vcdr_classifier(table, 1.0) is None

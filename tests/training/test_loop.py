@@ -244,7 +244,7 @@ def epoch_indices(table, epochs):
 def test_a_loss_that_is_not_finite_stops_the_run(make_config, tmp_path, monkeypatch):
     """One image has a broken annotation, and its turn comes after the first epoch."""
     config = make_config(tasks=("fovea",), num_epochs=8, validate_every=1)
-    table = pipeline.Table(
+    table = pipeline.open_split(
         pipeline.open_dataset(config.data.data_dir, config.data.dataset), "train"
     )
     used = epoch_indices(table, 8)

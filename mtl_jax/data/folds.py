@@ -1,0 +1,67 @@
+"""Cross-validation: which images of training and validation split a fold holds out.
+
+As in Pascal et al. 2022 the two official splits are merged and shuffled, and the test
+split stays as it is.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Fold:
+    """One of the ways to divide the merged images into training and validation.
+
+    Attributes:
+      number: which of them, from 0.
+      num_folds: how many there are.
+      seed: of the shuffling, the same for all folds of one cross-validation.
+    """
+
+    number: int
+    num_folds: int = 5
+    seed: int = 0
+
+    def divide(
+        self, image_ids: Sequence[str], classes: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Divides images into training and validation.
+
+        Args:
+          image_ids: [N] unique names.
+          classes: [N] whole numbers, equal for images of one stratum.
+
+        Returns:
+          The places in `image_ids` of the images to train on, and of those to validate
+          on, each in their order there.
+        """
+        held_out = assign(image_ids, classes, self.num_folds, self.seed) == self.number
+        return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def assign(
+    image_ids: Sequence[str], classes: Sequence[int], num_folds: int, seed: int
+) -> np.ndarray:
+    """Deals images out to folds, class by class.
+
+    The result depends on names and classes, not on the order they come in. The folds
+    differ by at most one image in size, and by at most one in each class.
+
+    Args:
+      image_ids: [N] unique names.
+      classes: [N] whole numbers, equal for images of one stratum.
+      num_folds: k.
+      seed: of the shuffling.
+
+    Returns:
+      [N] numbers of folds, from 0 to k - 1.
+    """
+    names, classes = np.asarray(image_ids), np.asarray(classes)
+    # RandomState's streams are frozen for all versions of NumPy; Generator's are not.
+    lot = np.empty(len(names))
+    lot[np.argsort(names)] = np.random.RandomState(seed).permutation(len(names))
+    folds = np.empty(len(names), int)
+    folds[np.lexsort((lot, classes))] = np.arange(len(names)) % num_folds
+    return folds
