@@ -87,6 +87,7 @@ def record_of(row: ManifestRow, image_size: int) -> dict[str, Any]:
         cup_mask=cup_mask,
         fovea_xy=row.fovea_xy,
         glaucoma=row.glaucoma,
+        file_name=row.image.name,
     )
 
 

@@ -5,6 +5,7 @@ CMYK, the first of several pictures, a file that ends too early.
 """
 
 import glob
+import io
 import os
 import pathlib
 
@@ -36,12 +37,14 @@ _TO_UPRIGHT = {
 }
 
 
-def read_photograph(path: PathLike) -> np.ndarray:
+def read_photograph(path: PathLike, contents: bytes | None = None) -> np.ndarray:
     """Reads a photograph upright, as its EXIF orientation says.
 
     Args:
       path: a JPEG, PNG, BMP, TIFF, WebP or GIF file with 8 bits per channel. Grey and
         palette pictures become RGB; transparency is dropped.
+      contents: the file's bytes where they do not lie on the disk under that name (in
+        an archive, say); `path` then only names them in messages.
 
     Returns:
       uint8 [H, W, 3] RGB.
@@ -50,15 +53,16 @@ def read_photograph(path: PathLike) -> np.ndarray:
       UserError: if the file is missing, not an image, truncated, has more than 8 bits
         per channel, is CMYK, holds several pictures or is too large to be one.
     """
-    return np.array(_load(pathlib.Path(path)).convert("RGB"))
+    return np.array(_load(path, contents, "RGB"))
 
 
-def read_mask(path: PathLike) -> np.ndarray:
+def read_mask(path: PathLike, contents: bytes | None = None) -> np.ndarray:
     """Reads a mask as grey values, upright like its photograph.
 
     Args:
       path: a file as for `read_photograph`. Colours count by their luminance, those of
         a palette too; a 1-bit mask becomes 0 and 255.
+      contents: as for `read_photograph`.
 
     Returns:
       uint8 [H, W].
@@ -66,7 +70,7 @@ def read_mask(path: PathLike) -> np.ndarray:
     Raises:
       UserError: as `read_photograph`.
     """
-    return np.array(_load(pathlib.Path(path)).convert("L"))
+    return np.array(_load(path, contents, "L"))
 
 
 def binary_mask(grey: np.ndarray) -> np.ndarray:
@@ -139,17 +143,21 @@ def _is_wanted(path: pathlib.Path) -> bool:
     return not path.name.startswith(".") and "__MACOSX" not in path.parts
 
 
-def _load(path: pathlib.Path) -> Image.Image:
+def _load(path: PathLike, contents: bytes | None, mode: str) -> Image.Image:
     """Decodes the whole file, so that a truncated one is found out here."""
+    path = pathlib.Path(path)
     # Unlike pathlib's, these take names too long or strange for the system as well.
-    if not os.path.isfile(path):
+    if contents is None and not os.path.isfile(path):
         reason = "is not a file" if os.path.exists(path) else "does not exist"
         raise UserError(f"{path} {reason}; name an image file.")
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        file = path if contents is None else io.BytesIO(contents)
+        with Image.open(file, formats=_FORMATS) as image:
             _check_kind(image, path)
             image.load()
-            return _upright(image)
+            image = _upright(image)
+            # Converting a large picture to what it is already would copy it.
+            return image if image.mode == mode else image.convert(mode)
     except UserError:
         raise
     except PermissionError:
@@ -214,7 +222,7 @@ def _upright(image: Image.Image) -> Image.Image:
     # Pillow warns when a palette with transparency loses it, which is what is wanted.
     image.info.pop("transparency", None)
     method = _TO_UPRIGHT.get(orientation)
-    return image.copy() if method is None else image.transpose(method)
+    return image if method is None else image.transpose(method)
 
 
 def _too_large(path: pathlib.Path) -> UserError:

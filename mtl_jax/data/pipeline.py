@@ -197,11 +197,13 @@ class Table:
         """What a record says of its photograph: `image_id`, `native_size`, ....
 
         Returns:
-          `image_id` (str), `native_size` (height, width), `native_fovea_xy` [2].
+          `image_id` and `file_name` (str), `native_size` (height, width),
+          `native_fovea_xy` [2].
         """
         record = self._record(index)
         return {
             "image_id": record["image_id"].decode(),
+            "file_name": record["file_name"].decode(),
             "native_size": tuple(int(n) for n in record["native_size"]),
             "native_fovea_xy": record["native_fovea_xy"],
         }

@@ -6,6 +6,7 @@ data set needs TensorFlow.
 """
 
 import io
+import zlib
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,7 @@ def features(image_size: int) -> tfds.features.FeaturesDict:
     return tfds.features.FeaturesDict(
         {
             "image_id": tfds.features.Text(),
+            "file_name": tfds.features.Text(),
             "camera": tfds.features.Text(),
             "image": image(shape=(*square, 3), encoding_format="png"),
             "disc_mask": mask(square),
@@ -79,6 +81,7 @@ def encode_record(
     fovea_xy: np.ndarray | None = None,
     glaucoma: float | None = None,
     camera: str = "",
+    file_name: str = "",
 ) -> dict[str, Any]:
     """Makes the record of one photograph; None stands for "not annotated".
 
@@ -91,6 +94,7 @@ def encode_record(
       fovea_xy: (x, y) in native pixels.
       glaucoma: 1 for glaucoma, 0 for healthy.
       camera: free text naming the device.
+      file_name: of the photograph with its extension, as results are to name it.
 
     Returns:
       A dict that fits `features(image_size)`; absent annotations are zero and their
@@ -108,10 +112,11 @@ def encode_record(
     labels = (glaucoma, disc_mask, cup_mask, fovea_xy)
     return {
         "image_id": image_id,
+        "file_name": file_name,
         "camera": camera,
         "image": encode_png(geometry.resize_photograph(photograph, model_size)),
         **{
-            name: encode_png(geometry.resize_mask(mask, model_size))
+            name: encode_mask(geometry.resize_mask(mask, model_size))
             for name, mask in masks.items()
         },
         "fovea_xy": np.zeros(2, np.float32)
@@ -121,7 +126,7 @@ def encode_record(
         "has_label": np.array([label is not None for label in labels]),
         "native_size": np.array(native_size, np.int32),
         "native_fovea_xy": native_xy.astype(np.float32),
-        **{f"native_{name}": encode_png(mask) for name, mask in masks.items()},
+        **{f"native_{name}": encode_mask(mask) for name, mask in masks.items()},
     }
 
 
@@ -132,7 +137,18 @@ def encode_png(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def encode_mask(mask: np.ndarray) -> bytes:
+    """PNG bytes of a uint8 [H, W] mask.
+
+    Run lengths say all there is in a mask. Looking for longer repetitions, as PNG does
+    otherwise, takes longer than decoding the photograph.
+    """
+    buffer = io.BytesIO()
+    Image.fromarray(mask).save(buffer, "PNG", compress_type=zlib.Z_RLE)
+    return buffer.getvalue()
+
+
 def decode_png(encoded: bytes) -> np.ndarray:
-    """The uint8 array that `encode_png` was given."""
+    """The uint8 array that `encode_png` or `encode_mask` was given."""
     with Image.open(io.BytesIO(encoded)) as image:
         return np.asarray(image)

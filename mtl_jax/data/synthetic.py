@@ -185,8 +185,9 @@ def draw_record(
     """
     index, _ = image
     fundus = _draw(image, split, image_size, seed)
+    image_id = f"{split}-{index:05d}"
     return schema.encode_record(
-        f"{split}-{index:05d}",
+        image_id,
         fundus.photograph,
         image_size,
         disc_mask=fundus.disc_mask,
@@ -194,6 +195,7 @@ def draw_record(
         fovea_xy=np.array(fundus.fovea_xy),
         glaucoma=fundus.glaucoma,
         camera=CAMERAS[split].name,
+        file_name=f"{image_id}.png",
     )
 
 

@@ -76,7 +76,9 @@ def files_under(directory):
 
 def test_splits_are_those_of_the_manifest(built):
     _, version_dir = built
-    assert set(records(version_dir, "train")) == {"full", "combined", "disc_only"}
+    train = records(version_dir, "train")
+    assert set(train) == {"full", "combined", "disc_only"}
+    assert train["full"]["file_name"] == b"full.png"
     assert set(records(version_dir, "test")) == {"fovea_only", "bare"}
     assert set(tfds.builder_from_directory(version_dir).info.splits) == {
         "train",

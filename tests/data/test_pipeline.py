@@ -110,6 +110,7 @@ def test_contents_are_the_records(builder, split):
             np.testing.assert_array_equal(batch[key][i], record[key])
         details = table.details(i)
         assert details["image_id"] == record["image_id"].decode()
+        assert details["file_name"] == f"{details['image_id']}.png"
         assert details["native_size"] == tuple(record["native_size"])
         np.testing.assert_array_equal(
             details["native_fovea_xy"], record["native_fovea_xy"]
