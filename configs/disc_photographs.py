@@ -5,7 +5,12 @@
         --config.data.dataset=fundus_folder/DIR-128px
 
 A network for the disc task alone, and strong augmentation: the photographs are few and
-range from whole fundi to close-ups of the disc.
+range from whole fundi to close-ups of the disc. Normalisation by groups, because eight
+of them say little about the next: with batch statistics two attempts ended at a disc
+Dice of 0.80 and 0.69.
+
+On 32 such photographs this took 12 minutes on two CPU cores and reached a disc Dice of
+0.875 on 10 others at native resolution (`scripts/evaluate.py --resolution=native`).
 """
 
 from configs import default
@@ -16,10 +21,10 @@ def get_config():
     config.tasks = ("disc",)
     config.model.encoder = "vgg13"
     config.model.width = 0.25
-    config.model.norm_momentum = 0.95
+    config.model.norm = "group"
     config.optimizer.learning_rate = 3e-3
     config.optimizer.schedule = "cosine"
-    config.num_epochs = 300
+    config.num_epochs = 200
     config.validate_every = 50
     config.augmentation.flip_horizontal = True
     config.augmentation.flip_vertical = True
@@ -27,7 +32,7 @@ def get_config():
     config.augmentation.scale = 0.6
     config.augmentation.shift = 0.1
     config.augmentation.brightness = 0.3
-    config.augmentation.contrast = 0.4
-    config.augmentation.colour = 0.15
-    config.augmentation.illumination = 0.8
+    config.augmentation.contrast = 0.3
+    config.augmentation.colour = 0.1
+    config.augmentation.illumination = 0.3
     return config

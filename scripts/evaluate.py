@@ -14,6 +14,9 @@ RESOLUTION = flags.DEFINE_enum(
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest or a step.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Data sets, if they have moved.")
 DATASET = flags.DEFINE_string("dataset", None, "Data set, if not the run's own.")
+SUBMISSION = flags.DEFINE_string(
+    "write_submission", None, "Folder for a submission to the REFUGE challenge."
+)
 flags.mark_flag_as_required("workdir")
 
 
@@ -29,10 +32,13 @@ def main() -> None:
         checkpoint=CHECKPOINT.value,
         data_dir=DATA_DIR.value,
         dataset=DATASET.value,
+        write_submission=SUBMISSION.value and pathlib.Path(SUBMISSION.value),
     )
     print(table.metrics_table(metrics))
     for path in sorted(output.iterdir()):
         print(path)
+    if SUBMISSION.value:
+        print(SUBMISSION.value)
 
 
 if __name__ == "__main__":

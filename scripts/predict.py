@@ -11,6 +11,9 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 IMAGES = flags.DEFINE_string("images", None, "A directory, a file or a glob pattern.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest or a step.")
+FORMAT = flags.DEFINE_enum(
+    "format", "table", ["table", "refuge"], "refuge: a submission to the challenge."
+)
 flags.mark_flags_as_required(["workdir", "images", "output"])
 
 
@@ -23,8 +26,10 @@ def main() -> int:
         IMAGES.value,
         pathlib.Path(OUTPUT.value),
         checkpoint=CHECKPOINT.value,
+        form=FORMAT.value,
     )
-    print(f"{OUTPUT.value}/predictions.csv")
+    table = FORMAT.value == "table"
+    print(f"{OUTPUT.value}/predictions.csv" if table else OUTPUT.value)
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     if failures:

@@ -8,7 +8,7 @@ from typing import Any
 from mtl_jax import configuration, files
 from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation import pictures, scoring, trained
+from mtl_jax.evaluation import pictures, scoring, submission, trained
 
 CONTENTS = ("metrics.json", "per_image.csv", "roc.png", "overlays")
 
@@ -21,6 +21,7 @@ def evaluate(
     checkpoint: str = "best",
     data_dir: str | None = None,
     dataset: str | None = None,
+    write_submission: pathlib.Path | None = None,
 ) -> tuple[pathlib.Path, dict[str, Any]]:
     """Scores a checkpoint.
 
@@ -35,6 +36,7 @@ def evaluate(
       checkpoint: `best`, `latest` or a step.
       data_dir: where data sets are, if not where the run had them.
       dataset: to evaluate on, if not the run's own.
+      write_submission: folder to write a REFUGE submission to, see `submission`.
 
     Returns:
       The folder, and what `metrics.json` holds.
@@ -43,6 +45,8 @@ def evaluate(
       UserError: if the checkpoint, the data set or the split cannot be had.
     """
     network = trained.load(workdir, checkpoint)
+    if write_submission is not None:
+        submission.check_tasks(network.config.tasks)
     own = network.config.data
     builder = pipeline.open_dataset(data_dir or own.data_dir, dataset or own.dataset)
     if (side := pipeline.image_size(builder)) != network.image_size:
@@ -79,6 +83,14 @@ def evaluate(
         write_csv(folder / "per_image.csv", rows)
         pictures.plot_roc(folder / "roc.png", rows)
         pictures.draw_cases(folder / "overlays", network, table, rows)
+    if write_submission is not None:
+        native = scoring.cases(
+            network, table, network.batch_size, network.classifier, "native"
+        )
+        with files.whole_directory(write_submission, submission.CONTENTS) as folder:
+            submission.write(
+                folder, ((c.details["file_name"], c.prediction) for c in native)
+            )
     return output, metrics
 
 

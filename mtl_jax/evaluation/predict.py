@@ -3,8 +3,8 @@
 import csv
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import tqdm
@@ -13,12 +13,9 @@ from PIL import Image
 from mtl_jax import files
 from mtl_jax.data import geometry, images
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation import postprocess, trained
+from mtl_jax.evaluation import postprocess, submission, trained
 from mtl_jax.evaluation.pictures import draw_prediction
-from mtl_jax.evaluation.prediction import Prediction, interpret
-
-# Grey values of the masks written, as REFUGE has them.
-CUP, RIM, BACKGROUND = 0, 128, 255
+from mtl_jax.evaluation.prediction import Prediction, grey_mask, interpret
 
 CONTENTS = ("predictions.csv", "masks", "overlays")
 
@@ -46,6 +43,8 @@ COLUMNS = (
 _Photograph = tuple[str, pathlib.Path, np.ndarray]
 _Predicted = tuple[str, pathlib.Path, np.ndarray, Prediction]
 
+Form = Literal["table", "refuge"]
+
 
 def predict(
     workdir: pathlib.Path,
@@ -53,19 +52,21 @@ def predict(
     output: pathlib.Path,
     *,
     checkpoint: str = "best",
+    form: Form = "table",
 ) -> list[str]:
     """Predicts on photographs of any size.
 
-    Writes into `output`: `predictions.csv` with `COLUMNS` (coordinates, heights and
-    areas in the photograph's own pixels; empty where the network has no such task),
-    `masks/NAME.png` with REFUGE's grey values, and `overlays/NAME.png`. A photograph
-    that cannot be read is left out.
+    Writes into `output`, as a table: `predictions.csv` with `COLUMNS` (coordinates,
+    heights and areas in the photograph's own pixels; empty where the network has no
+    such task), `masks/NAME.png` with REFUGE's grey values, and `overlays/NAME.png`. Or
+    a REFUGE submission, see `submission`. A photograph that cannot be read is left out.
 
     Args:
       workdir: of the run.
       photographs: a directory, a file, or a glob pattern.
       output: the folder to write; an earlier prediction there is replaced.
       checkpoint: `best`, `latest` or a step.
+      form: of the output, `table` or `refuge`.
 
     Returns:
       One sentence for every photograph that could not be read.
@@ -76,44 +77,42 @@ def predict(
     """
     paths = images.find_photographs(photographs)
     network = trained.load(workdir, checkpoint)
+    if form == "refuge":
+        submission.check_tasks(network.config.tasks)
     failures: list[str] = []
-    with files.whole_directory(output, CONTENTS) as folder:
-        (folder / "masks").mkdir()
-        (folder / "overlays").mkdir()
-        with (folder / "predictions.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, restval="")
-            writer.writeheader()
-            progress = tqdm.tqdm(total=len(paths), desc="predicting", unit="image")
-            with progress:
-                for batch in _batches(paths, network, failures, progress):
-                    for name, path, photograph, prediction in batch:
-                        row = _write(folder, name, photograph, prediction)
-                        writer.writerow({**row, "file": path})
+    contents = CONTENTS if form == "table" else submission.CONTENTS
+    with files.whole_directory(output, contents) as folder:
+        predicted = _predictions(paths, network, failures)
+        if form == "refuge":
+            submission.write(folder, ((name, p) for name, _, _, p in predicted))
+        else:
+            _write_table(folder, predicted)
         if len(failures) == len(paths):
             raise UserError(f"No photograph could be read: {' '.join(failures)}")
     return failures
 
 
-def _batches(
+def _predictions(
     paths: Sequence[pathlib.Path],
     network: trained.TrainedNetwork,
     failures: list[str],
-    progress: tqdm.tqdm,
-) -> Iterator[list[_Predicted]]:
-    """Names, files, photographs and predictions, a batch at a time."""
+) -> Iterator[_Predicted]:
+    """Names, files, photographs and predictions, with a progress bar."""
     names = _distinct_names(paths)
-    for start in range(0, len(paths), network.batch_size):
-        chunk = paths[start : start + network.batch_size]
-        read: list[_Photograph] = []
-        for path in chunk:
-            try:
-                read.append((names[path], path, images.read_photograph(path)))
-            except UserError as error:
-                failures.append(str(error))
-                progress.write(f"skipped: {error}", file=sys.stderr)
-        if read:
-            yield _predict_batch(read, network)
-        progress.update(len(chunk))
+    progress = tqdm.tqdm(total=len(paths), desc="predicting", unit="image")
+    with progress:
+        for start in range(0, len(paths), network.batch_size):
+            chunk = paths[start : start + network.batch_size]
+            read: list[_Photograph] = []
+            for path in chunk:
+                try:
+                    read.append((names[path], path, images.read_photograph(path)))
+                except UserError as error:
+                    failures.append(str(error))
+                    progress.write(f"skipped: {error}", file=sys.stderr)
+            if read:
+                yield from _predict_batch(read, network)
+            progress.update(len(chunk))
 
 
 def _predict_batch(
@@ -139,7 +138,18 @@ def _predict_batch(
     ]
 
 
-def _write(
+def _write_table(folder: pathlib.Path, predicted: Iterable[_Predicted]) -> None:
+    (folder / "masks").mkdir()
+    (folder / "overlays").mkdir()
+    with (folder / "predictions.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="")
+        writer.writeheader()
+        for name, path, photograph, prediction in predicted:
+            row = _write_row(folder, name, photograph, prediction)
+            writer.writerow({**row, "file": path})
+
+
+def _write_row(
     folder: pathlib.Path, name: str, photograph: np.ndarray, prediction: Prediction
 ) -> dict[str, Any]:
     """Writes the pictures of one photograph and returns its row."""
@@ -172,16 +182,6 @@ def _write(
     picture = draw_prediction(photograph, prediction, caption)
     Image.fromarray(picture).save(folder / row["overlay"])
     return row
-
-
-def grey_mask(prediction: Prediction) -> np.ndarray:
-    """Disc and cup as one uint8 mask with REFUGE's values; the cup lies on top."""
-    mask = np.full(prediction.size, BACKGROUND, np.uint8)
-    if prediction.disc is not None:
-        mask[prediction.disc > 0] = RIM
-    if prediction.cup is not None:
-        mask[prediction.cup > 0] = CUP
-    return mask
 
 
 def _distinct_names(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, str]:

@@ -10,6 +10,9 @@ from mtl_jax.data import geometry
 from mtl_jax.evaluation import postprocess, vcdr
 from mtl_jax.evaluation.vcdr import VcdrClassifier
 
+# Grey values of a mask that shows both, as REFUGE has them.
+CUP, RIM, BACKGROUND = 0, 128, 255
+
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
@@ -90,4 +93,21 @@ def cup_to_disc_ratio(disc: np.ndarray | None, cup: np.ndarray | None) -> float 
     """
     if disc is None or cup is None:
         return None
-    return postprocess.vertical_cdr((disc > 0) | (cup > 0), cup)
+    return postprocess.vertical_cdr(with_cup(disc, cup), cup)
+
+
+def with_cup(disc: np.ndarray | None, cup: np.ndarray | None) -> np.ndarray | None:
+    """A uint8 disc mask that has the cup's pixels as well; None without a disc mask."""
+    if disc is None or cup is None:
+        return disc
+    return ((disc > 0) | (cup > 0)).astype(np.uint8)
+
+
+def grey_mask(prediction: Prediction) -> np.ndarray:
+    """Disc and cup as one uint8 mask with REFUGE's values; the cup lies on top."""
+    mask = np.full(prediction.size, BACKGROUND, np.uint8)
+    if prediction.disc is not None:
+        mask[prediction.disc > 0] = RIM
+    if prediction.cup is not None:
+        mask[prediction.cup > 0] = CUP
+    return mask

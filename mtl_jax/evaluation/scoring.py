@@ -1,14 +1,20 @@
 """Scores of a network, image by image, on a split of a data set."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from mtl_jax.data import geometry, pipeline
 from mtl_jax.data.schema import LABELS
 from mtl_jax.evaluation import metrics, vcdr
-from mtl_jax.evaluation.prediction import Prediction, cup_to_disc_ratio, interpret
+from mtl_jax.evaluation.prediction import (
+    Prediction,
+    cup_to_disc_ratio,
+    interpret,
+    with_cup,
+)
 
 Resolution = Literal["model", "native"]
 Batch = dict[str, np.ndarray]
@@ -18,6 +24,78 @@ Logits = dict[str, np.ndarray]
 Network = Callable[[Batch], tuple[Logits, dict[str, np.ndarray]]]
 
 
+class Case(NamedTuple):
+    """One image of a split, what a network says of it, and what is annotated.
+
+    Attributes:
+      index: of the image in the split.
+      details: of the photograph, see `pipeline.Table.details`.
+      model_size: (height, width) of the model image.
+      prediction: of the image.
+      truth: by task, None where not annotated; masks of the prediction's size, fovea
+        in pixels of the model image.
+      losses: by task, of those annotated.
+    """
+
+    index: int
+    details: dict[str, Any]
+    model_size: tuple[int, int]
+    prediction: Prediction
+    truth: dict[str, Any]
+    losses: dict[str, float]
+
+
+def cases(
+    network: Network,
+    table: pipeline.Table,
+    batch_size: int,
+    classifier: vcdr.VcdrClassifier | None,
+    resolution: Resolution = "model",
+) -> Iterator[Case]:
+    """Applies a network to every image of a split, in its order.
+
+    Args:
+      network: what is scored.
+      table: of the split.
+      batch_size: images at a time.
+      classifier: on the vertical cup-to-disc ratio; None if none was fitted.
+      resolution: at which masks are compared: that of the network, disc and cup each
+        for itself; or that of the photograph, where the cup counts as part of the disc,
+        as in the one mask with three values that REFUGE's program compares.
+    """
+    for indices, batch in pipeline.evaluation_batches(table, batch_size):
+        logits, losses = network(batch)
+        model_size = batch["image"].shape[1:3]
+        for place, index in enumerate(indices):
+            details = table.details(index)
+            truth = truth_of(batch, place)
+            is_native = resolution == "native"
+            prediction = interpret(
+                {task: values[place] for task, values in logits.items()},
+                classifier,
+                details["native_size"] if is_native else model_size,
+            )
+            if is_native:
+                masks = table.native_masks(index)
+                truth |= {k: m for k, m in masks.items() if truth[k] is not None}
+                prediction, truth = as_one_mask(prediction, truth)
+            annotated = {
+                task: float(values[place])
+                for task, values in losses.items()
+                if truth[task] is not None
+            }
+            yield Case(index, details, model_size, prediction, truth, annotated)
+
+
+def as_one_mask(
+    prediction: Prediction, truth: Mapping[str, Any]
+) -> tuple[Prediction, dict[str, Any]]:
+    """Both with discs that include the cup, as one mask with three values has them."""
+    disc = with_cup(prediction.disc, prediction.cup)
+    true_disc = with_cup(truth["disc"], truth["cup"])
+    return dataclasses.replace(prediction, disc=disc), {**truth, "disc": true_disc}
+
+
 def score_split(
     network: Network,
     table: pipeline.Table,
@@ -25,43 +103,11 @@ def score_split(
     classifier: vcdr.VcdrClassifier | None,
     resolution: Resolution = "model",
 ) -> list[dict[str, Any]]:
-    """One row of scores for every image of a split, in its order.
-
-    Args:
-      network: what is scored.
-      table: of the split.
-      batch_size: images at a time.
-      classifier: on the vertical cup-to-disc ratio; None if none was fitted.
-      resolution: at which masks are compared: that of the network or of the photograph.
-
-    Returns:
-      Rows as `score_image` makes them.
-    """
-    rows = []
-    for indices, batch in pipeline.evaluation_batches(table, batch_size):
-        logits, losses = network(batch)
-        model_size = batch["image"].shape[1:3]
-        for place, index in enumerate(indices):
-            details = table.details(index)
-            truth = truth_of(batch, place)
-            size = model_size
-            if resolution == "native":
-                size = details["native_size"]
-                masks = table.native_masks(index)
-                truth |= {k: m for k, m in masks.items() if truth[k] is not None}
-            prediction = interpret(
-                {task: values[place] for task, values in logits.items()},
-                classifier,
-                size,
-            )
-            row = score_image(prediction, truth, details, model_size)
-            row |= {
-                f"loss_{task}": float(values[place])
-                for task, values in losses.items()
-                if truth[task] is not None
-            }
-            rows.append(row)
-    return rows
+    """One row of scores, see `score_case`, for each of the split's `cases`."""
+    return [
+        score_case(case)
+        for case in cases(network, table, batch_size, classifier, resolution)
+    ]
 
 
 def truth_of(batch: Batch, place: int) -> dict[str, Any]:
@@ -76,26 +122,17 @@ def truth_of(batch: Batch, place: int) -> dict[str, Any]:
     return {name: values[name] if labelled[name] else None for name in LABELS}
 
 
-def score_image(
-    prediction: Prediction,
-    truth: Mapping[str, Any],
-    details: Mapping[str, Any],
-    model_size: tuple[int, int],
-) -> dict[str, Any]:
+def score_case(case: Case) -> dict[str, Any]:
     """Compares a prediction with the annotations there are.
-
-    Args:
-      prediction: of the image.
-      truth: by task, None where not annotated; masks of the prediction's size, fovea
-        in pixels of the model image.
-      details: of the photograph, see `pipeline.Table.details`.
-      model_size: (height, width) of the model image.
 
     Returns:
       The prediction's numbers and its scores, None where there is nothing to compare;
-      the keys are those of `metrics.summarize`. Fovea coordinates are in the
-      photograph's pixels, `fovea_error` in those of the model image.
+      the keys are those of `metrics.summarize`, and `loss_TASK` of each annotated task.
+      Fovea coordinates are in the photograph's pixels, `fovea_error` in those of the
+      model image. Where neither disc nor cup was found the ratio is 0, as REFUGE's
+      program has it.
     """
+    details, model_size, prediction, truth = case[1:5]
     native_size = details["native_size"]
     row = {
         "image_id": details["image_id"],
@@ -103,7 +140,7 @@ def score_image(
         "probability": prediction.probability,
         "probability_fc": prediction.probability_fc,
         "probability_vcdr": prediction.probability_vcdr,
-        "vcdr": prediction.vcdr,
+        "vcdr": cup_to_disc_ratio(prediction.disc, prediction.cup),
         "vcdr_true": cup_to_disc_ratio(truth["disc"], truth["cup"]),
     }
     for name in ("disc", "cup"):
@@ -123,7 +160,7 @@ def score_image(
             row["fovea_error_native"] = metrics.fovea_distance(
                 native_xy, details["native_fovea_xy"]
             )
-    return row
+    return row | {f"loss_{task}": loss for task, loss in case.losses.items()}
 
 
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

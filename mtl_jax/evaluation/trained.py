@@ -68,6 +68,12 @@ def load(workdir: pathlib.Path, checkpoint: str = "best") -> TrainedNetwork:
     step = _step_of(checkpoints, workdir, checkpoint)
     metadata = checkpoints.restore_metadata(step)
     config = configuration.from_json(metadata["config"])
+    try:
+        configuration.check(config)
+    except UserError as error:
+        raise UserError(
+            f"{checkpoints.path(step)} is of another version of mtl_jax: {error}"
+        ) from error
     model = configuration.create_model(config)
     shapes = jax.eval_shape(
         model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3), jnp.float32)

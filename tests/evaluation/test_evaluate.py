@@ -176,8 +176,11 @@ def recompute(network, data, split, resolution, classifier):
             "fovea_x": native_x,
             "fovea_y": native_y,
         }
+        row["vcdr"] = vcdr = ratio(masks["disc"], masks["cup"])
+        if resolution == "native":
+            masks["disc"] |= masks["cup"]
+            masks["true_disc"] |= masks["true_cup"] & bool(has["cup"])
         if masks["disc"].any() or masks["cup"].any():
-            row["vcdr"] = vcdr = ratio(masks["disc"], masks["cup"])
             row["probability_vcdr"] = classifier.predict_proba([[vcdr]])[0, 1]
             row["probability"] = (fc + row["probability_vcdr"]) / 2
         if has["glaucoma"]:
@@ -187,8 +190,7 @@ def recompute(network, data, split, resolution, classifier):
                 row[f"dice_{name}"] = dice(masks[name], masks[f"true_{name}"])
         if has["disc"] and has["cup"]:
             row["vcdr_true"] = ratio(masks["true_disc"], masks["true_cup"])
-            if "vcdr" in row:
-                row["vcdr_mae"] = abs(row["vcdr"] - row["vcdr_true"])
+            row["vcdr_mae"] = abs(row["vcdr"] - row["vcdr_true"])
         if has["fovea"]:
             true_x, true_y = record["fovea_xy"]
             row["fovea_error"] = math.hypot(x - true_x, y - true_y)

@@ -7,7 +7,7 @@ from PIL import Image
 
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import predict, trained
-from mtl_jax.evaluation.prediction import Prediction, interpret
+from mtl_jax.evaluation.prediction import interpret
 
 pytest_plugins = ("training_fixtures",)
 
@@ -112,19 +112,6 @@ def test_masks_are_at_native_size_with_refuges_values(predicted, expected):
         seen |= set(np.unique(grey))
     assert seen <= {0, 128, 255}
     assert len(seen) > 1
-
-
-def test_grey_values_of_overlapping_masks():
-    disc = np.array([[1, 1, 0, 0]], np.uint8)
-    cup = np.array([[0, 1, 1, 0]], np.uint8)
-    size = (1, 4)
-    for masks, wanted in (
-        ({"disc": disc, "cup": cup}, [128, 0, 0, 255]),
-        ({"disc": disc}, [128, 128, 255, 255]),
-        ({"cup": cup}, [255, 0, 0, 255]),
-        ({}, [255, 255, 255, 255]),
-    ):
-        assert predict.grey_mask(Prediction(size=size, **masks)).tolist() == [wanted]
 
 
 def test_broken_files_are_named_and_skipped(tiny_run, photographs, predicted, tmp_path):

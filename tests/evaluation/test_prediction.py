@@ -4,7 +4,12 @@ import math
 import numpy as np
 import pytest
 
-from mtl_jax.evaluation.prediction import cup_to_disc_ratio, interpret
+from mtl_jax.evaluation.prediction import (
+    Prediction,
+    cup_to_disc_ratio,
+    grey_mask,
+    interpret,
+)
 from mtl_jax.evaluation.vcdr import VcdrClassifier
 
 CLASSIFIER = VcdrClassifier(coefficient=8.0, intercept=-3.0)
@@ -108,3 +113,16 @@ def test_a_cup_beyond_the_disc_is_part_of_it():
     assert cup_to_disc_ratio(cup, nothing) == 0.0
     assert cup_to_disc_ratio(None, cup) is None
     assert cup_to_disc_ratio(cup, None) is None
+
+
+def test_grey_values_of_overlapping_masks():
+    disc = np.array([[1, 1, 0, 0]], np.uint8)
+    cup = np.array([[0, 1, 1, 0]], np.uint8)
+    size = (1, 4)
+    for masks, wanted in (
+        ({"disc": disc, "cup": cup}, [128, 0, 0, 255]),
+        ({"disc": disc}, [128, 128, 255, 255]),
+        ({"cup": cup}, [255, 0, 0, 255]),
+        ({}, [255, 255, 255, 255]),
+    ):
+        assert grey_mask(Prediction(size=size, **masks)).tolist() == [wanted]

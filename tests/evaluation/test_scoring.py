@@ -150,7 +150,10 @@ def test_one_image_by_hand():
         # (10 + 1/2) * 2 - 1/2 and (10 + 1/2) * 4 - 1/2.
         "native_fovea_xy": np.array([20.5, 41.5]),
     }
-    row = scoring.score_image(prediction, truth, details, (32, 32))
+    row = scoring.score_case(
+        scoring.Case(0, details, (32, 32), prediction, truth, {"disc": 0.5})
+    )
+    assert row["loss_disc"] == 0.5
     assert row["dice_disc"] == pytest.approx(0.7)
     assert row["dice_cup"] == pytest.approx(2 * 16 / 36)
     assert row["vcdr_true"] == pytest.approx(0.4)
@@ -163,7 +166,9 @@ def test_one_image_by_hand():
 def test_no_tasks_no_scores():
     nothing = dict.fromkeys(("glaucoma", "disc", "cup", "fovea"))
     details = {"image_id": "eye", "native_size": (8, 8), "native_fovea_xy": (0, 0)}
-    row = scoring.score_image(Prediction(size=(8, 8)), nothing, details, (8, 8))
+    row = scoring.score_case(
+        scoring.Case(0, details, (8, 8), Prediction(size=(8, 8)), nothing, {})
+    )
     assert row.pop("image_id") == "eye"
     assert set(row.values()) == {None}
 

@@ -257,6 +257,18 @@ def test_a_checkpoint_that_does_not_exist(glaucoma_run, name):
         trained.load(glaucoma_run.workdir, name)
 
 
+def test_a_checkpoint_of_another_version(glaucoma_run, tmp_path):
+    """Its config lacks a field that ours has."""
+    workdir = glaucoma_run.copy(tmp_path / "run")
+    for path in (workdir / "checkpoints").glob("*/metadata/metadata"):
+        metadata = json.loads(path.read_text())
+        config = json.loads(metadata["config"])
+        del config["loss"]["focal_gamma"]
+        path.write_text(json.dumps({**metadata, "config": json.dumps(config)}))
+    with pytest.raises(UserError, match="another version.*loss.focal_gamma is missing"):
+        trained.load(workdir)
+
+
 def test_workdirs_without_checkpoints(tmp_path):
     with pytest.raises(UserError, match="There is no workdir"):
         trained.load(tmp_path / "nowhere")

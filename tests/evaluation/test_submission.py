@@ -1,0 +1,259 @@
+"""Submissions, scored by a transcription of the challenge's evaluation program."""
+
+import csv
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from mtl_jax.data import pipeline
+from mtl_jax.errors import UserError
+from mtl_jax.evaluation import (
+    evaluate,
+    metrics,
+    predict,
+    scoring,
+    submission,
+    trained,
+)
+from mtl_jax.evaluation.prediction import Prediction
+
+pytest_plugins = ("training_fixtures",)
+
+
+def read_table(path, header):
+    with path.open(newline="") as file:
+        first, *rows = csv.reader(file)
+    assert first == header
+    return {name: np.array(values, float) for name, *values in rows}
+
+
+def challenge_dice(a, b):
+    with np.errstate(invalid="ignore"):
+        return 2 * np.float64((a & b).sum()) / (float(a.sum()) + float(b.sum()))
+
+
+def challenge_ratio(mask):
+    heights = [(part.sum(axis=0)).max() for part in (mask == 0, mask < 255)]
+    return heights[0] / (heights[1] + 1e-7)
+
+
+def challenge_scores(folder, truth):
+    """What the challenge's program says.
+
+    Args:
+      folder: a submission.
+      truth: by stem: grey mask, fovea (x, y), label.
+    """
+    risks = read_table(
+        folder / "classification_results.csv", ["FileName", "Glaucoma Risk"]
+    )
+    foveas = read_table(
+        folder / "fovea_location_results.csv", ["ImageName", "Fovea_X", "Fovea_Y"]
+    )
+    names = {path.name for path in (folder / "segmentation").iterdir()}
+    assert names == {f"{stem}.bmp" for stem in truth}
+    assert set(risks) == set(foveas) == {f"{stem}.jpg" for stem in truth}
+    cup, disc, ratio, distance = [], [], [], []
+    for stem, (mask, xy, _) in truth.items():
+        with Image.open(folder / "segmentation" / f"{stem}.bmp") as image:
+            assert image.format == "BMP"
+            predicted = np.asarray(image)
+        assert predicted.shape == mask.shape
+        assert set(np.unique(predicted)) <= {0, 128, 255}
+        cup.append(challenge_dice(predicted == 0, mask == 0))
+        disc.append(challenge_dice(predicted < 255, mask < 255))
+        ratio.append(abs(challenge_ratio(predicted) - challenge_ratio(mask)))
+        distance.append(np.linalg.norm(foveas[f"{stem}.jpg"] - xy))
+    labels = [label for _, _, label in truth.values()]
+    scores = [risks[f"{stem}.jpg"][0] for stem in truth]
+    return {
+        "auc": roc_auc_score(labels, scores),
+        "dice_cup": np.mean(cup),
+        "dice_disc": np.mean(disc),
+        "vcdr_mae": np.mean(ratio),
+        "fovea_error_native": np.mean(distance),
+    }
+
+
+def grey(disc, cup):
+    return np.where(cup > 0, 0, np.where(disc > 0, 128, 255))
+
+
+def rectangle(rows, columns, size=(60, 50)):
+    mask = np.zeros(size, np.uint8)
+    mask[slice(*rows), slice(*columns)] = 1
+    return mask
+
+
+DISC, CUP = rectangle((10, 30), (10, 30)), rectangle((14, 24), (15, 25))
+EMPTY = np.zeros_like(DISC)
+
+
+def prediction(disc, cup, fovea_xy, probability=0.5):
+    return Prediction(
+        size=disc.shape,
+        disc=disc,
+        cup=cup,
+        fovea_xy=np.asarray(fovea_xy),
+        probability=probability,
+    )
+
+
+def submitted(folder, predictions):
+    folder.mkdir()
+    submission.write(folder, predictions.items())
+    return folder
+
+
+def test_the_truth_scores_best(tmp_path):
+    truth = {
+        "T0001": (grey(DISC, CUP), (20.5, 41.25), 1),
+        "T0002": (grey(DISC, EMPTY), (7.0, 3.0), 0),
+    }
+    folder = submitted(
+        tmp_path / "truth",
+        {
+            "T0001.jpg": prediction(DISC, CUP, (20.5, 41.25), 0.9),
+            "T0002.JPG": prediction(DISC, CUP * 0, (7.0, 3.0), 0.1),
+        },
+    )
+    scores = challenge_scores(
+        folder, {"T0001": truth["T0001"], "T0002": truth["T0002"]}
+    )
+    assert scores["dice_disc"] == scores["auc"] == 1
+    assert scores["vcdr_mae"] == scores["fovea_error_native"] == 0
+    # 0 / 0 there: two empty cups. Ours is 1.
+    assert math.isnan(scores["dice_cup"])
+    assert metrics.dice(EMPTY, EMPTY) == 1
+
+
+def test_known_shifts(tmp_path):
+    """Everything 5 columns to the right and the fovea at (3, 4) from its place."""
+    truth = {
+        f"T000{i}": (grey(DISC, CUP), (20.0, 40.0), label)
+        for i, label in ((1, 1), (2, 0))
+    }
+    moved = [np.roll(mask, 5, axis=1) for mask in (DISC, CUP)]
+    folder = submitted(
+        tmp_path / "moved",
+        {f"{stem}.png": prediction(*moved, (23.0, 44.0)) for stem in truth},
+    )
+    assert challenge_scores(folder, truth) == pytest.approx(
+        {
+            "auc": 0.5,
+            "dice_cup": 0.5,
+            "dice_disc": 0.75,
+            "vcdr_mae": 0.0,
+            "fovea_error_native": 5.0,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def evaluated(tiny_run, tmp_path_factory):
+    place = tmp_path_factory.mktemp("submission")
+    workdir = tiny_run.copy(place / "run")
+    _, found = evaluate.evaluate(
+        workdir,
+        split="test",
+        resolution="native",
+        checkpoint="latest",
+        write_submission=place / "submission",
+    )
+    return place / "submission", found
+
+
+def test_evaluation_agrees_with_the_challenges_program(evaluated, synthetic_data):
+    """A hardly trained network: masks that are empty, or cup outside of the disc."""
+    folder, found = evaluated
+    table = pipeline.open_split(pipeline.open_dataset(*synthetic_data), "test")
+    truth = {}
+    for i, label in enumerate(table.diagnoses()):
+        details, masks = table.details(i), table.native_masks(i)
+        stem = details["file_name"].removesuffix(".png")
+        mask = grey(masks["disc"], masks["cup"])
+        truth[stem] = (mask, details["native_fovea_xy"], label)
+    expected = challenge_scores(folder, truth)
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+    assert found["num_images"]["vcdr_mae"] == 6
+
+
+@pytest.mark.parametrize(
+    ("disc", "cup", "wanted"),
+    [
+        # Cup that sticks out of the disc is disc, for both figures.
+        (DISC, rectangle((25, 40), (15, 25)), None),
+        (EMPTY, CUP, None),
+        (DISC, EMPTY, None),
+        (EMPTY, EMPTY, {"dice_disc": 0.0, "dice_cup": 0.0, "vcdr_mae": 0.5}),
+    ],
+)
+def test_odd_masks_are_scored_as_there(disc, cup, wanted, tmp_path):
+    found = prediction(disc, cup, (0.0, 0.0))
+    folder = submitted(tmp_path / "s", {"T0001": found, "T0002": found})
+    mask = grey(DISC, CUP)
+    expected = challenge_scores(
+        folder, {"T0001": (mask, (0, 0), 0), "T0002": (mask, (0, 0), 1)}
+    )
+    truth = {"glaucoma": None, "disc": DISC, "cup": CUP, "fovea": None}
+    details = {"image_id": "T0001", "native_size": DISC.shape}
+    one_mask = scoring.as_one_mask(found, truth)
+    row = scoring.score_case(scoring.Case(0, details, (32, 32), *one_mask, {}))
+    summary = scoring.summarize([row])
+    for name in ("dice_disc", "dice_cup", "vcdr_mae"):
+        assert summary[name] == pytest.approx(expected[name], abs=1e-6)
+        if wanted:
+            assert summary[name] == pytest.approx(wanted[name], abs=1e-6)
+
+
+def test_prediction_in_the_challenges_format(tiny_run, evaluated, tmp_path):
+    """The same photographs from files give the same submission."""
+    folder, _ = evaluated
+    network = trained.load(tiny_run.workdir, "latest")
+    own = network.config.data
+    table = pipeline.open_split(
+        pipeline.open_dataset(own.data_dir, own.dataset), "test"
+    )
+    (tmp_path / "images").mkdir()
+    pictures = table.take(range(len(table)))["image"]
+    for i, picture in enumerate(pictures):
+        name = table.details(i)["file_name"]
+        Image.fromarray(picture).save(tmp_path / "images" / name)
+    failures = predict.predict(
+        tiny_run.workdir,
+        str(tmp_path / "images"),
+        tmp_path / "out",
+        checkpoint="latest",
+        form="refuge",
+    )
+    assert not failures
+    assert {p.name for p in (tmp_path / "out").iterdir()} == set(submission.CONTENTS)
+    for name, header in (
+        ("classification_results", ["FileName", "Glaucoma Risk"]),
+        ("fovea_location_results", ["ImageName", "Fovea_X", "Fovea_Y"]),
+    ):
+        ours, theirs = (
+            read_table(place / f"{name}.csv", header)
+            for place in (tmp_path / "out", folder)
+        )
+        assert set(ours) == set(theirs)
+        for key in ours:
+            np.testing.assert_allclose(ours[key], theirs[key], atol=1e-5)
+    for path in (folder / "segmentation").iterdir():
+        other = tmp_path / "out" / "segmentation" / path.name
+        assert path.read_bytes() == other.read_bytes()
+
+
+def test_a_network_without_some_task_makes_no_submission(glaucoma_run, tmp_path):
+    workdir = glaucoma_run.copy(tmp_path / "run")
+    message = "lacks disc, cup, fovea"
+    with pytest.raises(UserError, match=message):
+        evaluate.evaluate(workdir, write_submission=tmp_path / "out")
+    (tmp_path / "a.png").touch()
+    with pytest.raises(UserError, match=message):
+        predict.predict(workdir, str(tmp_path), tmp_path / "out", form="refuge")
+    assert not (tmp_path / "out").exists()
+    assert not (workdir / "evaluation").exists()
