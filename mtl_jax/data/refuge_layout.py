@@ -119,13 +119,16 @@ def _kind(file: SourceFile) -> str | None:
         return "table"
     if file.suffix not in images.EXTENSIONS:
         return None
-    folders = [_words(part) for part in reversed(file.parts[:-1])]
-    if any(words & _DRAWINGS for words in folders):
+    folders = file.parts[-2::-1]
+    if any(_words(folder) & _DRAWINGS for folder in folders):
         return None
-    for words in folders:
-        is_mask, is_photograph = words & _MASKS, words & _PHOTOGRAPHS
-        if bool(is_mask) != bool(is_photograph):
+    for folder in folders:
+        is_mask = bool(_words(folder) & _MASKS)
+        if is_mask != bool(_words(folder) & _PHOTOGRAPHS):
             return "mask" if is_mask else "photograph"
+        # Masks are hardly kept as JPEG, whatever the whole collection is called.
+        if file.suffix in (".jpg", ".jpeg") and _split_named((folder,)):
+            return "photograph"
     return "mask" if file.suffix == ".bmp" else "photograph"
 
 
