@@ -1,17 +1,24 @@
-"""Builds a data set: --dataset=synthetic_fundus or fundus_folder [--source=DIR]."""
+"""Builds a data set: --dataset=synthetic_fundus, fundus_folder or refuge."""
 
 from absl import flags
 
 from mtl_jax import cli
 
 DATASET = flags.DEFINE_enum(
-    "dataset", None, ["synthetic_fundus", "fundus_folder"], "What to build."
+    "dataset", None, ["synthetic_fundus", "fundus_folder", "refuge"], "What to build."
 )
 DATA_DIR = flags.DEFINE_string("data_dir", "data", "Folder of all data sets.")
 IMAGE_SIZE = flags.DEFINE_integer("image_size", 256, "Pixels a side, 16 divides it.")
-SOURCE = flags.DEFINE_string("source", None, "fundus_folder: the photographs.")
+SOURCE = flags.DEFINE_string(
+    "source",
+    None,
+    "fundus_folder: the photographs; refuge: the official archives or their files.",
+)
 MANIFEST = flags.DEFINE_string(
     "manifest", None, "fundus_folder: CSV file; manifest.csv of the source by default."
+)
+ALLOW_MISSING = flags.DEFINE_bool(
+    "allow_missing", False, "refuge: build with partial labels if files are missing."
 )
 NAME = flags.DEFINE_string("name", None, "fundus_folder: what to call the data set.")
 NUM_IMAGES = flags.DEFINE_list(
@@ -32,7 +39,7 @@ flags.mark_flag_as_required("dataset")
 
 def main() -> None:
     """Builds the data set and says how to train on it."""
-    from mtl_jax.data import folder, pipeline, synthetic
+    from mtl_jax.data import folder, pipeline, refuge, synthetic
 
     if DATASET.value == "fundus_folder":
         version_dir = folder.build(
@@ -41,6 +48,13 @@ def main() -> None:
             manifest=MANIFEST.value,
             image_size=IMAGE_SIZE.value,
             name=NAME.value,
+        )
+    elif DATASET.value == "refuge":
+        version_dir = refuge.build(
+            DATA_DIR.value,
+            cli.required(SOURCE),
+            image_size=IMAGE_SIZE.value,
+            allow_missing=ALLOW_MISSING.value,
         )
     else:
         version_dir = synthetic.build(

@@ -131,9 +131,13 @@ def encode_record(
 
 
 def encode_png(array: np.ndarray) -> bytes:
-    """PNG bytes of a uint8 [H, W] or [H, W, 3] array."""
+    """PNG bytes of a uint8 [H, W] or [H, W, 3] array.
+
+    Of a photograph, packing harder saves a tenth of the size and takes three times as
+    long.
+    """
     buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG")
+    Image.fromarray(array).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 

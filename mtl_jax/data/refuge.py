@@ -1,0 +1,238 @@
+"""A TFDS data set of REFUGE, from the official archives or however people keep them."""
+
+import dataclasses
+import functools
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from mtl_jax.data import building, images, refuge_record, schema
+from mtl_jax.data.refuge_files import Listing, list_files
+from mtl_jax.data.refuge_layout import Layout, sort_files
+from mtl_jax.data.refuge_survey import Case, survey
+from mtl_jax.errors import UserError
+
+_LONGEST_REPORT = 50
+_HINT = "\nMend these, or build with partial labels by --allow_missing."
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class RefugeConfig(tfds.core.BuilderConfig):
+    """One size of REFUGE, and what goes into it.
+
+    Attributes:
+      source: the directory, for messages.
+      image_size: pixels a side of the model image.
+      cases: the photographs.
+      fingerprint: names the contents of the source.
+      allow_missing: whether problems are accepted.
+      found: what the source holds, in words.
+      problems: what is wrong with the source, in sentences.
+    """
+
+    source: str
+    image_size: int
+    cases: list[Case] = dataclasses.field(default_factory=list)
+    fingerprint: str = ""
+    allow_missing: bool = False
+    found: str = ""
+    problems: list[str] = dataclasses.field(default_factory=list)
+
+
+class Refuge(building.LocalBuilder):
+    """Builder for photographs that a survey has put together.
+
+    Damage and sizes show only when files are decoded, which is most of the work, so it
+    is not done once for a check and once more to build: problems are collected while
+    records are written and reported, all of them, at the end of the last split. TFDS
+    then deletes what it has written so far, which nothing took for a data set.
+    """
+
+    name = "refuge"
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        config = self.builder_config
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="REFUGE: colour fundus photographs with optic disc and cup, "
+            "fovea and glaucoma label.",
+            features=schema.features(config.image_size),
+            metadata=tfds.core.MetadataDict(
+                fingerprint=config.fingerprint,
+                found=config.found,
+                problems=list(config.problems),
+            ),
+        )
+
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
+        cases = {
+            split: [case for case in self.builder_config.cases if case.split == split]
+            for split in schema.SPLITS
+        }
+        present = [split for split in schema.SPLITS if cases[split]]
+        return {
+            split: self._generate_examples(split, cases[split], split == present[-1])
+            for split in present
+        }
+
+    def _generate_examples(
+        self, split: str, cases: list[Case], is_last: bool
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        examine_one = functools.partial(
+            refuge_record.examine, image_size=self.builder_config.image_size
+        )
+        problems = self.info.metadata["problems"]
+        is_empty = True
+        for case, (record, found) in zip(
+            cases,
+            building.parallel_map(
+                examine_one, cases, f"building {split}", processes=True
+            ),
+            strict=True,
+        ):
+            problems += found
+            if record is not None:
+                is_empty = False
+                yield case.stem, record
+        report = _report(self.builder_config.source, problems)
+        if is_empty:  # TFDS cannot write a split of nothing.
+            raise UserError(f"No photograph of the {split} split can be read. {report}")
+        if is_last and problems and not self.builder_config.allow_missing:
+            raise UserError(report + _HINT)
+
+
+def build(
+    data_dir: images.PathLike,
+    source: images.PathLike,
+    *,
+    image_size: int = 256,
+    allow_missing: bool = False,
+) -> pathlib.Path:
+    """Builds REFUGE, or finds it built already.
+
+    What was found is printed. Large sets are built by spawned processes; see
+    `building.parallel_map`.
+
+    Args:
+      data_dir: directory of all TFDS data sets.
+      source: directory with the official archives, or with their files in whatever
+        folders.
+      image_size: pixels a side of the model image, a multiple of 16, at least 32.
+      allow_missing: whether to build when something is missing or contradictory, with
+        labels absent and unreadable photographs left out; problems are then printed to
+        stderr.
+
+    Returns:
+      The version directory, for `tfds.builder_from_directory`.
+
+    Raises:
+      UserError: if something is missing or contradictory (all is listed), if the data
+        set was built from other contents, or if an argument is unsuitable.
+    """
+    source = pathlib.Path(source).expanduser().absolute()
+    if not source.is_dir():
+        raise UserError(f"{source} is not a directory; name the one that holds REFUGE.")
+    schema.check_image_size(image_size)
+    listing = list_files(source)
+    layout = sort_files(listing.files)
+    if not (layout.photographs or layout.masks or listing.problems):
+        raise UserError(_nothing_found(source, listing.notes + layout.notes))
+    config = RefugeConfig(
+        name=f"{image_size}px",
+        source=str(source),
+        image_size=image_size,
+        fingerprint=layout.fingerprint,
+        allow_missing=allow_missing,
+    )
+    data_dir = pathlib.Path(data_dir).expanduser().absolute()
+    version_dir = data_dir / Refuge.name / config.name / str(Refuge.VERSION)
+    is_new = not version_dir.exists()
+    if is_new:
+        _survey_into(config, listing, layout)
+        with building.quiet_tfds():
+            builder = Refuge(
+                data_dir=data_dir, config=config, file_format="array_record"
+            )
+        building.prepare(builder)
+    metadata = _metadata(version_dir, config)
+    if not is_new:
+        print(metadata["found"])
+    if metadata["problems"]:
+        print(_report(config.source, metadata["problems"]), file=sys.stderr)
+    return version_dir
+
+
+def _survey_into(config: RefugeConfig, listing: Listing, layout: Layout) -> None:
+    """Completes a config by what the source holds, and prints that.
+
+    Raises:
+      UserError: if that has problems which are not allowed.
+    """
+    there = survey(layout)
+    config.cases = there.cases
+    config.problems = listing.problems + there.problems
+    config.found = "\n".join(
+        [f"found in {config.source}:", there.found, *listing.notes, *layout.notes]
+    )
+    print(config.found, flush=True)
+    if config.problems and not config.allow_missing:
+        # There will be no build: this is the one time that the files are decoded.
+        for found in building.parallel_map(
+            refuge_record.problems_of, there.cases, "checking files", processes=True
+        ):
+            config.problems += found
+        raise UserError(_report(config.source, config.problems) + _HINT)
+    if not there.cases:
+        raise UserError(_report(config.source, config.problems))
+
+
+def _metadata(version_dir: pathlib.Path, config: RefugeConfig) -> dict[str, Any]:
+    """What a data set says of its making, if it is the one that the config means.
+
+    Raises:
+      UserError: if it is not.
+    """
+    try:
+        metadata = tfds.builder_from_directory(version_dir).info.metadata
+        fingerprint, problems = metadata["fingerprint"], metadata["problems"]
+    except (OSError, KeyError, ValueError, TypeError):
+        raise UserError(
+            f"{version_dir} is not a complete data set; delete this folder and build"
+            " again."
+        ) from None
+    if fingerprint != config.fingerprint:
+        raise UserError(
+            f"{version_dir} was built from other files than {config.source} holds now; "
+            "delete this folder or name another data directory."
+        )
+    if problems and not config.allow_missing:
+        raise UserError(
+            f"{version_dir} was built with --allow_missing and is incomplete; give "
+            "that flag again, or complete the source and delete this folder. "
+            + _report(config.source, problems)
+        )
+    return metadata
+
+
+def _nothing_found(source: pathlib.Path, notes: list[str]) -> str:
+    sentence = (
+        f"{source} holds nothing of REFUGE: neither in it nor in its subdirectories "
+        "and zip archives is a photograph or mask called like g0001.jpg, n0001.jpg, "
+        "V0001.jpg or T0001.jpg; name the directory that holds the official archives, "
+        "or their files."
+    )
+    return "\n  ".join([sentence, *notes])
+
+
+def _report(source: str, problems: list[str]) -> str:
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    lines = problems[:_LONGEST_REPORT]
+    if len(problems) > _LONGEST_REPORT:
+        lines = [*lines, f"and {len(problems) - _LONGEST_REPORT} more"]
+    return "\n  ".join([f"{source} has {count}:", *lines])

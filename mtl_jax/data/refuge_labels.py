@@ -1,0 +1,165 @@
+"""REFUGE's tables: spreadsheets, and the `index.json` of repacked copies."""
+
+import dataclasses
+import io
+import json
+import math
+import re
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import openpyxl
+
+from mtl_jax.data import refuge_official
+from mtl_jax.data.refuge_files import SourceFile
+from mtl_jax.errors import UserError
+
+# Columns by the letters and digits of their heads, which differ between the files.
+_NAME = "imgname"
+_LABELS = ("glaucomalabel", "labelglaucoma1", "label")
+_FOVEA = ("foveax", "foveay")
+_SIZE = ("sizex", "sizey")
+# A title may stand above the heads.
+_HEAD_ROWS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Statement:
+    """What one row says of a photograph; None where it says nothing.
+
+    Attributes:
+      stem: the official one.
+      where: the file and row.
+      glaucoma: 1 for glaucoma, 0 for healthy.
+      fovea_xy: (x, y) = (column, row) in native pixels.
+      sides: the photograph's two sides in pixels, the shorter first: which of the two
+        is called X is not the same in all copies.
+    """
+
+    stem: str
+    where: str
+    glaucoma: float | None = None
+    fovea_xy: tuple[float, float] | None = None
+    sides: tuple[int, int] | None = None
+
+
+def read_table(file: SourceFile) -> tuple[list[Statement], list[str]]:
+    """Reads a table; one without a column ImgName says nothing.
+
+    Args:
+      file: `.xlsx` or `.json`.
+
+    Returns:
+      What it says of photographs with official names, and sentences about what is
+      wrong with it.
+    """
+    statements, problems = [], []
+    try:
+        contents = file.read_bytes()
+        rows = _json_rows if file.suffix == ".json" else _sheet_rows
+        for where, cells in rows(contents):
+            try:
+                statement = _statement(f"{file.name} {where}", cells)
+            except UserError as error:
+                problems.append(str(error))
+            else:
+                if statement is not None:
+                    statements.append(statement)
+    except UserError as error:
+        problems.append(str(error))
+    # openpyxl lets out whatever zipfile, the XML parser and its own code raise.
+    except Exception as error:
+        problems.append(
+            f"{file.name} is a damaged table ({type(error).__name__}: {error}); copy or"
+            " download it again."
+        )
+    return statements, problems
+
+
+def _sheet_rows(contents: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each row below the heads, as its place and its cells by head."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # About styles that do not matter here.
+        book = openpyxl.load_workbook(
+            io.BytesIO(contents), read_only=True, data_only=True
+        )
+    for sheet in book.worksheets:
+        # Some programs write a wrong extent, beyond which nothing would be read.
+        sheet.reset_dimensions()
+        heads = None
+        for number, row in enumerate(sheet.iter_rows(values_only=True), start=1):
+            if heads is not None:
+                yield f"row {number}", dict(zip(heads, row, strict=False))
+            elif _NAME in (keys := [_key(cell) for cell in row]):
+                heads = keys
+            elif number >= _HEAD_ROWS:
+                break
+    book.close()
+
+
+def _json_rows(contents: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each entry of a JSON object or list, as its place and its values by name."""
+    entries = json.loads(contents.decode("utf-8-sig"))
+    if isinstance(entries, list):
+        entries = dict(enumerate(entries))
+    if not isinstance(entries, dict):
+        return
+    for place, entry in entries.items():
+        if isinstance(entry, dict):
+            yield f"entry {place}", {_key(k): value for k, value in entry.items()}
+
+
+def _key(head: Any) -> str:
+    return re.sub(r"[^a-z0-9]", "", str(head).lower())
+
+
+def _statement(where: str, cells: dict[str, Any]) -> Statement | None:
+    stem = refuge_official.stem_of(str(cells.get(_NAME, "")))
+    if stem is None or refuge_official.split_of(stem) is None:
+        return None
+    labels = [_number(where, cells, head) for head in _LABELS]
+    label = next((label for label in labels if label is not None), None)
+    if label not in (None, 0, 1):
+        raise UserError(
+            f"{where} gives {stem} the label {label:g}; the official set has 1 for "
+            "glaucoma and 0 for healthy."
+        )
+    return Statement(
+        stem,
+        where,
+        glaucoma=label,
+        fovea_xy=_pair(where, cells, _FOVEA),
+        sides=_sides(_pair(where, cells, _SIZE)),
+    )
+
+
+def _sides(size: tuple[float, float] | None) -> tuple[int, int] | None:
+    return None if size is None else (round(min(size)), round(max(size)))
+
+
+def _pair(
+    where: str, cells: dict[str, Any], heads: tuple[str, str]
+) -> tuple[float, float] | None:
+    first, second = (_number(where, cells, head) for head in heads)
+    if (first is None) != (second is None):
+        raise UserError(
+            f"{where} has one of {heads[0]} and {heads[1]} without the other; the "
+            "official set has both."
+        )
+    return None if first is None else (first, second)
+
+
+def _number(where: str, cells: dict[str, Any], head: str) -> float | None:
+    value = cells.get(head)
+    if value is None or str(value).strip() == "":
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(
+            f"{where} has {value!r} for {head}; the official set has a number there."
+        )
+    return number

@@ -1,0 +1,96 @@
+"""What the official REFUGE set consists of.
+
+References:
+  Orlando et al., REFUGE Challenge, Medical Image Analysis 59:101570, 2020.
+"""
+
+import dataclasses
+import re
+
+_NAME = re.compile(r"\s*([gnvt])(\d{4})(\.\w+)?\s*", re.IGNORECASE)
+
+
+@dataclasses.dataclass(frozen=True)
+class OfficialSplit:
+    """One of the three splits, each of 400 photographs.
+
+    Attributes:
+      series: initial and number of the photographs whose names begin with it.
+      camera: that took them.
+      photographs: archive with the photographs.
+      annotations: archive with masks and spreadsheet.
+      spreadsheet: with the foveas, and the labels where the names do not say them.
+    """
+
+    series: tuple[tuple[str, int], ...]
+    camera: str
+    photographs: str
+    annotations: str
+    spreadsheet: str
+
+    @property
+    def stems(self) -> list[str]:
+        """The names of all photographs without their extension, in order."""
+        return [f"{x}{i:04d}" for x, count in self.series for i in range(1, count + 1)]
+
+    @property
+    def range(self) -> str:
+        """The names of all photographs, in words."""
+        return " and ".join(f"{x}0001.jpg to {x}{n:04d}.jpg" for x, n in self.series)
+
+
+SPLITS = {
+    "train": OfficialSplit(
+        (("g", 40), ("n", 360)),
+        "Zeiss Visucam 500",
+        "REFUGE-Training400.zip",
+        "Annotation-Training400.zip",
+        "Fovea_location.xlsx",
+    ),
+    "validation": OfficialSplit(
+        (("V", 400),),
+        "Canon CR-2",
+        "REFUGE-Validation400.zip",
+        "REFUGE-Validation400-GT.zip",
+        "Fovea_locations.xlsx",
+    ),
+    "test": OfficialSplit(
+        (("T", 400),),
+        "Canon CR-2",
+        "REFUGE-Test400.zip",
+        "REFUGE-Test-GT.zip",
+        "Glaucoma_label_and_Fovea_location.xlsx",
+    ),
+}
+
+# Photographs with glaucoma in each split.
+GLAUCOMA = 40
+
+_SPLIT_OF = {stem: name for name, split in SPLITS.items() for stem in split.stems}
+
+
+def stem_of(name: str) -> str | None:
+    """The official stem that a file name stands for.
+
+    Args:
+      name: of a photograph or mask, in any case, with or without extension.
+
+    Returns:
+      Such as `g0001` or `T0400`. Names of the same form with other numbers, which are
+      REFUGE2's, give a stem of no split. None for every other name.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    initial = match[1].lower()
+    return (initial if initial in "gn" else initial.upper()) + match[2]
+
+
+def split_of(stem: str) -> str | None:
+    """The split of an official stem; None for one that REFUGE1 does not have."""
+    return _SPLIT_OF.get(stem)
+
+
+def label_of(stem: str) -> float | None:
+    """The glaucoma label that the name says: g and n in the training split."""
+    return {"g": 1.0, "n": 0.0}.get(stem[0])

@@ -1,0 +1,116 @@
+"""From the files of one REFUGE photograph to its record, or what is wrong with them."""
+
+from typing import Any
+
+import numpy as np
+
+from mtl_jax.data import images, refuge_official, schema
+from mtl_jax.data.refuge_survey import Case
+from mtl_jax.errors import UserError
+
+
+def examine(case: Case, image_size: int) -> tuple[dict[str, Any] | None, list[str]]:
+    """Makes the record of one photograph.
+
+    Args:
+      case: the photograph and its annotations.
+      image_size: pixels a side of the model image.
+
+    Returns:
+      The record, see `schema.encode_record`, or None if the photograph cannot be read;
+      and sentences about what is wrong. What is wrong with an annotation makes it
+      absent.
+    """
+    photograph, annotations, problems = read_case(case)
+    if photograph is None:
+        return None, problems
+    record = schema.encode_record(
+        case.stem,
+        photograph,
+        image_size,
+        **annotations,
+        glaucoma=case.glaucoma,
+        camera=refuge_official.SPLITS[case.split].camera,
+        # As the challenge calls it, whatever this copy of the file is called.
+        file_name=f"{case.stem}.jpg",
+    )
+    return record, problems
+
+
+def read_case(
+    case: Case,
+) -> tuple[np.ndarray | None, dict[str, np.ndarray | None], list[str]]:
+    """Decodes the files of one photograph.
+
+    Returns:
+      The photograph, uint8 [H, W, 3], or None; `disc_mask`, `cup_mask` (uint8 [H, W])
+      and `fovea_xy` (native pixels) or None in their place; sentences about what is
+      wrong.
+    """
+    absent = {"disc_mask": None, "cup_mask": None, "fovea_xy": None}
+    try:
+        photograph = images.read_photograph(
+            case.photograph.name, case.photograph.read_bytes()
+        )
+    except UserError as error:
+        return None, absent, [str(error)]
+    size = photograph.shape[:2]
+    fovea_xy, problems = _fovea(case, size)
+    annotations = {**absent, "fovea_xy": fovea_xy}
+    if case.mask is not None:
+        try:
+            disc_mask, cup_mask = _disc_and_cup(case, size)
+        except UserError as error:
+            problems.append(str(error))
+        else:
+            annotations |= {"disc_mask": disc_mask, "cup_mask": cup_mask}
+    return photograph, annotations, problems
+
+
+def problems_of(case: Case) -> list[str]:
+    """What is wrong with the files of one photograph."""
+    return read_case(case)[2]
+
+
+def _fovea(case: Case, size: tuple[int, int]) -> tuple[np.ndarray | None, list[str]]:
+    """The fovea if it fits a photograph of this (height, width), and why not."""
+    if case.fovea_xy is None:
+        return None, []
+    height, width = size
+    x, y = case.fovea_xy
+    if case.sides not in (None, (min(size), max(size))):
+        return None, [
+            f"{case.photograph.name} has {width} x {height} pixels, but the table that "
+            f"places its fovea says {case.sides[0]} x {case.sides[1]}; the official "
+            "photographs are not resized."
+        ]
+    if not (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5):
+        return None, [
+            f"the fovea ({x:g}, {y:g}) lies outside {case.photograph.name}, which has "
+            f"{width} x {height} pixels; the official set has it inside, in pixels of "
+            "the photograph as it was taken."
+        ]
+    return np.array(case.fovea_xy), []
+
+
+def _disc_and_cup(case: Case, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Optic disc and cup of a photograph of this (height, width).
+
+    Raises:
+      UserError: if the mask cannot be read or does not fit.
+    """
+    grey = images.read_mask(case.mask.name, case.mask.read_bytes())
+    if grey.shape != size:
+        raise UserError(
+            f"{case.mask.name} has {grey.shape[1]} x {grey.shape[0]} pixels, its "
+            f"photograph {size[1]} x {size[0]}; the official masks have the size of "
+            "their photographs."
+        )
+    disc_mask, cup_mask = images.disc_and_cup_masks(grey)
+    if disc_mask.all() or not disc_mask.any():
+        amount = "every" if disc_mask.all() else "no"
+        raise UserError(
+            f"{amount} pixel of {case.mask.name} is inside the optic disc; the "
+            "official masks have the values 0 cup, 128 rim, 255 background."
+        )
+    return disc_mask, cup_mask

@@ -1,0 +1,264 @@
+"""From sorted files to annotated photographs, and what is missing or contradictory.
+
+Nothing is decoded here, unless the same photograph is there twice.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+
+from mtl_jax.data import building, images, refuge_layout, refuge_official
+from mtl_jax.data.refuge_files import SourceFile, some
+from mtl_jax.data.refuge_labels import Statement, read_table
+from mtl_jax.data.refuge_layout import Layout
+from mtl_jax.errors import UserError
+
+# Copies of the tables round coordinates.
+_SAME_FOVEA = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One photograph and its annotations; None stands for an absent one.
+
+    Attributes:
+      stem: the official one.
+      photograph: the file.
+      mask: file with both structures, in REFUGE's values.
+      glaucoma: 1 for glaucoma, 0 for healthy.
+      fovea_xy: (x, y) = (column, row) in native pixels.
+      sides: the photograph's sides in pixels as a table has them, the shorter first.
+    """
+
+    stem: str
+    photograph: SourceFile
+    mask: SourceFile | None = None
+    glaucoma: float | None = None
+    fovea_xy: tuple[float, float] | None = None
+    sides: tuple[int, int] | None = None
+
+    @property
+    def split(self) -> str:
+        """The split it belongs to."""
+        return refuge_official.split_of(self.stem)
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """What there is of REFUGE.
+
+    Attributes:
+      cases: in official order.
+      problems: sentences about what is missing or contradictory.
+      found: a table of what there is in each split.
+    """
+
+    cases: list[Case]
+    problems: list[str]
+    found: str
+
+
+def survey(layout: Layout) -> Survey:
+    """Puts together what belongs together.
+
+    Where sources contradict each other, the annotation, or the photograph itself, is
+    absent and the contradiction among the problems.
+    """
+    statements, problems = [], []
+    for table in layout.tables:
+        said, wrong = read_table(table)
+        statements += said
+        problems += wrong
+    photographs, contradictions = _resolve(layout.photographs, images.read_photograph)
+    masks, others = _resolve(layout.masks, _structures)
+    contradictions += others
+    labels, others = _labels(layout, statements)
+    contradictions += others
+    foveas, others = _foveas(statements)
+    contradictions += others
+    sides = {s.stem: s.sides for s in reversed(statements) if s.sides is not None}
+    there = {
+        "photographs": photographs,
+        "masks": masks,
+        "glaucoma labels": labels,
+        "foveas": foveas,
+    }
+    problems += _missing(there)
+    problems += contradictions
+    stems = [stem for split in refuge_official.SPLITS.values() for stem in split.stems]
+    cases = [
+        Case(
+            stem,
+            photographs[stem],
+            mask=masks.get(stem),
+            glaucoma=labels.get(stem),
+            fovea_xy=foveas.get(stem),
+            sides=sides.get(stem),
+        )
+        for stem in stems
+        if photographs.get(stem) is not None
+    ]
+    return Survey(cases, problems, _found(there))
+
+
+def _resolve(
+    by_stem: Mapping[str, list[SourceFile]],
+    decode: Callable[[str, bytes], np.ndarray],
+) -> tuple[dict[str, SourceFile | None], list[str]]:
+    """One file for each stem; None where several differ."""
+    chosen = {stem: files[0] for stem, files in by_stem.items()}
+    several = {stem: files for stem, files in by_stem.items() if len(files) > 1}
+    if not several:
+        return chosen, []
+    differences = building.parallel_map(
+        functools.partial(_difference, decode=decode),
+        list(several.values()),
+        "comparing copies",
+        processes=True,
+    )
+    problems = []
+    for stem, difference in zip(several, differences, strict=True):
+        if difference:
+            chosen[stem] = None
+            problems.append(difference)
+    return chosen, problems
+
+
+def _difference(
+    files: list[SourceFile], decode: Callable[[str, bytes], np.ndarray]
+) -> str | None:
+    """A sentence if files that should be copies of each other are not."""
+    try:
+        contents = [file.read_bytes() for file in files]
+        if all(other == contents[0] for other in contents[1:]):
+            return None
+        # The same pixels may be stored in two formats.
+        first, *others = (
+            decode(file.name, data) for file, data in zip(files, contents, strict=True)
+        )
+    except UserError as error:
+        return str(error)
+    if all(np.array_equal(first, other) for other in others):
+        return None
+    names = " and ".join(file.name for file in files)
+    return f"{names} differ; the official set has one of them: remove the others."
+
+
+def _structures(name: str, contents: bytes) -> np.ndarray:
+    """Optic disc and cup of a mask, uint8 [2, H, W]."""
+    return np.stack(images.disc_and_cup_masks(images.read_mask(name, contents)))
+
+
+def _labels(
+    layout: Layout, statements: Iterable[Statement]
+) -> tuple[dict[str, float | None], list[str]]:
+    """The glaucoma labels; None where sources contradict each other."""
+    votes: dict[str, dict[float, str]] = {}
+
+    def vote(stem: str, label: float | None, who: str) -> None:
+        if label is not None:
+            votes.setdefault(stem, {}).setdefault(label, who)
+
+    for stem in refuge_official.SPLITS["train"].stems:
+        vote(stem, refuge_official.label_of(stem), "its name")
+    for by_stem in (layout.photographs, layout.masks):
+        for stem, files in by_stem.items():
+            for file in files:
+                vote(stem, refuge_layout.folder_label(file), file.name)
+    for statement in statements:
+        vote(statement.stem, statement.glaucoma, statement.where)
+    labels = {s: next(iter(v)) if len(v) == 1 else None for s, v in votes.items()}
+    problems = [
+        f"{stem} has glaucoma according to {who[1.0]}, but is healthy according to "
+        f"{who[0.0]}; the official set has one label for each photograph."
+        for stem, who in votes.items()
+        if len(who) > 1
+    ]
+    for name, split in refuge_official.SPLITS.items():
+        values = [labels.get(stem) for stem in split.stems]
+        if None not in values and sum(values) != refuge_official.GLAUCOMA:
+            problems.append(
+                f"{name} has {sum(values):g} photographs labelled glaucoma; the "
+                f"official set has {refuge_official.GLAUCOMA}."
+            )
+    return labels, problems
+
+
+def _foveas(
+    statements: Iterable[Statement],
+) -> tuple[dict[str, tuple[float, float] | None], list[str]]:
+    """The foveas; None where they contradict each other or are not marked."""
+    said: dict[str, list[Statement]] = {}
+    for statement in statements:
+        if statement.fovea_xy is not None:
+            said.setdefault(statement.stem, []).append(statement)
+    foveas: dict[str, tuple[float, float] | None] = {}
+    problems = []
+    for stem, (first, *others) in said.items():
+        foveas[stem] = first.fovea_xy
+        for other in others:
+            if math.dist(first.fovea_xy, other.fovea_xy) > _SAME_FOVEA:
+                foveas[stem] = None
+                problems.append(
+                    f"{first.where} has the fovea of {stem} at {_point(first)}, but "
+                    f"{other.where} at {_point(other)}; the official set has one."
+                )
+                break
+        if first.fovea_xy == (0, 0):
+            foveas[stem] = None
+            problems.append(
+                f"{first.where} has the fovea of {stem} at (0, 0), where none can be; "
+                "the official set has a fovea inside each photograph."
+            )
+    return foveas, problems
+
+
+def _point(statement: Statement) -> str:
+    x, y = statement.fovea_xy
+    return f"({x:g}, {y:g})"
+
+
+def _missing(there: Mapping[str, Mapping[str, object]]) -> list[str]:
+    """What the official set has and this one does not, in a sentence for each kind."""
+    problems = []
+    for name, split in refuge_official.SPLITS.items():
+        table = f"{split.annotations} has them in {split.spreadsheet}"
+        official = {
+            "photographs": f"{split.photographs} has {split.range}",
+            "masks": f"{split.annotations} has one for each photograph",
+            "glaucoma labels": table,
+            "foveas": table,
+        }
+        for kind, by_stem in there.items():
+            extension = "bmp" if kind == "masks" else "jpg"
+            absent = [f"{s}.{extension}" for s in split.stems if s not in by_stem]
+            if absent:
+                problems.append(
+                    f"{name} lacks {len(absent)} of {len(split.stems)} {kind} "
+                    f"({some(absent)}); the official {official[kind]}."
+                )
+    return problems
+
+
+def _found(there: Mapping[str, Mapping[str, object]]) -> str:
+    """A table of how many photographs and annotations each split has."""
+    lines = [f"{'':12}{'images':>8}{'glaucoma':>10}{'masks':>8}{'foveas':>8}"]
+    for name, split in refuge_official.SPLITS.items():
+        counts = {
+            kind: sum(by_stem.get(stem) is not None for stem in split.stems)
+            for kind, by_stem in there.items()
+        }
+        glaucoma = sum(
+            there["glaucoma labels"].get(stem) == 1
+            for stem in split.stems
+            # Names tell the labels in the training split, of absent photographs too.
+            if name != "train" or stem in there["photographs"]
+        )
+        lines.append(
+            f"{name:12}{counts['photographs']:8}{glaucoma:10}{counts['masks']:8}"
+            f"{counts['foveas']:8}"
+        )
+    return "\n".join(lines)
