@@ -16,8 +16,8 @@ import numpy as np
 import openpyxl
 from PIL import Image
 
-from mtl_jax.data import fundus_renderer
-from mtl_jax.data.fundus_camera import EVALUATION_CAMERA, TRAINING_CAMERA
+from mtl_jax.data.synthetic import renderer
+from mtl_jax.data.synthetic.camera import EVALUATION_CAMERA, TRAINING_CAMERA
 
 Tree = dict[str, bytes]
 
@@ -83,7 +83,7 @@ def eyes() -> dict[str, Eye]:
         for stem in stems:
             rng = np.random.default_rng([len(drawn), 7])
             camera = TRAINING_CAMERA if split == "train" else EVALUATION_CAMERA
-            fundus = fundus_renderer.render(rng, SIZES[split], camera, stem in GLAUCOMA)
+            fundus = renderer.render(rng, SIZES[split], camera, stem in GLAUCOMA)
             mask = np.select([fundus.cup_mask > 0, fundus.disc_mask > 0], [0, 128], 255)
             drawn[stem] = Eye(
                 stem,

@@ -20,7 +20,8 @@ from PIL import Image
 
 from configs import default
 from mtl_jax import configuration
-from mtl_jax.data import folder, fundus_renderer, synthetic
+from mtl_jax.data import folder, synthetic
+from mtl_jax.data.synthetic import renderer
 from mtl_jax.training import loop
 
 SIZE = 32
@@ -111,10 +112,10 @@ def write_photographs(source):
     source.mkdir(exist_ok=True)
     lines = ["image_id,image,disc_mask,cup_mask,fovea_x,fovea_y,glaucoma,split"]
     for i in range(11):
-        fundus = fundus_renderer.render(
+        fundus = renderer.render(
             np.random.default_rng(i),
             ((72, 80), (64, 64), (90, 75))[i % 3],
-            fundus_renderer.EVALUATION_CAMERA,
+            renderer.EVALUATION_CAMERA,
             bool(i % 2),
         )
         picture = fundus.photograph

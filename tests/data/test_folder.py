@@ -9,8 +9,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from mtl_jax.data import building, folder, geometry, manifest, schema
-from mtl_jax.data.manifest_rows import SPLITS
+from mtl_jax.data import building, folder, geometry, schema
+from mtl_jax.data.folder import builder, manifest
+from mtl_jax.data.folder.rows import SPLITS
 from mtl_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -159,7 +160,7 @@ def test_second_build_touches_nothing(built, monkeypatch):
     def fail(*args):
         raise AssertionError("a finished data set must not be checked again")
 
-    monkeypatch.setattr(folder, "read_manifest", fail)
+    monkeypatch.setattr(builder, "read_manifest", fail)
     again = folder.build(version_dir.parents[2], source, image_size=64, name="five")
     assert again == version_dir
     assert files_under(version_dir) == before
@@ -195,7 +196,7 @@ def test_failed_build_leaves_nothing_behind(tmp_path, source, monkeypatch):
     def fail(row, image_size):
         raise UserError(f"{row.image} vanished.")
 
-    monkeypatch.setattr(folder, "record_of", fail)
+    monkeypatch.setattr(builder, "record_of", fail)
     with pytest.raises(UserError, match=r"full\.png vanished"):
         folder.build(tmp_path / "data", source, image_size=32)
     assert files_under(tmp_path / "data") == {}
@@ -206,12 +207,13 @@ def test_failed_build_leaves_nothing_behind(tmp_path, source, monkeypatch):
 KILLED_BUILD = """
 import os, signal, sys
 from mtl_jax.data import folder
-whole = folder.record_of
+from mtl_jax.data.folder import builder
+whole = builder.record_of
 def stop(row, image_size):
     if row.image_id == "bare":
         os.kill(os.getpid(), signal.SIGKILL)
     return whole(row, image_size)
-folder.record_of = stop
+builder.record_of = stop
 folder.build(sys.argv[1], sys.argv[2], image_size=32)
 """
 

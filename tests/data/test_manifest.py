@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtl_jax.data import manifest
-from mtl_jax.data.manifest_rows import SPLITS, parse_row
+from mtl_jax.data.folder import manifest
+from mtl_jax.data.folder.rows import SPLITS, parse_row
 from mtl_jax.errors import UserError
 
 

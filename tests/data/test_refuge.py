@@ -18,15 +18,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from refuge_trees import ARRANGEMENTS, eyes
 
-from mtl_jax.data import (
-    building,
-    geometry,
-    refuge,
-    refuge_files,
-    refuge_layout,
-    refuge_official,
-    refuge_survey,
-)
+from mtl_jax.data import building, geometry, refuge
+from mtl_jax.data.refuge import files, official, survey
+from mtl_jax.data.refuge.layout import sort_files
 from mtl_jax.data.schema import SPLITS
 from mtl_jax.errors import UserError
 
@@ -178,7 +172,7 @@ def test_second_build_reads_nothing(small, monkeypatch, capfd):
     def fail(*args):
         raise AssertionError("a finished data set must not be read again")
 
-    monkeypatch.setattr(refuge_files.SourceFile, "read_bytes", fail)
+    monkeypatch.setattr(files.SourceFile, "read_bytes", fail)
     assert build_small(version_dir.parents[2], source) == version_dir
     out, err = capfd.readouterr()
     # What there is and what is missing is worth hearing again.
@@ -212,14 +206,14 @@ def test_gutted_data_set_is_recognised(small, tmp_path):
 
 KILLED_BUILD = """
 import os, signal, sys
-from mtl_jax.data import refuge, refuge_record
-whole = refuge_record.examine
+from mtl_jax.data.refuge import builder
+whole = builder.examine
 def stop(case, image_size):
     if case.stem == "T0002":
         os.kill(os.getpid(), signal.SIGKILL)
     return whole(case, image_size)
-refuge_record.examine = stop
-refuge.build(sys.argv[1], sys.argv[2], image_size=32, allow_missing=True)
+builder.examine = stop
+builder.build(sys.argv[1], sys.argv[2], image_size=32, allow_missing=True)
 """
 
 
@@ -435,8 +429,8 @@ def test_wrong_number_of_glaucoma_is_said(full_archives, tmp_path):
     for archive in full_archives.iterdir():
         if "Validation400-GT" not in archive.name:
             tree[archive.name] = archive.read_bytes()
-    listing = refuge_files.list_files(refuge_trees.write(tree, tmp_path))
-    there = refuge_survey.survey(refuge_layout.sort_files(listing.files))
+    listing = files.list_files(refuge_trees.write(tree, tmp_path))
+    there = survey.survey(sort_files(listing.files))
     assert there.problems == [
         "validation lacks 400 of 400 masks (V0001.bmp, V0002.bmp, V0003.bmp and 397 "
         "more); the official REFUGE-Validation400-GT.zip has one for each photograph.",
@@ -526,7 +520,7 @@ def test_encrypted_archive_and_other_archives_are_named(tmp_path):
         "nested.zip": refuge_trees.zip_bytes({"inner.zip": b"", "masks.rar": b""}),
         "Test400.rar": b"Rar!",
     }
-    listing = refuge_files.list_files(refuge_trees.write(tree, tmp_path))
+    listing = files.list_files(refuge_trees.write(tree, tmp_path))
     assert listing.files == []
     assert listing.problems == [
         "encrypted.zip is encrypted (T0001.jpg); unpack it with its password."
@@ -544,8 +538,8 @@ def test_links_are_followed_once(tmp_path, small):
         (source / folder.name).symlink_to(folder)
     (source / "again").symlink_to(source)
     (source / "T0009.jpg").symlink_to(tmp_path / "nowhere")
-    names = [file.name for file in refuge_files.list_files(source).files]
-    assert names == [file.name for file in refuge_files.list_files(small[0]).files]
+    names = [file.name for file in files.list_files(source).files]
+    assert names == [file.name for file in files.list_files(small[0]).files]
 
 
 @pytest.mark.parametrize(
@@ -615,9 +609,9 @@ def test_unsuitable_arguments(small, tmp_path, options, reason):
     ],
 )
 def test_official_names(name, stem, split):
-    assert refuge_official.stem_of(name) == stem
+    assert official.stem_of(name) == stem
     if stem is not None:
-        assert refuge_official.split_of(stem) == split
+        assert official.split_of(stem) == split
 
 
 @pytest.mark.parametrize(
@@ -644,8 +638,8 @@ def test_official_names(name, stem, split):
     ],
 )
 def test_kind_of_a_file(path, kind):
-    file = refuge_files.SourceFile(tuple(path.split("/")), path, None, (0, 0))
-    layout = refuge_layout.sort_files([file])
+    file = files.SourceFile(tuple(path.split("/")), path, None, (0, 0))
+    layout = sort_files([file])
     filled = {
         n for n in ("photographs", "masks", "tables", "refuge2") if getattr(layout, n)
     }

@@ -7,14 +7,11 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from mtl_jax.data import (
-    fundus_anatomy,
-    fundus_renderer,
-    fundus_vessels,
-    schema,
-    synthetic,
-)
-from mtl_jax.data.fundus_renderer import EVALUATION_CAMERA, TRAINING_CAMERA
+from mtl_jax.data import schema, synthetic
+from mtl_jax.data.synthetic import builder, renderer
+from mtl_jax.data.synthetic.anatomy import sample_anatomy
+from mtl_jax.data.synthetic.renderer import EVALUATION_CAMERA, TRAINING_CAMERA
+from mtl_jax.data.synthetic.vessels import AVASCULAR_RADIUS, sample_vessels
 from mtl_jax.errors import UserError
 
 CAMERAS = [TRAINING_CAMERA, EVALUATION_CAMERA]
@@ -26,22 +23,20 @@ def mask_height(mask):
 
 
 def vcdr(anatomy):
-    frame = fundus_renderer.make_frame(anatomy, (128, 128))
-    disc, cup = fundus_renderer.draw_masks(frame)
+    frame = renderer.make_frame(anatomy, (128, 128))
+    disc, cup = renderer.draw_masks(frame)
     return mask_height(cup) / mask_height(disc)
 
 
 def sample(count, camera=TRAINING_CAMERA, *, glaucoma=False):
     return [
-        fundus_anatomy.sample_anatomy(
-            np.random.default_rng([glaucoma, i]), camera.framing, glaucoma
-        )
+        sample_anatomy(np.random.default_rng([glaucoma, i]), camera.framing, glaucoma)
         for i in range(count)
     ]
 
 
 def render(size, seed=0, camera=TRAINING_CAMERA, *, glaucoma=True):
-    return fundus_renderer.render(np.random.default_rng(seed), size, camera, glaucoma)
+    return renderer.render(np.random.default_rng(seed), size, camera, glaucoma)
 
 
 @pytest.fixture(scope="module")
@@ -179,18 +174,18 @@ class TestAnatomy:
     def test_no_vessel_crosses_the_fovea(self):
         fovea = (0.37, 0.05)
         for seed in range(10):
-            vessels = fundus_vessels.sample_vessels(np.random.default_rng(seed), fovea)
+            vessels = sample_vessels(np.random.default_rng(seed), fovea)
             assert len(vessels) > 20
             for vessel in vessels:
                 apart = np.hypot(*(vessel.points - fovea).T)
-                assert apart.min() >= fundus_vessels.AVASCULAR_RADIUS
+                assert apart.min() >= AVASCULAR_RADIUS
 
 
 class TestLabels:
     @pytest.mark.parametrize("count", [1, 2, 3, 7, 40, 400])
     @pytest.mark.parametrize("fraction", [0, 0.1, 0.25, 1 / 3, 0.5, 1])
     def test_exact_count_and_both_classes(self, count, fraction):
-        labels = synthetic.assign_labels(count, fraction)
+        labels = builder.assign_labels(count, fraction)
         assert len(labels) == count
         wanted = round(fraction * count)
         if count >= 2:
@@ -198,7 +193,7 @@ class TestLabels:
         assert sum(labels) == wanted
 
     def test_a_short_split_begins_a_longer_one(self):
-        short, long = (synthetic.assign_labels(n, 0.1) for n in (60, 400))
+        short, long = (builder.assign_labels(n, 0.1) for n in (60, 400))
         assert long[:60] == short
 
 
@@ -212,7 +207,7 @@ class TestConfig:
         ],
     )
     def test_name_tells_what_differs(self, fields, name):
-        assert synthetic.SyntheticFundusConfig(**fields).name == name
+        assert builder.SyntheticFundusConfig(**fields).name == name
 
     @pytest.mark.parametrize(
         "fields",
@@ -237,14 +232,14 @@ class TestConfig:
 
 class TestBuild:
     def test_records_hold_the_exact_truth(self, built):
-        for split, count in zip(synthetic.SPLITS, SMALL["num_images"], strict=True):
+        for split, count in zip(builder.SPLITS, SMALL["num_images"], strict=True):
             records = read(built, split)
-            labels = synthetic.assign_labels(count, SMALL["glaucoma_fraction"])
+            labels = builder.assign_labels(count, SMALL["glaucoma_fraction"])
             assert set(records) == {f"{split}-{i:05d}" for i in range(count)}
             for index, glaucoma in enumerate(labels):
                 record = records[f"{split}-{index:05d}"]
-                seeds = [0, synthetic.SPLITS.index(split), index]
-                camera = synthetic.CAMERAS[split]
+                seeds = [0, builder.SPLITS.index(split), index]
+                camera = builder.CAMERAS[split]
                 fundus = render(
                     (32, 32), np.random.SeedSequence(seeds), camera, glaucoma=glaucoma
                 )
@@ -263,7 +258,7 @@ class TestBuild:
                 assert list(record["native_size"]) == [32, 32]
 
     def test_splits_have_their_own_camera(self):
-        cameras = {s: synthetic.CAMERAS[s].name for s in synthetic.SPLITS}
+        cameras = {s: builder.CAMERAS[s].name for s in builder.SPLITS}
         assert cameras["train"] != cameras["validation"] == cameras["test"]
 
     def test_nothing_else_is_left(self, built):
@@ -281,11 +276,11 @@ class TestBuild:
         def refuse(*args, **kwargs):
             raise AssertionError("drawn again")
 
-        monkeypatch.setattr(fundus_renderer, "render", refuse)
+        monkeypatch.setattr(renderer, "render", refuse)
         assert synthetic.build(built.parents[2], **SMALL) == built
 
     def test_interruption_leaves_nothing(self, tmp_path, monkeypatch):
-        draw = fundus_renderer.render
+        draw = renderer.render
         calls = []
 
         def fail_late(*args, **kwargs):
@@ -295,7 +290,7 @@ class TestBuild:
             return draw(*args, **kwargs)
 
         with monkeypatch.context() as patched:
-            patched.setattr(fundus_renderer, "render", fail_late)
+            patched.setattr(renderer, "render", fail_late)
             with pytest.raises(KeyboardInterrupt):
                 synthetic.build(tmp_path, **SMALL)
         files = [p for p in tmp_path.rglob("*") if p.is_file()]
@@ -303,7 +298,7 @@ class TestBuild:
         assert len(read(synthetic.build(tmp_path, **SMALL), "train")) == 5
 
     def test_killed_build_is_swept_up(self, tmp_path):
-        config = synthetic.SyntheticFundusConfig(**SMALL)
+        config = builder.SyntheticFundusConfig(**SMALL)
         stale = tmp_path / "synthetic_fundus" / config.name / "incomplete.ABC123_1.0.0"
         stale.mkdir(parents=True)
         (stale / "synthetic_fundus-train.array_record").write_bytes(b"half")

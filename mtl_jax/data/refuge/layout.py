@@ -10,8 +10,9 @@ import hashlib
 import re
 from collections.abc import Iterable
 
-from mtl_jax.data import images, refuge_official
-from mtl_jax.data.refuge_files import SourceFile, some
+from mtl_jax.data import images
+from mtl_jax.data.refuge import official
+from mtl_jax.data.refuge.files import SourceFile, some
 
 # Words that folders' names are made of.
 _SPLITS = {
@@ -83,14 +84,14 @@ def sort_files(files: Iterable[SourceFile]) -> Layout:
     layout = Layout()
     for file in sorted(files, key=lambda file: (file.member is not None, file.parts)):
         kind = _kind(file)
-        stem = refuge_official.stem_of(file.parts[-1])
+        stem = official.stem_of(file.parts[-1])
         if kind is None or (stem is None and kind != "table"):
             continue
         if kind == "table":
             if not _is_refuge2(file.parts):
                 layout.tables.append(file)
             continue
-        split = refuge_official.split_of(stem)
+        split = official.split_of(stem)
         if split is None or _is_refuge2(file.parts):
             if kind == "photograph":
                 layout.refuge2.append(file)

@@ -11,8 +11,8 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from mtl_jax.data import building, images, schema
-from mtl_jax.data.manifest import parse_manifest, read_manifest, read_masks
-from mtl_jax.data.manifest_rows import ManifestRow
+from mtl_jax.data.folder.manifest import parse_manifest, read_manifest, read_masks
+from mtl_jax.data.folder.rows import ManifestRow
 from mtl_jax.errors import UserError
 
 
@@ -108,7 +108,7 @@ def build(
       data_dir: directory of all TFDS data sets.
       source: directory that relative paths in the manifest start from.
       manifest: the CSV file, by default `manifest.csv` in `source`; its columns are
-        those of `manifest_rows.COLUMNS`.
+        those of `rows.COLUMNS`.
       image_size: pixels a side of the model image, a multiple of 16, at least 32.
       name: what to call the data set, by default the source directory's name; other
         characters than ASCII letters, digits and `_` become `_`.

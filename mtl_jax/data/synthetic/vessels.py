@@ -1,4 +1,4 @@
-"""Random retinal vessels, in the eye frame and the units of `fundus_anatomy`."""
+"""Random retinal vessels, in the eye frame and the units of `anatomy`."""
 
 import math
 from typing import NamedTuple

@@ -9,10 +9,11 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from mtl_jax.data import building, images, refuge_record, schema
-from mtl_jax.data.refuge_files import Listing, list_files
-from mtl_jax.data.refuge_layout import Layout, sort_files
-from mtl_jax.data.refuge_survey import Case, survey
+from mtl_jax.data import building, images, schema
+from mtl_jax.data.refuge.files import Listing, list_files
+from mtl_jax.data.refuge.layout import Layout, sort_files
+from mtl_jax.data.refuge.record import examine, problems_of
+from mtl_jax.data.refuge.survey import Case, survey
 from mtl_jax.errors import UserError
 
 _LONGEST_REPORT = 50
@@ -85,7 +86,7 @@ class Refuge(building.LocalBuilder):
         self, split: str, cases: list[Case], is_last: bool
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         examine_one = functools.partial(
-            refuge_record.examine, image_size=self.builder_config.image_size
+            examine, image_size=self.builder_config.image_size
         )
         problems = self.info.metadata["problems"]
         is_empty = True
@@ -184,7 +185,7 @@ def _survey_into(config: RefugeConfig, listing: Listing, layout: Layout) -> None
     if config.problems and not config.allow_missing:
         # There will be no build: this is the one time that the files are decoded.
         for found in building.parallel_map(
-            refuge_record.problems_of, there.cases, "checking files", processes=True
+            problems_of, there.cases, "checking files", processes=True
         ):
             config.problems += found
         raise UserError(_report(config.source, config.problems) + _HINT)

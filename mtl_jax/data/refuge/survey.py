@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from mtl_jax.data import building, images, refuge_layout, refuge_official
-from mtl_jax.data.refuge_files import SourceFile, some
-from mtl_jax.data.refuge_labels import Statement, read_table
-from mtl_jax.data.refuge_layout import Layout
+from mtl_jax.data import building, images
+from mtl_jax.data.refuge.files import SourceFile, some
+from mtl_jax.data.refuge.labels import Statement, read_table
+from mtl_jax.data.refuge.layout import Layout, folder_label
+from mtl_jax.data.refuge.official import GLAUCOMA, SPLITS, label_of, split_of
 from mtl_jax.errors import UserError
 
 # Copies of the tables round coordinates.
@@ -43,7 +44,7 @@ class Case:
     @property
     def split(self) -> str:
         """The split it belongs to."""
-        return refuge_official.split_of(self.stem)
+        return split_of(self.stem)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +89,7 @@ def survey(layout: Layout) -> Survey:
     }
     problems += _missing(there)
     problems += contradictions
-    stems = [stem for split in refuge_official.SPLITS.values() for stem in split.stems]
+    stems = [stem for split in SPLITS.values() for stem in split.stems]
     cases = [
         Case(
             stem,
@@ -162,12 +163,12 @@ def _labels(
         if label is not None:
             votes.setdefault(stem, {}).setdefault(label, who)
 
-    for stem in refuge_official.SPLITS["train"].stems:
-        vote(stem, refuge_official.label_of(stem), "its name")
+    for stem in SPLITS["train"].stems:
+        vote(stem, label_of(stem), "its name")
     for by_stem in (layout.photographs, layout.masks):
         for stem, files in by_stem.items():
             for file in files:
-                vote(stem, refuge_layout.folder_label(file), file.name)
+                vote(stem, folder_label(file), file.name)
     for statement in statements:
         vote(statement.stem, statement.glaucoma, statement.where)
     labels = {s: next(iter(v)) if len(v) == 1 else None for s, v in votes.items()}
@@ -177,12 +178,12 @@ def _labels(
         for stem, who in votes.items()
         if len(who) > 1
     ]
-    for name, split in refuge_official.SPLITS.items():
+    for name, split in SPLITS.items():
         values = [labels.get(stem) for stem in split.stems]
-        if None not in values and sum(values) != refuge_official.GLAUCOMA:
+        if None not in values and sum(values) != GLAUCOMA:
             problems.append(
                 f"{name} has {sum(values):g} photographs labelled glaucoma; the "
-                f"official set has {refuge_official.GLAUCOMA}."
+                f"official set has {GLAUCOMA}."
             )
     return labels, problems
 
@@ -224,7 +225,7 @@ def _point(statement: Statement) -> str:
 def _missing(there: Mapping[str, Mapping[str, object]]) -> list[str]:
     """What the official set has and this one does not, in a sentence for each kind."""
     problems = []
-    for name, split in refuge_official.SPLITS.items():
+    for name, split in SPLITS.items():
         table = f"{split.annotations} has them in {split.spreadsheet}"
         official = {
             "photographs": f"{split.photographs} has {split.range}",
@@ -246,7 +247,7 @@ def _missing(there: Mapping[str, Mapping[str, object]]) -> list[str]:
 def _found(there: Mapping[str, Mapping[str, object]]) -> str:
     """A table of how many photographs and annotations each split has."""
     lines = [f"{'':12}{'images':>8}{'glaucoma':>10}{'masks':>8}{'foveas':>8}"]
-    for name, split in refuge_official.SPLITS.items():
+    for name, split in SPLITS.items():
         counts = {
             kind: sum(by_stem.get(stem) is not None for stem in split.stems)
             for kind, by_stem in there.items()

@@ -12,9 +12,14 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mtl_jax.data import fundus_anatomy, fundus_camera, fundus_vessels
-from mtl_jax.data.fundus_anatomy import Anatomy
-from mtl_jax.data.fundus_camera import EVALUATION_CAMERA, TRAINING_CAMERA, Camera
+from mtl_jax.data.synthetic.anatomy import Anatomy, Haemorrhage, Wedge, sample_anatomy
+from mtl_jax.data.synthetic.camera import (
+    EVALUATION_CAMERA,
+    TRAINING_CAMERA,
+    Camera,
+    expose,
+)
+from mtl_jax.data.synthetic.vessels import FIBRE_BEND, FIBRE_START, sample_vessels
 
 __all__ = [
     "EVALUATION_CAMERA",
@@ -139,7 +144,7 @@ def render(
     Returns:
       The photograph with exact masks, fovea and label.
     """
-    anatomy = fundus_anatomy.sample_anatomy(rng, camera.framing, glaucoma)
+    anatomy = sample_anatomy(rng, camera.framing, glaucoma)
     frame = make_frame(anatomy, size)
     tissue = _draw_retina(rng, frame)
     tissue = _draw_atrophy(rng, frame, tissue)
@@ -148,7 +153,7 @@ def render(
     disc_mask, cup_mask = draw_masks(frame)
     x, y = frame.to_pixels(np.array(anatomy.fovea))
     return Fundus(
-        photograph=fundus_camera.expose(rng, camera, tissue),
+        photograph=expose(rng, camera, tissue),
         disc_mask=disc_mask,
         cup_mask=cup_mask,
         fovea_xy=(float(x), float(y)),
@@ -204,7 +209,7 @@ def _draw_fibres(rng: np.random.Generator, frame: Frame) -> np.ndarray:
     """Sheen of the nerve fibre layer, brightest above and below the disc."""
     r, angle, below = _fibre_coordinates(frame)
     lobes = np.exp(-(((angle - THICKEST_FIBRES) / FIBRE_LOBE) ** 2))
-    fading = np.exp(-np.maximum(r - fundus_vessels.FIBRE_START, 0) / FIBRE_REACH)
+    fading = np.exp(-np.maximum(r - FIBRE_START, 0) / FIBRE_REACH)
     grain = rng.normal(0, 1, (2, FIBRE_STRIPES))
     bins = np.linspace(0, math.radians(200), grain.shape[1])
     stripes = np.where(
@@ -221,7 +226,7 @@ def _draw_fibres(rng: np.random.Generator, frame: Frame) -> np.ndarray:
 
 
 def _draw_wedge(
-    wedge: fundus_anatomy.Wedge, r: np.ndarray, angle: np.ndarray, below: np.ndarray
+    wedge: Wedge, r: np.ndarray, angle: np.ndarray, below: np.ndarray
 ) -> np.ndarray:
     """1 in the middle of a nerve-fibre-layer defect, 0 outside."""
     apart = np.abs(angle - abs(wedge.angle)) / wedge.half_width
@@ -236,7 +241,7 @@ def _fibre_coordinates(frame: Frame) -> tuple[np.ndarray, np.ndarray, np.ndarray
     x = math.cos(tilt) * frame.x + math.sin(tilt) * frame.y
     y = math.cos(tilt) * frame.y - math.sin(tilt) * frame.x
     r = np.hypot(x, y)
-    bent = fundus_vessels.FIBRE_BEND * np.maximum(r - fundus_vessels.FIBRE_START, 0)
+    bent = FIBRE_BEND * np.maximum(r - FIBRE_START, 0)
     return r, np.abs(np.arctan2(y, x)) + bent, y > 0
 
 
@@ -270,7 +275,7 @@ def _draw_blood(rng: np.random.Generator, frame: Frame) -> np.ndarray:
     scale = max(1, math.ceil(VESSEL_CANVAS / frame.unit))
     canvas = Image.new("L", (width * scale, height * scale))
     draw = ImageDraw.Draw(canvas)
-    for vessel in fundus_vessels.sample_vessels(rng, frame.anatomy.fovea):
+    for vessel in sample_vessels(rng, frame.anatomy.fovea):
         centre = (frame.to_pixels(vessel.points) + 0.5) * scale
         widths = np.maximum(vessel.widths * frame.unit * scale, 1.0)
         density = ARTERY_DENSITY if vessel.is_artery else VEIN_DENSITY
@@ -295,9 +300,7 @@ def _ribbon(centre: np.ndarray, widths: np.ndarray) -> list[float]:
     return np.concatenate([centre + across, (centre - across)[::-1]]).ravel().tolist()
 
 
-def _splinter(
-    anatomy: Anatomy, splinter: fundus_anatomy.Haemorrhage
-) -> tuple[np.ndarray, np.ndarray]:
+def _splinter(anatomy: Anatomy, splinter: Haemorrhage) -> tuple[np.ndarray, np.ndarray]:
     """Path [n, 2] and widths [n] of a flame-shaped haemorrhage across the margin."""
     margin = float(anatomy.disc.radius(np.array(splinter.angle)))
     r = margin + splinter.length * np.linspace(-0.2, 0.8, 9)

@@ -16,14 +16,15 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from mtl_jax import files
-from mtl_jax.data import building, fundus_renderer, schema
+from mtl_jax.data import building, schema
 from mtl_jax.data.schema import SPLITS
+from mtl_jax.data.synthetic import renderer
 from mtl_jax.errors import UserError
 
 CAMERAS = {
-    "train": fundus_renderer.TRAINING_CAMERA,
-    "validation": fundus_renderer.EVALUATION_CAMERA,
-    "test": fundus_renderer.EVALUATION_CAMERA,
+    "train": renderer.TRAINING_CAMERA,
+    "validation": renderer.EVALUATION_CAMERA,
+    "test": renderer.EVALUATION_CAMERA,
 }
 
 # How many photographs an example of files has, and their pixels a side.
@@ -201,13 +202,11 @@ def draw_record(
 
 def _draw(
     image: tuple[int, bool], split: str, image_size: int, seed: int
-) -> fundus_renderer.Fundus:
+) -> renderer.Fundus:
     index, glaucoma = image
     seeds = np.random.SeedSequence([seed, SPLITS.index(split), index])
     size = (image_size, image_size)
-    return fundus_renderer.render(
-        np.random.default_rng(seeds), size, CAMERAS[split], glaucoma
-    )
+    return renderer.render(np.random.default_rng(seeds), size, CAMERAS[split], glaucoma)
 
 
 def write_example(folder: str | os.PathLike[str]) -> None:

@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax.data import images, refuge_official, schema
-from mtl_jax.data.refuge_survey import Case
+from mtl_jax.data import images, schema
+from mtl_jax.data.refuge import official
+from mtl_jax.data.refuge.survey import Case
 from mtl_jax.errors import UserError
 
 
@@ -30,7 +31,7 @@ def examine(case: Case, image_size: int) -> tuple[dict[str, Any] | None, list[st
         image_size,
         **annotations,
         glaucoma=case.glaucoma,
-        camera=refuge_official.SPLITS[case.split].camera,
+        camera=official.SPLITS[case.split].camera,
         # As the challenge calls it, whatever this copy of the file is called.
         file_name=f"{case.stem}.jpg",
     )

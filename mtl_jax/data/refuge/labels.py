@@ -11,8 +11,8 @@ from typing import Any
 
 import openpyxl
 
-from mtl_jax.data import refuge_official
-from mtl_jax.data.refuge_files import SourceFile
+from mtl_jax.data.refuge import official
+from mtl_jax.data.refuge.files import SourceFile
 from mtl_jax.errors import UserError
 
 # Columns by the letters and digits of their heads, which differ between the files.
@@ -115,8 +115,8 @@ def _key(head: Any) -> str:
 
 
 def _statement(where: str, cells: dict[str, Any]) -> Statement | None:
-    stem = refuge_official.stem_of(str(cells.get(_NAME, "")))
-    if stem is None or refuge_official.split_of(stem) is None:
+    stem = official.stem_of(str(cells.get(_NAME, "")))
+    if stem is None or official.split_of(stem) is None:
         return None
     labels = [_number(where, cells, head) for head in _LABELS]
     label = next((label for label in labels if label is not None), None)

@@ -9,7 +9,7 @@ import math
 import numpy as np
 from scipy import ndimage, special
 
-from mtl_jax.data.fundus_anatomy import Framing
+from mtl_jax.data.synthetic.anatomy import Framing
 
 # RGB in [0, 1].
 REFLECTION = np.array([0.75, 0.85, 0.95], np.float32)

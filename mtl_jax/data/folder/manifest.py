@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from mtl_jax.data import building, images
-from mtl_jax.data.manifest_rows import (
+from mtl_jax.data.folder.rows import (
     COLUMNS,
     REQUIRED_COLUMNS,
     ManifestRow,
