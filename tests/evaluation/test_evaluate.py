@@ -288,7 +288,7 @@ def test_folders_and_what_they_hold(
     other = folder_data[1].replace("/", "-")
     assert {path.name for path in place.iterdir()} == {
         "test-model",
-        f"{other}-test-native",
+        f"{other}-test-native-checkpoint48",
         f"{other}-train-model",
     }
     assert on_model.output == place / "test-model"
