@@ -6,7 +6,6 @@ data set needs TensorFlow.
 """
 
 import io
-import zlib
 from typing import Any
 
 import numpy as np
@@ -142,17 +141,17 @@ def encode_png(array: np.ndarray) -> bytes:
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
-    """PNG bytes of a uint8 [H, W] mask.
+    """PNG bytes, one bit a pixel, of a uint8 [H, W] mask of zeros and ones.
 
-    Run lengths say all there is in a mask. Looking for longer repetitions, as PNG does
-    otherwise, takes longer than decoding the photograph.
+    Bytes and a search for long repetitions would take longer than decoding the
+    photograph takes.
     """
     buffer = io.BytesIO()
-    Image.fromarray(mask).save(buffer, "PNG", compress_type=zlib.Z_RLE)
+    Image.fromarray(mask.astype(bool)).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
 def decode_png(encoded: bytes) -> np.ndarray:
     """The uint8 array that `encode_png` or `encode_mask` was given."""
     with Image.open(io.BytesIO(encoded)) as image:
-        return np.asarray(image)
+        return np.asarray(image).astype(np.uint8, copy=False)

@@ -4,11 +4,13 @@ import csv
 import math
 
 import numpy as np
+import openpyxl
 import pytest
+import refuge_trees
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from mtl_jax.data import pipeline
+from mtl_jax.data import pipeline, refuge
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import (
     evaluate,
@@ -179,6 +181,70 @@ def test_evaluation_agrees_with_the_challenges_program(evaluated, synthetic_data
     expected = challenge_scores(folder, truth)
     assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-6)
     assert found["num_images"]["vcdr_mae"] == 6
+
+
+def truth_in_files(source):
+    """The test split's annotations, read from REFUGE's own files."""
+    book = openpyxl.load_workbook(
+        source / "REFUGE-Test-GT" / "Glaucoma_label_and_Fovea_location.xlsx"
+    )
+    _, *rows = book.active.iter_rows(values_only=True)
+    truth = {}
+    for _, name, label, x, y in rows:
+        stem = name.removesuffix(".jpg")
+        (path,) = (source / "REFUGE-Test-GT" / "Disc_Cup_Masks").rglob(f"{stem}.bmp")
+        with Image.open(path) as image:
+            truth[stem] = (np.asarray(image), np.array([x, y]), label)
+    return truth
+
+
+def test_from_refuges_files_to_the_challenges_figures(tiny_run, tmp_path):
+    """JPEG, BMP and XLSX files in; BMP and CSV files out, at odd native sizes."""
+    source = refuge_trees.write(refuge_trees.official(), tmp_path / "source")
+    version_dir = refuge.build(
+        tmp_path / "data", source, image_size=32, allow_missing=True
+    )
+    _, found = evaluate.evaluate(
+        tiny_run.copy(tmp_path / "run"),
+        resolution="native",
+        data_dir=str(tmp_path / "data"),
+        dataset=f"refuge/{version_dir.parent.name}",
+        write_submission=tmp_path / "submission",
+    )
+    truth = truth_in_files(source)
+    assert set(truth) == set(refuge_trees.STEMS["test"])
+    expected = challenge_scores(tmp_path / "submission", truth)
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+    assert 0 < found["dice_disc"] < 1
+
+
+def test_the_truth_of_refuges_files_scores_best(tmp_path):
+    """What the builder keeps of an annotation is all of it."""
+    source = refuge_trees.write(refuge_trees.official(), tmp_path / "source")
+    version_dir = refuge.build(
+        tmp_path / "data", source, image_size=32, allow_missing=True
+    )
+    table = pipeline.open_split(
+        pipeline.open_dataset(tmp_path / "data", f"refuge/{version_dir.parent.name}"),
+        "test",
+    )
+    predictions = {}
+    for i, label in enumerate(table.diagnoses()):
+        details, masks = table.details(i), table.native_masks(i)
+        predictions[details["file_name"]] = prediction(
+            masks["disc"], masks["cup"], details["native_fovea_xy"], float(label)
+        )
+    folder = submitted(tmp_path / "submission", predictions)
+    assert challenge_scores(folder, truth_in_files(source)) == pytest.approx(
+        {
+            "auc": 1.0,
+            "dice_cup": 1.0,
+            "dice_disc": 1.0,
+            "vcdr_mae": 0.0,
+            "fovea_error_native": 0.0,
+        },
+        abs=1e-5,
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import csv
 import json
 import os
 import pathlib
@@ -14,7 +15,9 @@ from training_fixtures import BATCH_SIZE, STEPS_PER_EPOCH
 
 from mtl_jax import configuration, tasks
 from mtl_jax.data import pipeline
+from mtl_jax.data.folds import Fold
 from mtl_jax.errors import UserError
+from mtl_jax.evaluation import evaluate, trained
 from mtl_jax.training import loop
 from mtl_jax.training import step as steps
 from mtl_jax.training.checkpoints import Checkpoints
@@ -347,3 +350,27 @@ def test_interrupted_before_its_first_checkpoint(make_config, tmp_path):
     loop.train(config, tmp_path / "run")
     assert [row["step"] for row in metric_lines(tmp_path / "run")] == [3, 3]
     assert os.listdir(tmp_path / "run" / "checkpoints") == ["3"]
+
+
+def test_a_fold_is_trained_validated_and_evaluated(make_config, compiled, tmp_path):
+    """13 and 6 images, merged and divided by three."""
+    config = make_config(
+        {"data.fold": "1", "data.num_folds": 3},
+        tasks=("glaucoma",),
+        num_epochs=1,
+        validate_every=1,
+    )
+    loop.train(config, tmp_path)
+    dataset = pipeline.open_dataset(config.data.data_dir, config.data.dataset)
+    train, validation = pipeline.open_training_splits(dataset, Fold(1, 3))
+    output, metrics = evaluate.evaluate(tmp_path, split="validation")
+    assert metrics["fold"] == "1"
+    assert metrics["num_images"]["auc"] == len(validation) in (6, 7)
+    with (output / "per_image.csv").open(newline="") as file:
+        assert [r["image_id"] for r in csv.DictReader(file)] == validation.image_ids()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    (during,) = (json.loads(x) for x in lines if "validation/auc" in x)
+    assert during["validation/auc"] == metrics["auc"]
+    assert trained.load(tmp_path).metadata["num_training_images"] == len(train)
+    # The test split stays whole.
+    assert evaluate.evaluate(tmp_path)[1]["num_images"]["auc"] == 6
