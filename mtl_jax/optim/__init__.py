@@ -1,5 +1,18 @@
-"""Optimisers over several task losses, for any JAX model."""
+"""Optimisers over several task losses, for any JAX model.
 
-from mtl_jax.optim.sequential import SequentialOptimizer, independent, task_gradients
+Joint: all task gradients are taken at one point and stacked on a leading task axis; an
+`optax.GradientTransformationExtraArgs`, first in an `optax.chain`, makes one step of
+them. Sequential: a task's gradient is taken where the task before it left the
+parameters, see `SequentialOptimizer`.
+"""
 
-__all__ = ["SequentialOptimizer", "independent", "task_gradients"]
+from mtl_jax.optim._independent import independent
+from mtl_jax.optim._sequential import SequentialOptimizer
+from mtl_jax.optim._task_gradients import TaskGradients, task_gradients
+
+__all__ = [
+    "SequentialOptimizer",
+    "TaskGradients",
+    "independent",
+    "task_gradients",
+]
