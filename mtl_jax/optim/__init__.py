@@ -6,6 +6,7 @@ them. Sequential: a task's gradient is taken where the task before it left the
 parameters, see `SequentialOptimizer`.
 """
 
+from mtl_jax.optim._alternating import alternating
 from mtl_jax.optim._independent import independent
 from mtl_jax.optim._sequential import SequentialOptimizer
 from mtl_jax.optim._task_gradients import TaskGradients, task_gradients
@@ -13,6 +14,7 @@ from mtl_jax.optim._task_gradients import TaskGradients, task_gradients
 __all__ = [
     "SequentialOptimizer",
     "TaskGradients",
+    "alternating",
     "independent",
     "task_gradients",
 ]
