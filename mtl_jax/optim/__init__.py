@@ -8,13 +8,16 @@ parameters, see `SequentialOptimizer`.
 
 from mtl_jax.optim._alternating import alternating
 from mtl_jax.optim._independent import independent
+from mtl_jax.optim._random_grouping import RandomGroupingState, random_grouping
 from mtl_jax.optim._sequential import SequentialOptimizer
 from mtl_jax.optim._task_gradients import TaskGradients, task_gradients
 
 __all__ = [
+    "RandomGroupingState",
     "SequentialOptimizer",
     "TaskGradients",
     "alternating",
     "independent",
+    "random_grouping",
     "task_gradients",
 ]
