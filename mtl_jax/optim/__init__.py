@@ -11,6 +11,7 @@ from mtl_jax.optim._independent import independent
 from mtl_jax.optim._random_grouping import RandomGroupingState, random_grouping
 from mtl_jax.optim._sequential import SequentialOptimizer
 from mtl_jax.optim._task_gradients import TaskGradients, task_gradients
+from mtl_jax.optim._weighting import scale_by_task, weighted_sum
 
 __all__ = [
     "RandomGroupingState",
@@ -19,5 +20,7 @@ __all__ = [
     "alternating",
     "independent",
     "random_grouping",
+    "scale_by_task",
     "task_gradients",
+    "weighted_sum",
 ]
