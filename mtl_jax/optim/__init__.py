@@ -8,17 +8,20 @@ parameters, see `SequentialOptimizer`.
 
 from mtl_jax.optim._alternating import alternating
 from mtl_jax.optim._independent import independent
+from mtl_jax.optim._pcgrad import PCGradState, pcgrad
 from mtl_jax.optim._random_grouping import RandomGroupingState, random_grouping
 from mtl_jax.optim._sequential import SequentialOptimizer
 from mtl_jax.optim._task_gradients import TaskGradients, task_gradients
 from mtl_jax.optim._weighting import scale_by_task, weighted_sum
 
 __all__ = [
+    "PCGradState",
     "RandomGroupingState",
     "SequentialOptimizer",
     "TaskGradients",
     "alternating",
     "independent",
+    "pcgrad",
     "random_grouping",
     "scale_by_task",
     "task_gradients",
