@@ -7,6 +7,7 @@ parameters, see `SequentialOptimizer`.
 """
 
 from mtl_jax.optim._alternating import alternating
+from mtl_jax.optim._gradnorm import GradNormState, gradnorm
 from mtl_jax.optim._independent import independent
 from mtl_jax.optim._pcgrad import PCGradState, pcgrad
 from mtl_jax.optim._random_grouping import RandomGroupingState, random_grouping
@@ -15,11 +16,13 @@ from mtl_jax.optim._task_gradients import TaskGradients, task_gradients
 from mtl_jax.optim._weighting import scale_by_task, weighted_sum
 
 __all__ = [
+    "GradNormState",
     "PCGradState",
     "RandomGroupingState",
     "SequentialOptimizer",
     "TaskGradients",
     "alternating",
+    "gradnorm",
     "independent",
     "pcgrad",
     "random_grouping",
