@@ -10,6 +10,7 @@ from mtl_jax.optim._alternating import alternating
 from mtl_jax.optim._gradnorm import GradNormState, gradnorm
 from mtl_jax.optim._independent import independent
 from mtl_jax.optim._pcgrad import PCGradState, pcgrad
+from mtl_jax.optim._per_task import per_task
 from mtl_jax.optim._random_grouping import RandomGroupingState, random_grouping
 from mtl_jax.optim._sequential import SequentialOptimizer
 from mtl_jax.optim._task_gradients import TaskGradients, task_gradients
@@ -25,6 +26,7 @@ __all__ = [
     "gradnorm",
     "independent",
     "pcgrad",
+    "per_task",
     "random_grouping",
     "scale_by_task",
     "task_gradients",
