@@ -1,5 +1,34 @@
-"""Optimisers over several task losses, for any JAX model."""
+"""Optimisers over several task losses, for any JAX model.
 
-from mtl_jax.optim.sequential import SequentialOptimizer, independent, task_gradients
+Joint: all task gradients are taken at one point and stacked on a leading task axis; an
+`optax.GradientTransformationExtraArgs`, first in an `optax.chain`, makes one step of
+them. Sequential: a task's gradient is taken where the task before it left the
+parameters, see `SequentialOptimizer`.
+"""
 
-__all__ = ["SequentialOptimizer", "independent", "task_gradients"]
+from mtl_jax.optim._alternating import alternating
+from mtl_jax.optim._gradnorm import GradNormState, gradnorm
+from mtl_jax.optim._independent import independent
+from mtl_jax.optim._pcgrad import PCGradState, pcgrad
+from mtl_jax.optim._per_task import per_task
+from mtl_jax.optim._random_grouping import RandomGroupingState, random_grouping
+from mtl_jax.optim._sequential import SequentialOptimizer
+from mtl_jax.optim._task_gradients import TaskGradients, task_gradients
+from mtl_jax.optim._weighting import scale_by_task, weighted_sum
+
+__all__ = [
+    "GradNormState",
+    "PCGradState",
+    "RandomGroupingState",
+    "SequentialOptimizer",
+    "TaskGradients",
+    "alternating",
+    "gradnorm",
+    "independent",
+    "pcgrad",
+    "per_task",
+    "random_grouping",
+    "scale_by_task",
+    "task_gradients",
+    "weighted_sum",
+]

@@ -96,28 +96,31 @@ def _task_gradient(
     batch: Batch,
     dropout_key: jax.Array,
     axis_name: str | None,
-) -> optim.sequential.TaskGradient:
-    """The gradient of one task's loss, chosen by a traced index.
+) -> optim.TaskGradients:
+    """The gradients of one task's loss, or of a group's, chosen by traced values.
 
     Tasks that share a route through the network share a branch of the switch: the heads
-    cost next to nothing beside the route, and every branch is compiled in full.
+    cost next to nothing beside the route, and every branch is compiled in full. A group
+    with a dense task takes the route of all tasks, once for all its members.
     """
     routes: dict[bool, list[int]] = {}
     for index, task in enumerate(tasks):
         routes.setdefault(task.is_dense, []).append(index)
-    route_of, place_in_route = [0] * len(tasks), [0] * len(tasks)
+    route_of = [0] * len(tasks)
     for route, members in enumerate(routes.values()):
-        for place, index in enumerate(members):
-            route_of[index], place_in_route[index] = route, place
+        for index in members:
+            route_of[index] = route
+    is_dense = jnp.array([task.is_dense for task in tasks])
 
-    def loss(params, batch_stats, index, members):
+    def loss(params, batch_stats, chosen, members):
         logits, updated = model.apply(
             {"params": params, "batch_stats": batch_stats},
             batch["image"],
             heads=[tasks[i].name for i in members],
             train=True,
             mutable=["batch_stats"],
-            rngs={"dropout": jax.random.fold_in(dropout_key, index)},
+            # A group of one task drops what that task drops by itself.
+            rngs={"dropout": jax.random.fold_in(dropout_key, jnp.argmax(chosen))},
         )
         shares = [
             losses.masked_mean(
@@ -127,22 +130,37 @@ def _task_gradient(
             )
             for task in (tasks[i] for i in members)
         ]
-        share = jnp.stack(shares)[jnp.array(place_in_route)[index]]
-        return share, updated.get("batch_stats", batch_stats)
+        members = jnp.array(members)
+        shares = jnp.where(chosen[members], jnp.stack(shares), 0.0)
+        shares = jnp.zeros(len(tasks)).at[members].set(shares)
+        return shares.sum(), (shares, updated.get("batch_stats", batch_stats))
 
-    branches = [
-        jax.value_and_grad(functools.partial(loss, members=members), has_aux=True)
-        for members in routes.values()
-    ]
-
-    def task_gradient(index, params, batch_stats):
-        (share, batch_stats), gradient = lax.switch(
-            jnp.array(route_of)[index], branches, params, batch_stats, index
+    def along(routes, route, chosen, params, batch_stats):
+        branches = [
+            jax.value_and_grad(functools.partial(loss, members=members), has_aux=True)
+            for members in routes
+        ]
+        (_, (shares, batch_stats)), gradient = lax.switch(
+            route, branches, params, batch_stats, chosen
         )
-        value, gradient = psum((share, gradient), axis_name)
-        return (value, batch_stats), gradient
+        values, gradient = psum((shares, gradient), axis_name)
+        return (values, batch_stats), gradient
 
-    return task_gradient
+    def of_task(index, params, batch_stats):
+        chosen = jnp.arange(len(tasks)) == index
+        route = jnp.array(route_of)[index]
+        (values, batch_stats), gradient = along(
+            list(routes.values()), route, chosen, params, batch_stats
+        )
+        return (values[index], batch_stats), gradient
+
+    def of_group(mask, params, batch_stats):
+        everything = list(range(len(tasks)))
+        choice = [routes[False], everything] if len(routes) > 1 else [everything]
+        route = (mask & is_dense).any().astype(jnp.int32)
+        return along(choice, route, mask, params, batch_stats)
+
+    return optim.TaskGradients(len(tasks), of_task, of_group)
 
 
 def evaluation_step(

@@ -284,6 +284,76 @@ def test_networks_without_running_averages_train(norm, random_variables, tiny_ba
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
 
 
+def gradients_of(model, batch, chosen=NAMES):
+    unit = {**batch, "image": steps.as_unit_range(batch["image"])}
+    gradients = steps._task_gradient(
+        model, tasks.build(chosen), unit, jax.random.key(0), None
+    )
+    return gradients._replace(
+        of_task=jax.jit(gradients.of_task), of_group=jax.jit(gradients.of_group)
+    )
+
+
+def test_a_group_has_the_gradient_of_the_sum_of_its_losses(
+    random_variables, tiny_batch
+):
+    model = SmallNetwork()
+    batch = with_labels(
+        tiny_batch, [(1, 0, 1, 1), (0, 1, 1, 0), (1, 0, 0, 1), (0, 1, 1, 0)]
+    )
+    variables = random_variables(model)
+    point = variables["params"], variables["batch_stats"]
+    by_hand = gradient_by_hand(model, NAMES)
+    of_group = gradients_of(model, batch).of_group
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    for mask in [(1, 0, 0, 0), (0, 1, 0, 1), (1, 1, 1, 1)]:
+        (total, stats), expected = by_hand(*point, batch, np.array(mask, np.float32))
+        (values, batch_stats), gradient = of_group(np.array(mask, bool), *point)
+        close(values.sum(), total)
+        np.testing.assert_array_equal(values > 0, mask)
+        jax.tree.map(close, (gradient, batch_stats), (expected, stats))
+
+
+def test_a_group_of_one_is_that_task(random_variables, tiny_batch):
+    model = SmallNetwork(dropout=0.5)
+    variables = random_variables(model)
+    point = variables["params"], variables["batch_stats"]
+    gradients = gradients_of(model, tiny_batch, NAMES[:2])
+    assert gradients.num_tasks == 2
+    for index in range(2):
+        (loss, stats), gradient = gradients.of_task(index, *point)
+        (values, group_stats), group_gradient = gradients.of_group(
+            np.arange(2) == index, *point
+        )
+        np.testing.assert_allclose(values, loss * np.eye(2)[index], rtol=1e-6)
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7),
+            (group_stats, group_gradient),
+            (stats, gradient),
+        )
+
+
+@pytest.mark.parametrize(("chosen", "branches"), [(NAMES, 2), (["cup", "fovea"], 1)])
+def test_a_group_makes_one_forward_pass(chosen, branches, random_variables, tiny_batch):
+    variables = random_variables(SmallNetwork())
+    program = jax.make_jaxpr(gradients_of(SmallNetwork(), tiny_batch, chosen).of_group)(
+        np.ones(len(chosen), bool), variables["params"], variables["batch_stats"]
+    )
+    # In each branch: the convolution, and its kernel's gradient.
+    assert str(program).count("conv_general_dilated[") == 2 * branches
+
+
+def test_random_grouping_trains(random_variables, tiny_batch):
+    model = SmallNetwork()
+    optimizer = optim.random_grouping(optax.adam(1e-2), 2, jax.random.key(5))
+    step = jax.jit(steps.sequential_step(model, tasks.build(), optimizer))
+    state = train_state(model, optimizer, random_variables(model))
+    state, first = step(state, tiny_batch)
+    for _ in range(20):
+        state, last = step(state, tiny_batch)
+    assert (last["loss"] < first["loss"]).all()
+
+
 def test_as_unit_range_divides_uint8_only():
     bright = steps.as_unit_range(jnp.array([0, 51, 255], jnp.uint8))
     assert bright.dtype == jnp.float32

@@ -1,0 +1,189 @@
+"""GradNorm: task weights that keep the tasks' gradient norms in balance."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtl_jax.optim import _task_axis
+
+# Before the weights are renormalised. Adam's steps have the size of the learning rate
+# whatever the gradient's, so that a weight near zero would be stepped across it.
+_SMALLEST_WEIGHT = 1e-3
+
+
+class GradNormState(NamedTuple):
+    """State of `gradnorm`.
+
+    Attributes:
+      weights: [N] float32, positive, of sum N; those of the next step.
+      initial_losses: [N] float32, each task's first positive loss while it was active;
+        0 before that.
+      opt_state: N states of Adam, one for each weight, stacked.
+    """
+
+    weights: jax.Array
+    initial_losses: jax.Array
+    opt_state: optax.OptState
+
+
+def gradnorm(
+    num_tasks: int,
+    alpha: float | jax.Array = 1.5,
+    learning_rate: optax.ScalarOrSchedule = 0.025,
+    shared: Callable[[str], bool] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Learns task weights w_k for which all tasks train at similar rates.
+
+    With L_k the losses, G_k = w_k |g_k| the norms of the weighted gradients on the
+    shared parameters, mean(G) their mean over the tasks, and r_k = (L_k / L_k(0)) /
+    mean(L / L(0)) the relative inverse training rates, the weights descend
+
+      sum_k | G_k - mean(G) r_k^alpha |
+
+    by Adam, the target mean(G) r_k^alpha being held constant. They are then kept at
+    1e-3 at least, which the paper leaves open, and scaled to sum N. The network's
+    updates are sum_k w_k g_k with the weights from before this step.
+
+    Its `update` takes the extra arguments `task_losses` (float [N], not weighted, not
+    negative; required) and `active` (bool [N], None for all). A task that is not active
+    is left out of the means, and its weight, initial loss and Adam state stay exactly
+    as they are: every weight has an Adam of its own, which for active tasks is the
+    same as one Adam for the vector. The weights of the active tasks are then
+    scaled so that the sum stays N.
+
+    Args:
+      num_tasks: N.
+      alpha: strength of the pull towards equal training rates; 0 makes the norms equal.
+      learning_rate: of the weights' Adam; a schedule counts the steps of each task.
+      shared: says of a parameter, by its path such as
+        "encoder/block5_conv2/conv/kernel", whether its gradient counts in the norms.
+        The paper takes the last layer that the tasks share. None: all parameters.
+        `optax.inject_hyperparams` wants `static_args=("num_tasks", "shared")`.
+
+    Returns:
+      A transformation that takes updates with a leading task axis, [N, ...], to
+      updates without it.
+
+    Raises:
+      ValueError: by `init` if `shared` holds for no parameter; by `update` if
+        `task_losses` are missing or the gradients are of another number of tasks.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from mtl_jax import optim
+      >>> tx = optax.chain(
+      ...     optim.gradnorm(2, shared=lambda path: path.startswith("encoder/")),
+      ...     optax.sgd(1.0),
+      ... )
+      >>> params = {"encoder": {"w": jnp.zeros(2)}, "head": jnp.zeros(2)}
+      >>> gradients = {
+      ...     "encoder": {"w": jnp.array([[3.0, 4.0], [0.0, 1.0]])},
+      ...     "head": jnp.eye(2),
+      ... }
+      >>> updates, state = jax.jit(tx.update)(
+      ...     gradients, tx.init(params), params, task_losses=jnp.array([2.0, 0.5])
+      ... )
+      >>> print(updates["encoder"]["w"])  # All weights are 1 in the first step.
+      [-3. -5.]
+      >>> bool(state[0].weights[0] < state[0].weights[1])  # It had the larger norm.
+      True
+
+    References:
+      Chen et al., `GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep
+      Multitask Networks <https://arxiv.org/abs/1711.02257>`_, ICML 2018, algorithm 1.
+    """
+    adam = optax.adam(learning_rate)
+
+    def init_fn(params):
+        _shared_leaves(params, shared)
+        return GradNormState(
+            weights=jnp.ones(num_tasks),
+            initial_losses=jnp.zeros(num_tasks),
+            opt_state=_task_axis.init_stacked(adam, jnp.ones(()), num_tasks),
+        )
+
+    def update_fn(
+        updates, state, params=None, *, task_losses=None, active=None, **extra_args
+    ):
+        del extra_args
+        _task_axis.num_tasks(updates, params, expected=num_tasks)
+        if task_losses is None:
+            raise ValueError(
+                "gradnorm weighs the tasks by their losses: pass update(..., "
+                "task_losses=...), one number per task"
+            )
+        task_losses = jnp.asarray(task_losses, jnp.float32)
+        active = jnp.asarray(True if active is None else active)
+        active = jnp.broadcast_to(active, (num_tasks,))
+        chex.assert_shape(task_losses, (num_tasks,))
+
+        is_first = active & (state.initial_losses == 0) & (task_losses > 0)
+        initial_losses = jnp.where(is_first, task_losses, state.initial_losses)
+        leaves = _shared_leaves(updates, shared)
+        gradient = _weight_gradient(
+            state.weights,
+            norms=jnp.sqrt(_task_axis.squared_norms(leaves, num_tasks)),
+            remaining=_ratio(task_losses, initial_losses),
+            active=active,
+            alpha=alpha,
+        )
+        steps, opt_state = jax.vmap(adam.update)(gradient, state.opt_state)
+        new_state = GradNormState(
+            weights=_renormalised(state.weights + steps, state.weights, active),
+            initial_losses=initial_losses,
+            opt_state=_task_axis.select(active, opt_state, state.opt_state),
+        )
+        return _task_axis.combine(state.weights, updates), new_state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _shared_leaves(tree, shared):
+    paths_and_leaves = jax.tree.leaves_with_path(tree)
+    chosen = [
+        leaf
+        for path, leaf in paths_and_leaves
+        if shared is None
+        or shared(jax.tree_util.keystr(path, simple=True, separator="/"))
+    ]
+    if paths_and_leaves and not chosen:
+        example = jax.tree_util.keystr(
+            paths_and_leaves[0][0], simple=True, separator="/"
+        )
+        raise ValueError(
+            "gradnorm's predicate `shared` holds for none of the "
+            f"{len(paths_and_leaves)} parameters, the first of which is {example!r}; "
+            "it must choose those that the tasks share"
+        )
+    return chosen
+
+
+def _weight_gradient(weights, norms, remaining, active, alpha):
+    """Gradient [N] of sum_k | w_k |g_k| - target_k |, the targets held constant."""
+    rates = _ratio(remaining, _mean(remaining, active))
+    targets = _mean(weights * norms, active) * rates**alpha
+    return jnp.where(active, jnp.sign(weights * norms - targets) * norms, 0)
+
+
+def _renormalised(proposed, weights, active):
+    """The active tasks' proposed weights, positive, with the sum that they had."""
+    proposed = jnp.where(active, jnp.maximum(proposed, _SMALLEST_WEIGHT), 0)
+    # Exactly N where it can be, so that roundings do not add up over the steps.
+    total = jnp.where(active.all(), len(weights), jnp.where(active, weights, 0).sum())
+    return jnp.where(active, proposed * _ratio(total, proposed.sum()), weights)
+
+
+def _mean(values, active):
+    return jnp.where(active, values, 0).sum() / jnp.maximum(active.sum(), 1)
+
+
+def _ratio(numerator, denominator):
+    """The quotient, or 1 where the denominator is not positive."""
+    is_positive = denominator > 0
+    return jnp.where(
+        is_positive, numerator / jnp.where(is_positive, denominator, 1), 1.0
+    )

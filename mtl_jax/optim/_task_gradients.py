@@ -1,0 +1,92 @@
+"""The gradients that a sequential optimizer asks for."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+Carry = Any
+LossAndGradient = tuple[tuple[jax.Array, Carry], optax.Updates]
+
+
+class TaskGradients(NamedTuple):
+    """The gradients of several tasks' losses, wherever they are asked for.
+
+    `carry` is anything that passes from one evaluation to the next, such as batch
+    statistics.
+
+    Attributes:
+      num_tasks: N.
+      of_task: `(index, params, carry) -> ((loss, carry), gradient)`, for the task with
+        that (traced) index.
+      of_group: `(mask, params, carry) -> ((losses, carry), gradient)`, `mask` bool [N]:
+        the gradient of the sum of the masked losses; `losses` float32 [N], 0 for tasks
+        that are not in the group.
+    """
+
+    num_tasks: int
+    of_task: Callable[[jax.Array, optax.Params, Carry], LossAndGradient]
+    of_group: Callable[[jax.Array, optax.Params, Carry], LossAndGradient]
+
+
+def task_gradients(
+    losses: Sequence[Callable[[optax.Params, Carry], tuple[jax.Array, Carry]]],
+) -> TaskGradients:
+    """Joins one loss function per task into what a `SequentialOptimizer` wants.
+
+    Only the losses that are asked for are evaluated: a group's members in order, the
+    carry passing from one to the next. Differentiation happens inside the branches:
+    differentiating a `lax.switch` or `lax.cond` instead would keep the intermediate
+    results of all branches. Where tasks share most of their forward pass, a
+    `TaskGradients` of one's own may make that pass once for a whole group.
+
+    Args:
+      losses: functions `(params, carry) -> (scalar loss, carry)`.
+
+    Returns:
+      The `TaskGradients` of these losses.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mtl_jax import optim
+      >>> gradients = optim.task_gradients([
+      ...     lambda w, carry: (w**2, carry),
+      ...     lambda w, carry: (3 * w, carry),
+      ...     lambda w, carry: (w, carry),
+      ... ])
+      >>> (loss, _), gradient = gradients.of_task(1, jnp.float32(2), None)
+      >>> float(loss), float(gradient)
+      (6.0, 3.0)
+      >>> mask = jnp.array([True, True, False])
+      >>> (values, _), gradient = gradients.of_group(mask, jnp.float32(2), None)
+      >>> print(values, gradient)
+      [4. 6. 0.] 7.0
+    """
+    branches = [jax.value_and_grad(loss, has_aux=True) for loss in losses]
+
+    def of_task(index, params, carry):
+        return lax.switch(index, branches, params, carry)
+
+    def of_group(mask, params, carry):
+        def visit(branch, carry, total):
+            (loss, carry), gradient = branch(params, carry)
+            total = jax.tree.map(jnp.add, total, gradient)
+            return loss.astype(jnp.float32), carry, total
+
+        def pass_by(carry, total):
+            return jnp.zeros((), jnp.float32), carry, total
+
+        total = jax.tree.map(jnp.zeros_like, params)
+        values = []
+        for is_member, branch in zip(mask, branches, strict=True):
+            value, carry, total = lax.cond(
+                is_member, functools.partial(visit, branch), pass_by, carry, total
+            )
+            values.append(value)
+        return (jnp.stack(values), carry), total
+
+    return TaskGradients(len(branches), of_task, of_group)

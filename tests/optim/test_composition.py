@@ -1,0 +1,315 @@
+"""The pieces beside other pieces of optax, under JAX's transformations, and alone."""
+
+import ast
+import doctest
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from optim_problems import (
+    TASKS,
+    assert_trees_close,
+    assert_trees_equal,
+    compiled_step,
+    quadratics,
+    random_gradients,
+    random_params,
+    row,
+    run,
+    start,
+    task_gradients_of,
+)
+
+from mtl_jax import optim
+
+KEY = jax.random.key(0)
+WEIGHTS = (0.5, 2.0, 1.0)
+JOINT = {
+    "weighted_sum": lambda: optim.weighted_sum(WEIGHTS),
+    "scaled": lambda: optax.chain(
+        optim.scale_by_task(WEIGHTS), optim.pcgrad(jax.random.key(1))
+    ),
+    "pcgrad": lambda: optim.pcgrad(KEY),
+    "gradnorm": lambda: optim.gradnorm(TASKS, learning_rate=0.1),
+    "per_task": lambda: optim.per_task(optax.scale_by_adam(), TASKS),
+}
+SEQUENTIAL = {
+    "independent": lambda tx: optim.independent(tx, TASKS),
+    "alternating": optim.alternating,
+    "random_grouping": lambda tx: optim.random_grouping(tx, 2, KEY),
+}
+
+
+def extra_args(seed):
+    losses = np.random.default_rng(seed).uniform(0.2, 3, TASKS).astype(np.float32)
+    return {"task_losses": losses, "active": np.ones(TASKS, bool), "unknown": seed}
+
+
+def rest_of_the_chain():
+    """Decay of some leaves, clipping, Adam on an injected schedule."""
+    decay = optax.add_decayed_weights(0.1)
+    return optax.chain(
+        optax.masked(decay, {"encoder": True, "head": False}),
+        optax.clip_by_global_norm(1.0),
+        optax.inject_hyperparams(optax.adam)(optax.linear_schedule(0.1, 0.0, 6)),
+    )
+
+
+def several(trees):
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+
+
+def trained(tx, params, gradients, extra):
+    """Parameters and state after a scan over stacked gradients and extra arguments."""
+
+    def step(carry, inputs):
+        params, state = carry
+        gradients, extra = inputs
+        updates, state = tx.update(gradients, state, params, **extra)
+        return (optax.apply_updates(params, updates), state), None
+
+    return jax.lax.scan(step, (params, tx.init(params)), (gradients, extra))[0]
+
+
+@pytest.mark.parametrize("name", sorted(set(JOINT) - {"scaled"}))
+def test_first_in_a_chain_under_jit_and_scan(name):
+    first, rest = JOINT[name](), rest_of_the_chain()
+    gradients = [random_gradients(i) for i in range(4)]
+    extra = [extra_args(i) for i in range(4)]
+    actual = jax.jit(functools.partial(trained, optax.chain(first, rest)))(
+        random_params(), several(gradients), several(extra)
+    )
+
+    # One by one, and in a loop.
+    params = random_params()
+    first_state, rest_state = first.init(params), rest.init(params)
+    first_update, rest_update = jax.jit(first.update), jax.jit(rest.update)
+    for i in range(4):
+        updates, first_state = first_update(
+            gradients[i], first_state, params, **extra[i]
+        )
+        updates, rest_state = rest_update(updates, rest_state, params)
+        params = jax.tree.map(np.add, params, updates)
+    expected = params, (first_state, rest_state)
+    assert_trees_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(set(JOINT) - {"scaled"}))
+def test_one_rule_for_the_encoder_and_another_for_the_heads(name):
+    first = JOINT[name]()
+    tx = optax.multi_transform(
+        {
+            "shared": optax.chain(first, optax.scale(-0.1)),
+            "own": optax.chain(optim.weighted_sum(), optax.sgd(0.5)),
+            # A group without parameters.
+            "none": optax.chain(JOINT[name](), optax.scale(-0.1)),
+        },
+        {"encoder": "shared", "head": "own"},
+    )
+    params, gradients = random_params(), random_gradients(1)
+    updates, _ = jax.jit(tx.update)(gradients, tx.init(params), params, **extra_args(1))
+    encoder = {"encoder": params["encoder"]}
+    expected, _ = jax.jit(first.update)(
+        {"encoder": gradients["encoder"]}, first.init(encoder), encoder, **extra_args(1)
+    )
+    expected = {
+        "encoder": jax.tree.map(
+            lambda leaf: -0.1 * np.asarray(leaf), expected["encoder"]
+        ),
+        "head": jax.tree.map(lambda leaf: -0.5 * leaf.sum(0), gradients["head"]),
+    }
+    assert_trees_close(updates, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_masked():
+    shared = {"encoder": True, "head": False}
+    tx = optax.chain(
+        optax.masked(optim.pcgrad(KEY), shared),
+        optax.masked(optim.weighted_sum(), {"encoder": False, "head": True}),
+    )
+    params, gradients = random_params(), random_gradients(2)
+    updates, _ = jax.jit(tx.update)(gradients, tx.init(params), params)
+    first = optim.pcgrad(KEY)
+    expected, _ = jax.jit(first.update)(gradients["encoder"], first.init(None))
+    assert_trees_close(updates["encoder"], expected, rtol=1e-5, atol=1e-6)
+    assert_trees_close(
+        updates["head"]["scale"], gradients["head"]["scale"].sum(0), rtol=1e-6
+    )
+
+
+def test_hyperparameters_may_be_injected():
+    params = random_params()
+
+    def updates(tx, steps=2):
+        state = tx.init(params)
+        update = jax.jit(tx.update)
+        for i in range(steps):
+            result, state = update(random_gradients(i), state, params, **extra_args(i))
+        return result
+
+    inject = optax.inject_hyperparams
+    pairs = [
+        # Task weights on a schedule.
+        (
+            inject(optim.weighted_sum)(lambda count: jnp.array(WEIGHTS) * (1 + count)),
+            optim.weighted_sum(2 * np.array(WEIGHTS)),
+        ),
+        (
+            inject(optim.gradnorm, static_args=("num_tasks", "shared"))(
+                TASKS, optax.constant_schedule(0.5), learning_rate=0.1
+            ),
+            optim.gradnorm(TASKS, 0.5, 0.1),
+        ),
+        (inject(optim.pcgrad, static_args="key")(KEY), optim.pcgrad(KEY)),
+        (
+            inject(lambda rate: optim.per_task(optax.adam(rate), TASKS))(rate=0.1),
+            optim.per_task(optax.adam(0.1), TASKS),
+        ),
+    ]
+    for injected, plain in pairs:
+        assert_trees_close(updates(injected), updates(plain), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["pcgrad", "gradnorm", "per_task"])
+def test_joint_ones_under_vmap_over_runs(name):
+    train = functools.partial(trained, optax.chain(JOINT[name](), optax.scale(-0.1)))
+    runs = [
+        (
+            random_params(i),
+            several([random_gradients(10 * i + j) for j in range(2)]),
+            several([extra_args(10 * i + j) for j in range(2)]),
+        )
+        for i in range(3)
+    ]
+    together = jax.jit(jax.vmap(train))(*several(runs))
+    alone = jax.jit(train)
+    for i, inputs in enumerate(runs):
+        assert_trees_close(row(together, i), alone(*inputs), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SEQUENTIAL)
+def test_sequential_ones_under_scan_and_vmap_over_runs(name):
+    optimizer = SEQUENTIAL[name](optax.adam(0.1))
+    problems = [quadratics(seed) for seed in range(3)]
+    active = np.array([True, False, True])
+
+    def train(targets, curvatures):
+        gradients = task_gradients_of(targets, curvatures)
+
+        def step(carry, _):
+            params, state, _, losses = optimizer.update(
+                gradients, carry[1], carry[0], active=active
+            )
+            return (params, state), losses
+
+        init = start(), optimizer.init(start())
+        (params, state), losses = jax.lax.scan(step, init, length=3)
+        return params, state, losses
+
+    together = jax.jit(jax.vmap(train))(*several(problems))
+    step = compiled_step(optimizer)
+    for i, problem in enumerate(problems):
+        expected = run(optimizer.init, step, *problem, 3, active=active)
+        assert_trees_close(row(together, i), expected, rtol=1e-4, atol=1e-5)
+
+
+def types_of(tree):
+    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("name", JOINT)
+def test_joint_updates_and_states_keep_their_types(name, dtype):
+    tx = JOINT[name]()
+    params = random_params(dtype=dtype)
+    state = jax.eval_shape(tx.init, params)
+    updates, after = jax.eval_shape(
+        functools.partial(tx.update, **extra_args(0)),
+        random_gradients(0, dtype=dtype),
+        state,
+        params,
+    )
+    assert types_of(updates) == types_of(params)
+    assert types_of(after) == types_of(state)
+    assert_plain_arrays(state)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("name", SEQUENTIAL)
+def test_sequential_states_keep_their_types(name, dtype):
+    optimizer = SEQUENTIAL[name](optax.adamw(0.1))
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), start())
+    state = jax.eval_shape(optimizer.init, params)
+
+    def update(params, state, active):
+        gradients = task_gradients_of(*quadratics(0))
+        return optimizer.update(gradients, state, params, active=active)
+
+    active = np.ones(TASKS, bool)
+    new_params, after, _, losses = jax.eval_shape(update, params, state, active)
+    assert types_of(new_params) == types_of(params)
+    assert types_of(after) == types_of(state)
+    assert types_of(losses) == ((TASKS,), jnp.float32)
+    assert_plain_arrays(state)
+
+
+def assert_plain_arrays(state):
+    for leaf in jax.tree.leaves(state):
+        assert not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+@pytest.mark.parametrize("name", ["pcgrad", "gradnorm"])
+def test_bfloat16_is_near_float32(name):
+    tx = JOINT[name]()
+    params = random_params(dtype=jnp.bfloat16)
+    gradients = random_gradients(0, dtype=jnp.bfloat16)
+    wide = jax.tree.map(lambda leaf: leaf.astype(np.float32), gradients)
+    update = jax.jit(tx.update)
+    state = tx.init(params)
+    for i in range(2):
+        expected, expected_state = update(wide, state, **extra_args(i))
+        updates, state = update(gradients, state, **extra_args(i))
+        assert_trees_close(updates, expected, rtol=2**-7)
+        assert_trees_close(state, expected_state, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["pcgrad", "gradnorm"])
+def test_a_state_that_was_saved_goes_on_the_same(name):
+    tx = JOINT[name]()
+    update = jax.jit(tx.update)
+    state = tx.init(random_params())
+    for i in range(3):
+        saved = jax.tree.map(lambda leaf: np.array(leaf, copy=True), state)
+        (updates, state), again = (
+            update(random_gradients(i), s, **extra_args(i)) for s in (state, saved)
+        )
+        assert_trees_equal(again, (updates, state))
+
+
+@pytest.mark.parametrize("name", [n for n in optim.__all__ if n[0].islower()])
+def test_the_example_in_the_docstring_runs(name):
+    runner = doctest.DocTestRunner()
+    finder = doctest.DocTestFinder()
+    for example in finder.find(getattr(optim, name), name, module=False, globs={}):
+        runner.run(example)
+    results = runner.summarize(verbose=False)
+    assert results.attempted > 0
+    assert results.failed == 0
+
+
+def test_nothing_but_jax_optax_and_chex_is_imported():
+    allowed = {"jax", "optax", "chex", "numpy", "collections", "functools", "typing"}
+    for path in pathlib.Path(optim.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module]
+            else:
+                continue
+            for name in names:
+                assert name.startswith("mtl_jax.optim") or name.split(".")[0] in allowed
