@@ -39,7 +39,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.loss.fovea_reduction = "mean"  # sum: the paper's formula
 
     config.method = ml_collections.ConfigDict()
+    # independent: MTL-IO; alternating; vanilla; gradnorm; pcgrad; per_task;
+    # random_grouping; single: one network for each task.
     config.method.name = "independent"
+    config.method.num_groups = 2  # of random_grouping
+    config.method.gradnorm_alpha = 1.5
+    config.method.gradnorm_learning_rate = 0.025
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.name = "adam"  # any of optax that needs a learning rate only
@@ -62,6 +67,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_size = 8  # over all devices
     config.num_epochs = 300
     config.validate_every = 5  # epochs; a checkpoint is written as often
+
+    # Log norms of the task gradients and cosines between them every so many steps, at
+    # the price of another forward and N backward passes then; 0: never.
+    config.interference_every = 0
 
     config.evaluation = ml_collections.ConfigDict()
     # What chooses the best checkpoint: mean (of AUC, both Dice, 1 - relative fovea

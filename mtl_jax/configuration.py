@@ -1,10 +1,12 @@
 """From a config to the objects it describes, with a sentence for every bad value."""
 
+import copy
 import json
 import math
 from collections.abc import Collection, Sequence
 from typing import Any, get_args
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
@@ -15,10 +17,21 @@ from mtl_jax.errors import UserError
 from mtl_jax.models import MultiTaskUNet, layers, vgg
 from mtl_jax.training.augment import Augmentation
 
-METHODS = ("independent",)
+METHODS = (
+    "independent",
+    "alternating",
+    "vanilla",
+    "gradnorm",
+    "pcgrad",
+    "per_task",
+    "random_grouping",
+    "single",
+)
 OPTIMIZERS = ("adam", "adamw", "lion", "rmsprop", "sgd")
 SCHEDULES = ("constant", "cosine", "linear")
 SCORES = ("mean", "auc", "dice_disc", "dice_cup", "fovea_error", "loss")
+# The task that a score is of, where it is one task's.
+_SCORED = {"dice_disc": "disc", "dice_cup": "cup", "fovea_error": "fovea"}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 Config = ml_collections.ConfigDict
@@ -61,6 +74,7 @@ def check(config: Config) -> None:
         "num_epochs": config.num_epochs,
         "validate_every": config.validate_every,
         "evaluation.vcdr_C": config.evaluation.vcdr_C,
+        "method.gradnorm_learning_rate": config.method.gradnorm_learning_rate,
     }
     for field, value in positive.items():
         if not 0 < value < math.inf:
@@ -69,6 +83,8 @@ def check(config: Config) -> None:
         "seed": (config.seed, 0, 2**32 - 1),
         "data.fold_seed": (config.data.fold_seed, 0, 2**32 - 1),
         "loss.focal_gamma": (config.loss.focal_gamma, 0, 100),
+        "interference_every": (config.interference_every, 0, math.inf),
+        "method.gradnorm_alpha": (config.method.gradnorm_alpha, 0, 100),
         "optimizer.warmup_epochs": (config.optimizer.warmup_epochs, 0, 1e6),
         "augmentation.rotation": (config.augmentation.rotation, 0, 180),
         "augmentation.scale": (config.augmentation.scale, 0, 10),
@@ -81,12 +97,17 @@ def check(config: Config) -> None:
             raise UserError(
                 f"config.{field} is {value}; it must lie between {low} and {high:g}."
             )
-    scored = {"dice_disc": "disc", "dice_cup": "cup", "fovea_error": "fovea"}
-    needed = scored.get(config.evaluation.score)
+    needed = _SCORED.get(config.evaluation.score)
     if needed and needed not in config.tasks:
         raise UserError(
             f"config.evaluation.score is {config.evaluation.score!r}, but {needed} is "
             "not among config.tasks; choose mean or loss."
+        )
+    groups = config.method.num_groups
+    if config.method.name == "random_grouping" and not 1 <= groups <= len(config.tasks):
+        raise UserError(
+            f"config.method.num_groups is {groups}; it must be from 1 to the number of "
+            f"tasks, {len(config.tasks)}."
         )
     for field in ("dropout", "norm_momentum"):
         if not 0 <= config.model[field] < 1:
@@ -152,10 +173,48 @@ def create_model(config: Config, axis_name: str | None = None) -> MultiTaskUNet:
     )
 
 
-def create_optimizer(config: Config, steps_per_epoch: int) -> optim.SequentialOptimizer:
-    """The method's optimizer; schedules count the steps of a task's own state."""
+def create_optimizer(
+    config: Config, steps_per_epoch: int
+) -> optim.SequentialOptimizer | optax.GradientTransformation:
+    """The method's optimizer; schedules count the steps of a state of their own."""
     tx = getattr(optax, config.optimizer.name)(_schedule(config, steps_per_epoch))
-    return optim.independent(tx, num_tasks=len(config.tasks))
+    method, num_tasks = config.method, len(config.tasks)
+    # Not the key of the training step, which is split from the same seed.
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    deepest = f"encoder/block5_conv{vgg.DEPTHS[config.model.encoder][-1]}/conv/kernel"
+    create = {
+        "independent": lambda: optim.independent(tx, num_tasks),
+        "alternating": lambda: optim.alternating(tx),
+        # One group of all tasks: one backward pass of the sum.
+        "vanilla": lambda: optim.random_grouping(tx, 1, key),
+        "random_grouping": lambda: optim.random_grouping(tx, method.num_groups, key),
+        "per_task": lambda: optim.per_task(tx, num_tasks),
+        "pcgrad": lambda: optax.chain(optim.pcgrad(key), tx),
+        "gradnorm": lambda: optax.chain(
+            optim.gradnorm(
+                num_tasks,
+                method.gradnorm_alpha,
+                method.gradnorm_learning_rate,
+                # The last layer that all tasks share.
+                shared=lambda path: path == deepest,
+            ),
+            tx,
+        ),
+    }
+    return create[method.name]()
+
+
+def single_task_configs(config: Config) -> dict[str, Config]:
+    """The configs of the networks that the method `single` trains, by task."""
+    configs = {}
+    for name in tasks.NAMES:
+        if name in config.tasks:
+            one = configs[name] = copy.deepcopy(config)
+            one.tasks = (name,)
+            one.method.name = "independent"
+            if _SCORED.get(one.evaluation.score, name) != name:
+                one.evaluation.score = "mean"
+    return configs
 
 
 def _schedule(config: Config, steps_per_epoch: int) -> optax.Schedule:

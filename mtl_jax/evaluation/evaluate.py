@@ -70,13 +70,13 @@ def evaluate(
         "split": split,
         "fold": own.fold,
         "resolution": resolution,
-        "checkpoint": network.checkpoint.name,
+        "checkpoint": network.checkpoint,
     }
     name = f"{split}-{resolution}"
     if not is_own:
         name = f"{dataset.replace('/', '-')}-{name}"
     if checkpoint != "best":
-        name = f"{name}-checkpoint{network.checkpoint.name}"
+        name = f"{name}-checkpoint{network.checkpoint}"
     output = pathlib.Path(workdir) / "evaluation" / name
     with files.whole_directory(output, CONTENTS) as folder:
         files.write_json(folder / "metrics.json", metrics)

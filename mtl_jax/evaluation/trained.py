@@ -1,5 +1,6 @@
 """A trained network, read back from its workdir."""
 
+import copy
 import dataclasses
 import pathlib
 from typing import Any
@@ -7,11 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mtl_jax import configuration, tasks
+from mtl_jax import configuration
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.scoring import Batch, Logits
 from mtl_jax.evaluation.vcdr import VcdrClassifier
-from mtl_jax.training import parallel
+from mtl_jax.training import parallel, workdir
 from mtl_jax.training.checkpoints import Checkpoints
 from mtl_jax.training.step import evaluation_step
 
@@ -21,51 +22,61 @@ class TrainedNetwork:
     """All that evaluation and prediction need, from the checkpoint alone.
 
     Calling it maps a batch in host memory to logits and losses in host memory, on all
-    local devices.
+    local devices. The networks of a run by the method `single` are one model here.
 
     Attributes:
       config: of the run.
-      checkpoint: folder it was read from.
-      metadata: of the checkpoint.
-      tasks: of the network.
+      checkpoint: the step it was read from; of several networks, theirs.
+      metadata: of the checkpoint, see `training.loop`.
       image_size: pixels a side of the images it was trained on.
       batch_size: images at a time.
       classifier: on the vertical cup-to-disc ratio, fitted on the training split.
-      variables: on the devices.
-      num_parameters: of the network.
+      num_parameters: of the network, or of all of them.
+      networks: pairs of a function mapped over the devices, and its variables there.
     """
 
     config: configuration.Config
-    checkpoint: pathlib.Path
+    checkpoint: str
     metadata: dict[str, Any]
-    tasks: tuple[tasks.Task, ...]
     image_size: int
     batch_size: int
     classifier: VcdrClassifier | None
-    variables: Any
     num_parameters: int
-    mapped: Any
+    networks: tuple[tuple[Any, Any], ...]
 
     def __call__(self, batch: Batch) -> tuple[Logits, dict[str, Any]]:
         """Logits and losses of a batch of `batch_size` images."""
-        return parallel.gather(self.mapped(self.variables, parallel.shard(batch)))
+        shares = parallel.shard(batch)
+        logits, losses = {}, {}
+        for mapped, variables in self.networks:
+            more_logits, more_losses = parallel.gather(mapped(variables, shares))
+            logits |= more_logits
+            losses |= more_losses
+        return logits, losses
 
 
-def load(workdir: pathlib.Path, checkpoint: str = "best") -> TrainedNetwork:
+def load(place: pathlib.Path, checkpoint: str = "best") -> TrainedNetwork:
     """Reads a network back.
 
     Args:
-      workdir: of a run.
-      checkpoint: `best`, `latest`, or a step.
+      place: workdir of a run.
+      checkpoint: `best`, `latest`, or a step; of several networks, each its own.
 
     Raises:
       UserError: if there is no such checkpoint or it cannot be read.
     """
-    workdir = pathlib.Path(workdir)
-    if not workdir.is_dir():
-        raise UserError(f"There is no workdir {workdir}; name that of a trained run.")
-    checkpoints = Checkpoints(workdir, read_only=True)
-    step = _step_of(checkpoints, workdir, checkpoint)
+    place = pathlib.Path(place)
+    if not place.is_dir():
+        raise UserError(f"There is no workdir {place}; name that of a trained run.")
+    folders = workdir.networks(place)
+    if not folders:
+        raise UserError(f"{place} holds no checkpoint; name the workdir of a run.")
+    return _join([_load_one(folder, checkpoint) for folder in folders])
+
+
+def _load_one(folder: pathlib.Path, checkpoint: str) -> TrainedNetwork:
+    checkpoints = Checkpoints(folder, read_only=True)
+    step = _step_of(checkpoints, folder, checkpoint)
     metadata = checkpoints.restore_metadata(step)
     config = configuration.from_json(metadata["config"])
     try:
@@ -82,33 +93,58 @@ def load(workdir: pathlib.Path, checkpoint: str = "best") -> TrainedNetwork:
     variables = checkpoints.restore_model(step, shapes)
     checkpoints.close()
     classifier = metadata["vcdr_classifier"]
-    the_tasks = configuration.create_tasks(config)
     devices = jax.local_device_count()
+    step_function = evaluation_step(model, configuration.create_tasks(config))
     return TrainedNetwork(
         config=config,
-        checkpoint=checkpoints.path(step),
+        checkpoint=str(step),
         metadata=metadata,
-        tasks=the_tasks,
         image_size=metadata["image_size"],
         batch_size=-(-config.batch_size // devices) * devices,
         classifier=classifier and VcdrClassifier(**classifier),
-        variables=parallel.replicate(variables),
         num_parameters=sum(x.size for x in jax.tree.leaves(variables["params"])),
-        mapped=parallel.map_evaluation(evaluation_step(model, the_tasks)),
+        networks=(
+            (parallel.map_evaluation(step_function), parallel.replicate(variables)),
+        ),
     )
 
 
-def _step_of(checkpoints: Checkpoints, workdir: pathlib.Path, checkpoint: str) -> int:
+def _join(members: list[TrainedNetwork]) -> TrainedNetwork:
+    """Several networks for different tasks as one."""
+    first, *others = members
+    if not others:
+        return first
+    if len({member.image_size for member in members}) > 1:
+        raise UserError(
+            "The networks of this workdir were trained on images of different sizes; "
+            "train them by one run of the method single."
+        )
+    config = copy.deepcopy(first.config)
+    config.method.name = "single"
+    config.tasks = tuple(name for member in members for name in member.config.tasks)
+    return dataclasses.replace(
+        first,
+        config=config,
+        checkpoint="-".join(member.checkpoint for member in members),
+        metadata={
+            **first.metadata,
+            # One iteration is a step of every network.
+            "seconds_per_step": sum(m.metadata["seconds_per_step"] for m in members),
+        },
+        num_parameters=sum(member.num_parameters for member in members),
+        networks=tuple(pair for member in members for pair in member.networks),
+    )
+
+
+def _step_of(checkpoints: Checkpoints, folder: pathlib.Path, checkpoint: str) -> int:
     steps = checkpoints.steps()
-    if not steps:
-        raise UserError(f"{workdir} holds no checkpoint; name the workdir of a run.")
     if checkpoint == "best":
         return checkpoints.best()
     if checkpoint == "latest":
         return checkpoints.latest()
     if checkpoint not in map(str, steps):
         raise UserError(
-            f"{workdir} has no checkpoint {checkpoint!r}; choose best, latest or one of"
+            f"{folder} has no checkpoint {checkpoint!r}; choose best, latest or one of"
             f" the steps {', '.join(map(str, steps))}."
         )
     return int(checkpoint)

@@ -1,9 +1,9 @@
-"""What the scan over tasks costs beside a plain Python loop over them."""
+"""What training steps cost beside each other."""
 
 import statistics
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -19,15 +19,25 @@ from mtl_jax.training.state import TrainState
 
 ROUNDS = 3
 
+Comparison = Literal["loop", "backward", "methods"]
 
-def compare_scan_with_loop(
-    encoder: str, width: float, image_size: int, batch_size: int, num_steps: int
+
+def compare(
+    comparison: Comparison,
+    encoder: str,
+    width: float,
+    image_size: int,
+    batch_size: int,
+    num_steps: int,
 ) -> dict[str, dict[str, float]]:
-    """Times MTL-IO as a scan over tasks and as an unrolled loop, in one process.
+    """Times several training steps in one process.
 
-    The two take turns, so that what else the machine does meets both.
+    They take turns, so that what else the machine does meets all of them.
 
     Args:
+      comparison: `loop`, MTL-IO as a scan over tasks and as an unrolled loop;
+        `backward`, joint steps with their backward passes in a scan and in a vmap;
+        `methods`, a step of each method.
       encoder: of the network.
       width: multiplier of its channels.
       image_size: pixels a side.
@@ -38,21 +48,14 @@ def compare_scan_with_loop(
       `compile_seconds` (with the first step) and `step_seconds` (median) of each.
     """
     model = MultiTaskUNet(encoder=encoder, width=width)
-    tasks = tasks_lib.build()
-    tx = optax.adam(1e-4)
-    optimizer = optim.independent(tx, len(tasks))
-    programs = {
-        "scan": jax.jit(
-            steps.sequential_step(model, tasks, optimizer), donate_argnums=0
-        ),
-        "loop": jax.jit(_unrolled_step(model, tasks, tx), donate_argnums=0),
-    }
+    candidates = {"loop": _loop, "backward": _backward, "methods": _methods}
     batch = _random_batch(batch_size, image_size)
-    states, results = {}, {}
-    for name, program in programs.items():
+    programs, states, results = {}, {}, {}
+    for name, (step, optimizer) in candidates[comparison](model).items():
+        programs[name] = jax.jit(step, donate_argnums=0)
         state = steps.create_train_state(model, optimizer, jax.random.key(0))
         start = time.perf_counter()
-        states[name], metrics = program(state, batch)
+        states[name], metrics = programs[name](state, batch)
         jax.block_until_ready(metrics)
         results[name] = {"compile_seconds": time.perf_counter() - start}
     seconds: dict[str, list[float]] = {name: [] for name in programs}
@@ -66,6 +69,45 @@ def compare_scan_with_loop(
     for name, times in seconds.items():
         results[name]["step_seconds"] = statistics.median(times)
     return results
+
+
+_Candidates = dict[str, tuple[steps.TrainStep, steps.Optimizer]]
+
+
+def _loop(model: nn.Module) -> _Candidates:
+    tasks, tx = tasks_lib.build(), optax.adam(1e-4)
+    optimizer = optim.independent(tx, len(tasks))
+    return {
+        "scan": (steps.sequential_step(model, tasks, optimizer), optimizer),
+        "loop": (_unrolled_step(model, tasks, tx), optimizer),
+    }
+
+
+def _backward(model: nn.Module) -> _Candidates:
+    tasks = tasks_lib.build()
+    tx = optax.chain(optim.weighted_sum(), optax.adam(1e-4))
+    return {
+        name: (steps.joint_step(model, tasks, tx, backward=name), tx)
+        for name in ("scan", "vmap")
+    }
+
+
+def _methods(model: nn.Module) -> _Candidates:
+    tasks, tx = tasks_lib.build(), optax.adam(1e-4)
+    count, key = len(tasks), jax.random.key(1)
+    optimizers = {
+        "independent": optim.independent(tx, count),
+        "alternating": optim.alternating(tx),
+        "random_grouping, 2 groups": optim.random_grouping(tx, 2, key),
+        "vanilla": optim.random_grouping(tx, 1, key),
+        "pcgrad": optax.chain(optim.pcgrad(key), tx),
+        "gradnorm": optax.chain(optim.gradnorm(count), tx),
+        "per_task": optim.per_task(tx, count),
+    }
+    return {
+        name: (steps.train_step(model, tasks, optimizer), optimizer)
+        for name, optimizer in optimizers.items()
+    }
 
 
 def _unrolled_step(

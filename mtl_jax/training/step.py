@@ -1,27 +1,29 @@
 """Pure training and evaluation steps, `step(state, batch) -> (state, metrics)`."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 
-from mtl_jax import losses, optim
+from mtl_jax import optim
 from mtl_jax.models.layers import example_index
 from mtl_jax.tasks import Batch, Task
+from mtl_jax.training import gradients
+from mtl_jax.training.gradients import psum
 from mtl_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+Augment = Callable[[jax.Array, Batch, jax.Array], Batch]
+Optimizer = optim.SequentialOptimizer | optax.GradientTransformation
 
 
 def create_train_state(
-    model: nn.Module,
-    optimizer: optim.SequentialOptimizer,
-    key: jax.Array,
+    model: nn.Module, optimizer: Optimizer, key: jax.Array
 ) -> TrainState:
     """Fresh parameters, statistics and optimizer states; no image size is in them."""
     init_key, step_key = jax.random.split(key)
@@ -36,15 +38,39 @@ def create_train_state(
     )
 
 
+def train_step(
+    model: nn.Module,
+    tasks: Sequence[Task],
+    optimizer: Optimizer,
+    *,
+    axis_name: str | None = None,
+    augment: Augment | None = None,
+    backward: gradients.Backward = "scan",
+) -> TrainStep:
+    """`sequential_step` or `joint_step`, whichever the optimizer is made for."""
+    if isinstance(optimizer, optim.SequentialOptimizer):
+        return sequential_step(
+            model, tasks, optimizer, axis_name=axis_name, augment=augment
+        )
+    return joint_step(
+        model,
+        tasks,
+        optimizer,
+        axis_name=axis_name,
+        augment=augment,
+        backward=backward,
+    )
+
+
 def sequential_step(
     model: nn.Module,
     tasks: Sequence[Task],
     optimizer: optim.SequentialOptimizer,
     *,
     axis_name: str | None = None,
-    augment: Callable[[jax.Array, Batch, jax.Array], Batch] | None = None,
+    augment: Augment | None = None,
 ) -> TrainStep:
-    """One visit of every task in turn: forward, backward, that task's update.
+    """One visit of every task, or group of tasks, in turn: gradient and update.
 
     A task that no image of the batch (on any device) is annotated for is left out: it
     moves no parameter, no statistic, and not its optimizer state.
@@ -52,115 +78,185 @@ def sequential_step(
     Args:
       model: network with a head for every task.
       tasks: in the order of the visits.
-      optimizer: `optim.independent` or another `SequentialOptimizer` of those tasks.
+      optimizer: such as `optim.independent` or `optim.alternating`.
       axis_name: of the `jax.pmap` axis over devices; None under plain `jax.jit`.
       augment: `(key, batch, index) -> batch` applied to the batch, images in [0, 1],
         index [B] of each example in the batch of all devices.
 
     Returns:
       `step(state, batch)`; images are uint8, or float in [0, 1]. Its metrics are
-      `loss` [N] and `num_labels` [N], the images annotated for each task.
+      `loss` [N], `num_labels` [N], the images annotated for each task, and those of
+      `optimizer_metrics`.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        augment_key, dropout_key = jax.random.split(
-            jax.random.fold_in(state.key, state.step)
+        batch, dropout_key, num_labels = _prepare(
+            state, batch, tasks, axis_name, augment
         )
-        batch = {**batch, "image": as_unit_range(batch["image"])}
-        if augment is not None:
-            index = example_index(batch["image"].shape[0], axis_name)
-            batch = augment(augment_key, batch, index)
-        labels = jnp.stack([batch["has_label"][:, task.label] for task in tasks])
-        num_labels = psum(labels.sum(1), axis_name)
-        params, opt_state, batch_stats, task_losses = optimizer.update(
-            _task_gradient(model, tasks, batch, dropout_key, axis_name),
+        params, opt_state, batch_stats, losses = optimizer.update(
+            gradients.task_gradients(model, tasks, batch, dropout_key, axis_name),
             state.opt_state,
             state.params,
             state.batch_stats,
             active=num_labels > 0,
         )
-        state = state.replace(
-            step=state.step + 1,
-            params=params,
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-        )
-        return state, {"loss": task_losses, "num_labels": num_labels}
+        return _finish(state, params, batch_stats, opt_state, losses, num_labels)
 
     return step
 
 
-def _task_gradient(
+def joint_step(
     model: nn.Module,
     tasks: Sequence[Task],
-    batch: Batch,
-    dropout_key: jax.Array,
-    axis_name: str | None,
-) -> optim.TaskGradients:
-    """The gradients of one task's loss, or of a group's, chosen by traced values.
+    tx: optax.GradientTransformation,
+    *,
+    axis_name: str | None = None,
+    augment: Augment | None = None,
+    backward: gradients.Backward = "scan",
+) -> TrainStep:
+    """One update from the gradients of all tasks at one point.
 
-    Tasks that share a route through the network share a branch of the switch: the heads
-    cost next to nothing beside the route, and every branch is compiled in full. A group
-    with a dense task takes the route of all tasks, once for all its members.
+    A task without an annotated image has the gradient zero; what else it means is up to
+    `tx`, which is told by its extra argument `active`. Where no task has one, nothing
+    moves.
+
+    Args:
+      model: network with a head for every task.
+      tasks: in the order of the leading axis.
+      tx: such as `optax.chain(optim.pcgrad(key), optax.adam(1e-4))`: its first member
+        takes updates with a leading task axis. It may take the extra arguments
+        `task_losses` and `active`, [N].
+      axis_name: as for `sequential_step`.
+      augment: as for `sequential_step`.
+      backward: see `gradients.stacked_gradients`.
+
+    Returns:
+      As `sequential_step`.
     """
-    routes: dict[bool, list[int]] = {}
-    for index, task in enumerate(tasks):
-        routes.setdefault(task.is_dense, []).append(index)
-    route_of = [0] * len(tasks)
-    for route, members in enumerate(routes.values()):
-        for index in members:
-            route_of[index] = route
-    is_dense = jnp.array([task.is_dense for task in tasks])
+    tx = optax.with_extra_args_support(tx)
 
-    def loss(params, batch_stats, chosen, members):
-        logits, updated = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            batch["image"],
-            heads=[tasks[i].name for i in members],
-            train=True,
-            mutable=["batch_stats"],
-            # A group of one task drops what that task drops by itself.
-            rngs={"dropout": jax.random.fold_in(dropout_key, jnp.argmax(chosen))},
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        batch, dropout_key, num_labels = _prepare(
+            state, batch, tasks, axis_name, augment
         )
-        shares = [
-            losses.masked_mean(
-                task.loss(logits[task.name], batch),
-                batch["has_label"][:, task.label],
-                axis_name,
+        active = num_labels > 0
+        compute = gradients.stacked_gradients(
+            model, tasks, batch, dropout_key, axis_name, backward
+        )
+
+        def update(params, batch_stats, opt_state):
+            (losses, batch_stats), stacked = compute(params, batch_stats)
+            updates, opt_state = tx.update(
+                stacked, opt_state, params, task_losses=losses, active=active
             )
-            for task in (tasks[i] for i in members)
-        ]
-        members = jnp.array(members)
-        shares = jnp.where(chosen[members], jnp.stack(shares), 0.0)
-        shares = jnp.zeros(len(tasks)).at[members].set(shares)
-        return shares.sum(), (shares, updated.get("batch_stats", batch_stats))
+            return optax.apply_updates(params, updates), batch_stats, opt_state, losses
 
-    def along(routes, route, chosen, params, batch_stats):
-        branches = [
-            jax.value_and_grad(functools.partial(loss, members=members), has_aux=True)
-            for members in routes
-        ]
-        (_, (shares, batch_stats)), gradient = lax.switch(
-            route, branches, params, batch_stats, chosen
+        def skip(params, batch_stats, opt_state):
+            return params, batch_stats, opt_state, jnp.zeros(len(tasks))
+
+        params, batch_stats, opt_state, losses = lax.cond(
+            active.any(),
+            update,
+            skip,
+            state.params,
+            state.batch_stats,
+            state.opt_state,
         )
-        values, gradient = psum((shares, gradient), axis_name)
-        return (values, batch_stats), gradient
+        return _finish(state, params, batch_stats, opt_state, losses, num_labels)
 
-    def of_task(index, params, batch_stats):
-        chosen = jnp.arange(len(tasks)) == index
-        route = jnp.array(route_of)[index]
-        (values, batch_stats), gradient = along(
-            list(routes.values()), route, chosen, params, batch_stats
-        )
-        return (values[index], batch_stats), gradient
+    return step
 
-    def of_group(mask, params, batch_stats):
-        everything = list(range(len(tasks)))
-        choice = [routes[False], everything] if len(routes) > 1 else [everything]
-        route = (mask & is_dense).any().astype(jnp.int32)
-        return along(choice, route, mask, params, batch_stats)
 
-    return optim.TaskGradients(len(tasks), of_task, of_group)
+def interference_step(
+    model: nn.Module,
+    tasks: Sequence[Task],
+    *,
+    axis_name: str | None = None,
+    augment: Augment | None = None,
+) -> Callable[[TrainState, Batch], Metrics]:
+    """How the tasks' gradients stand to each other where a step is about to begin.
+
+    Args:
+      model: network with a head for every task.
+      tasks: in the order of the results.
+      axis_name: as for `sequential_step`.
+      augment: as for `sequential_step`.
+
+    Returns:
+      `step(state, batch)`, for the state and batch of a training step, gives `norm` [N]
+      of the task gradients and `cosine` [N, N] between them, 0 for a task without an
+      annotated image. It changes nothing.
+    """
+
+    def step(state: TrainState, batch: Batch) -> Metrics:
+        batch, dropout_key, _ = _prepare(state, batch, tasks, axis_name, augment)
+        _, stacked = gradients.stacked_gradients(
+            model, tasks, batch, dropout_key, axis_name
+        )(state.params, state.batch_stats)
+        rows = [x.reshape(len(tasks), -1) for x in jax.tree.leaves(stacked)]
+        gram = sum(jnp.matmul(x, x.T, precision="highest") for x in rows)
+        norm = jnp.sqrt(jnp.diag(gram))
+        product = norm[:, None] * norm[None, :]
+        return {
+            "norm": norm,
+            "cosine": jnp.where(product > 0, gram / jnp.maximum(product, 1e-30), 0.0),
+        }
+
+    return step
+
+
+def optimizer_metrics(opt_state: optax.OptState) -> Metrics:
+    """What a method's state tells of the step just made.
+
+    Returns:
+      `weights` [N] of GradNorm, for the next step; `conflicts` of PCGrad, how many
+      projections were made. Nothing for other methods.
+    """
+    kinds = (optim.GradNormState, optim.PCGradState)
+    metrics = {}
+    for state in jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, kinds)):
+        if isinstance(state, optim.GradNormState):
+            metrics["weights"] = state.weights
+        elif isinstance(state, optim.PCGradState):
+            metrics["conflicts"] = state.num_conflicts
+    return metrics
+
+
+def _prepare(
+    state: TrainState,
+    batch: Batch,
+    tasks: Sequence[Task],
+    axis_name: str | None,
+    augment: Augment | None,
+) -> tuple[Batch, jax.Array, jax.Array]:
+    """The batch as the network sees it, the dropout's key, labels [N] of each task."""
+    augment_key, dropout_key = jax.random.split(
+        jax.random.fold_in(state.key, state.step)
+    )
+    batch = {**batch, "image": as_unit_range(batch["image"])}
+    if augment is not None:
+        index = example_index(batch["image"].shape[0], axis_name)
+        batch = augment(augment_key, batch, index)
+    labels = jnp.stack([batch["has_label"][:, task.label] for task in tasks])
+    return batch, dropout_key, psum(labels.sum(1), axis_name)
+
+
+def _finish(
+    state: TrainState,
+    params: Any,
+    batch_stats: Any,
+    opt_state: Any,
+    losses: jax.Array,
+    num_labels: jax.Array,
+) -> tuple[TrainState, Metrics]:
+    state = state.replace(
+        step=state.step + 1,
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+    )
+    metrics = {"loss": losses, "num_labels": num_labels}
+    return state, metrics | optimizer_metrics(opt_state)
 
 
 def evaluation_step(
@@ -189,8 +285,3 @@ def as_unit_range(images: jax.Array) -> jax.Array:
     if images.dtype == jnp.uint8:
         return images.astype(jnp.float32) / 255
     return images
-
-
-def psum(tree: Any, axis_name: str | None) -> Any:
-    """Sum over the devices; outside `jax.pmap` there is one."""
-    return tree if axis_name is None else lax.psum(tree, axis_name)

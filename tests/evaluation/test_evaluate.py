@@ -374,7 +374,7 @@ def test_the_checkpoint_alone_is_enough(workdir, on_model, tmp_path):
     network = trained.load(bare)
     assert network.config.model.encoder == "vgg13"
     assert network.image_size == 32
-    assert network.checkpoint.name == on_model.metrics["checkpoint"]
+    assert network.checkpoint == on_model.metrics["checkpoint"]
 
 
 def test_glaucoma_alone(glaucoma_run, tmp_path):

@@ -1,0 +1,165 @@
+"""Gradients of the tasks' losses on one batch, along the routes the tasks need.
+
+Tasks that share a route through the network (the encoder alone; encoder and decoder)
+share its compiled program: the heads cost next to nothing beside it.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mtl_jax import losses, optim
+from mtl_jax.tasks import Batch, Task
+
+Backward = Literal["scan", "vmap"]
+
+
+def _losses(
+    model: nn.Module,
+    tasks: Sequence[Task],
+    batch: Batch,
+    axis_name: str | None,
+) -> Callable[..., tuple[jax.Array, Any]]:
+    """Losses of some tasks from one forward pass.
+
+    Returns:
+      `(params, batch_stats, dropout_key, members) -> (shares, batch_stats)`, `members`
+      indices of tasks, `shares` [members] this device's parts of their losses.
+    """
+
+    def losses_of(params, batch_stats, dropout_key, members):
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            batch["image"],
+            heads=[tasks[i].name for i in members],
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": dropout_key},
+        )
+        shares = [
+            losses.masked_mean(
+                task.loss(logits[task.name], batch),
+                batch["has_label"][:, task.label],
+                axis_name,
+            )
+            for task in (tasks[i] for i in members)
+        ]
+        return jnp.stack(shares), updated.get("batch_stats", batch_stats)
+
+    return losses_of
+
+
+def task_gradients(
+    model: nn.Module,
+    tasks: Sequence[Task],
+    batch: Batch,
+    dropout_key: jax.Array,
+    axis_name: str | None,
+) -> optim.TaskGradients:
+    """The gradients of one task's loss, or of a group's, chosen by traced values.
+
+    A group with a dense task takes the route of all tasks, once for all its members.
+
+    Args:
+      model: network with a head for every task.
+      tasks: in the optimizer's order.
+      batch: images float in [0, 1].
+      dropout_key: of the step.
+      axis_name: of the `jax.pmap` axis over devices, over which gradients are summed.
+
+    Returns:
+      What a `SequentialOptimizer` asks; the carry is the batch statistics.
+    """
+    losses_of = _losses(model, tasks, batch, axis_name)
+    everything = list(range(len(tasks)))
+    routes: dict[bool, list[int]] = {}
+    for index, task in enumerate(tasks):
+        routes.setdefault(task.is_dense, []).append(index)
+    is_dense = jnp.array([task.is_dense for task in tasks])
+
+    def loss(params, batch_stats, chosen, members):
+        # A group of one task drops what that task drops by itself.
+        key = jax.random.fold_in(dropout_key, jnp.argmax(chosen))
+        shares, batch_stats = losses_of(params, batch_stats, key, members)
+        shares = jnp.where(chosen[jnp.array(members)], shares, 0.0)
+        everyones = jnp.zeros(len(tasks)).at[jnp.array(members)].set(shares)
+        return shares.sum(), (everyones, batch_stats)
+
+    def along(routes, route, chosen, params, batch_stats):
+        branches = [
+            jax.value_and_grad(functools.partial(loss, members=members), has_aux=True)
+            for members in routes
+        ]
+        (_, (shares, batch_stats)), gradient = lax.switch(
+            route, branches, params, batch_stats, chosen
+        )
+        values, gradient = psum((shares, gradient), axis_name)
+        return (values, batch_stats), gradient
+
+    def of_task(index, params, batch_stats):
+        order = list(routes)
+        route = jnp.array([order.index(task.is_dense) for task in tasks])[index]
+        chosen = jnp.arange(len(tasks)) == index
+        (values, batch_stats), gradient = along(
+            list(routes.values()), route, chosen, params, batch_stats
+        )
+        return (values[index], batch_stats), gradient
+
+    def of_group(mask, params, batch_stats):
+        choice = [routes[False], everything] if len(routes) > 1 else [everything]
+        route = (mask & is_dense).any().astype(jnp.int32)
+        return along(choice, route, mask, params, batch_stats)
+
+    return optim.TaskGradients(len(tasks), of_task, of_group)
+
+
+def stacked_gradients(
+    model: nn.Module,
+    tasks: Sequence[Task],
+    batch: Batch,
+    dropout_key: jax.Array,
+    axis_name: str | None,
+    backward: Backward = "scan",
+) -> Callable[[Any, Any], tuple[tuple[jax.Array, Any], Any]]:
+    """All tasks' gradients at one point: one forward pass, a backward pass for each.
+
+    Args:
+      model: network with a head for every task.
+      tasks: in the order of the leading axis.
+      batch: images float in [0, 1].
+      dropout_key: of the step; all tasks see the same forward pass.
+      axis_name: of the `jax.pmap` axis over devices, over which gradients are summed.
+      backward: the backward passes one after the other, or all at once.
+
+    Returns:
+      `(params, batch_stats) -> ((losses [N], batch_stats), gradients)`, gradients with
+      a leading task axis.
+    """
+    losses_of = _losses(model, tasks, batch, axis_name)
+    everything = range(len(tasks))
+
+    def compute(params, batch_stats):
+        shares, pull_back, batch_stats = jax.vjp(
+            lambda params: losses_of(params, batch_stats, dropout_key, everything),
+            params,
+            has_aux=True,
+        )
+        one_each = jnp.eye(len(tasks))
+        if backward == "vmap":
+            (gradients,) = jax.vmap(pull_back)(one_each)
+        else:
+            (gradients,) = lax.map(pull_back, one_each)
+        values, gradients = psum((shares, gradients), axis_name)
+        return (values, batch_stats), gradients
+
+    return compute
+
+
+def psum(tree: Any, axis_name: str | None) -> Any:
+    """Sum over the devices; outside `jax.pmap` there is one."""
+    return tree if axis_name is None else lax.psum(tree, axis_name)

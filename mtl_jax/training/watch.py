@@ -1,0 +1,114 @@
+"""What is looked at while a run trains: metrics, and whether numbers are finite."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from mtl_jax.errors import UserError
+from mtl_jax.tasks import Task
+from mtl_jax.training import parallel
+from mtl_jax.training import step as steps
+from mtl_jax.training.checkpoints import Checkpoints
+from mtl_jax.training.state import TrainState
+
+
+class Watch:
+    """Collects the metrics of an epoch, and stops the run at a loss that is not finite.
+
+    Metrics are read one step late, so that the next step is under way meanwhile.
+    """
+
+    def __init__(self, tasks: Sequence[Task], checkpoints: Checkpoints):
+        self._tasks = tasks
+        self._checkpoints = checkpoints
+        self._pending: tuple[int, Any] | None = None
+        self._losses: list[np.ndarray] = []
+        self._labels: list[np.ndarray] = []
+        self._others: list[dict[str, np.ndarray]] = []
+        self._times = [time.perf_counter()]
+
+    def add(self, step: int, metrics: steps.Metrics) -> None:
+        """Takes the metrics of a step just started."""
+        self._read()
+        self._pending = (step, metrics)
+
+    def summary(self, batch_size: int) -> dict[str, float | None]:
+        """Means over the epoch, and speed; null for a task without labels."""
+        self._read()
+        losses, labels = np.array(self._losses), np.array(self._labels)
+        counts = (labels > 0).sum(0)
+        means = losses.sum(0) / np.maximum(counts, 1)
+        seconds = float(np.median(np.diff(self._times)))
+        return {
+            **{
+                f"train/loss_{task.name}": float(mean) if count else None
+                for task, mean, count in zip(self._tasks, means, counts, strict=True)
+            },
+            **self._of_the_method(),
+            "train/seconds_per_step": seconds,
+            "train/images_per_second": batch_size / seconds,
+        }
+
+    def _of_the_method(self) -> dict[str, float]:
+        """Means of what the method's optimizer tells, see `step.optimizer_metrics`."""
+        means = {}
+        for name in self._others[0]:
+            mean = np.mean([other[name] for other in self._others], axis=0)
+            if mean.ndim:
+                for task, value in zip(self._tasks, mean, strict=True):
+                    means[f"train/{name}_{task.name}"] = float(value)
+            else:
+                means[f"train/{name}"] = float(mean)
+        return means
+
+    def _read(self) -> None:
+        if self._pending is None:
+            return
+        step, metrics = self._pending
+        metrics = parallel.unreplicate(metrics)
+        self._times.append(time.perf_counter())
+        for task, loss in zip(self._tasks, metrics["loss"], strict=True):
+            if not np.isfinite(loss):
+                raise UserError(
+                    f"The {task.name} loss of step {step} is {loss}; "
+                    f"{_advice(self._checkpoints)}"
+                )
+        self._losses.append(metrics.pop("loss"))
+        self._labels.append(metrics.pop("num_labels"))
+        self._others.append(metrics)
+        self._pending = None
+
+
+def check_finite(state: TrainState, step: int, checkpoints: Checkpoints) -> None:
+    """Stops the run before a network is saved that a step has just spoilt.
+
+    The loss shows it one step later only.
+    """
+    network = parallel.unreplicate((state.params, state.batch_stats))
+    if not all(np.isfinite(x).all() for x in jax.tree.leaves(network)):
+        raise UserError(
+            f"The parameters after step {step} are not finite; {_advice(checkpoints)}"
+        )
+
+
+def _advice(checkpoints: Checkpoints) -> str:
+    """What to do about numbers that are not finite."""
+    checkpoints.wait()
+    last = checkpoints.latest()
+    good = "none" if last is None else checkpoints.path(last)
+    return (
+        f"lower the learning rate or look at the data (last good checkpoint: {good})."
+    )
+
+
+def brief(summary: dict[str, float | None]) -> dict[str, str]:
+    """The summary as it stands beside the progress bar."""
+    brief = {
+        name.removeprefix("train/loss_"): f"{value:.3g}"
+        for name, value in summary.items()
+        if name.startswith("train/loss_") and value is not None
+    }
+    return {**brief, "images/s": f"{summary['train/images_per_second']:.1f}"}
