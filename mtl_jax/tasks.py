@@ -1,7 +1,7 @@
 """The tasks as data: what the network must compute for each, and its loss.
 
-A new task is a new entry in `build`. The order is the method's: glaucoma, optic disc,
-optic cup, fovea.
+A task is a `Task`; those of the method, in its order glaucoma, optic disc, optic cup,
+fovea, are made by `build`. docs/extending.md adds one.
 """
 
 import dataclasses
@@ -25,20 +25,25 @@ class Task:
     Attributes:
       name: of the task and of the network's head for it.
       kind: classification uses the encoder alone, the others the decoder as well.
-      label: column of the batch's `has_label`.
+      labels: columns of the batch's `has_label`, all of which an image must have to
+        count for the task.
       loss: maps the head's logits and the batch to one loss per image, [B]. Images
         without the label are left out later, but their targets must be finite.
     """
 
     name: str
     kind: Kind
-    label: int
+    labels: tuple[int, ...]
     loss: Callable[[jax.Array, Batch], jax.Array]
 
     @property
     def is_dense(self) -> bool:
         """Whether the head predicts a map rather than one number per image."""
         return self.kind != "classification"
+
+    def is_labelled(self, batch: Batch) -> jax.Array:
+        """Which images of a batch are annotated for the task, bool [B]."""
+        return batch["has_label"][:, list(self.labels)].all(axis=-1)
 
 
 def build(
@@ -73,9 +78,9 @@ def build(
         return losses.heatmap_l1(logits, target, fovea_reduction)
 
     everything = (
-        Task("glaucoma", "classification", 0, glaucoma),
-        Task("disc", "segmentation", 1, segmentation("disc_mask")),
-        Task("cup", "segmentation", 2, segmentation("cup_mask")),
-        Task("fovea", "localisation", 3, fovea),
+        Task("glaucoma", "classification", (0,), glaucoma),
+        Task("disc", "segmentation", (1,), segmentation("disc_mask")),
+        Task("cup", "segmentation", (2,), segmentation("cup_mask")),
+        Task("fovea", "localisation", (3,), fovea),
     )
     return tuple(task for task in everything if task.name in names)

@@ -18,7 +18,7 @@ def random_logits(task, batch, seed=0):
 def test_all_tasks_are_built_in_the_methods_order():
     built = tasks.build()
     assert tuple(task.name for task in built) == tasks.NAMES == ORDER
-    assert [task.label for task in built] == [0, 1, 2, 3]
+    assert [task.labels for task in built] == [(0,), (1,), (2,), (3,)]
     assert [task.kind for task in built] == [
         "classification",
         "segmentation",
@@ -36,7 +36,7 @@ def test_all_tasks_are_built_in_the_methods_order():
 def test_a_choice_of_tasks_keeps_order_and_label_columns(names):
     built = tasks.build(names)
     assert [task.name for task in built] == [n for n in ORDER if n in names]
-    assert [task.label for task in built] == sorted(map(ORDER.index, names))
+    assert [task.labels for task in built] == sorted((ORDER.index(n),) for n in names)
 
 
 @pytest.mark.parametrize(
@@ -114,3 +114,14 @@ def test_losses_can_be_differentiated_and_compiled(tiny_batch):
         assert gradient.shape == logits.shape
         assert np.isfinite(gradient).all()
         assert np.abs(gradient).max() > 0
+
+
+def test_an_image_needs_all_labels_of_a_task():
+    has_label = np.array([[0, 1, 1, 0], [1, 1, 0, 1], [0, 0, 1, 0], [1, 1, 1, 1]], bool)
+    rim = tasks.Task("rim", "segmentation", (1, 2), loss=None)
+    found = rim.is_labelled({"has_label": has_label})
+    assert found.tolist() == [True, False, False, True]
+    for task in tasks.build():
+        (column,) = task.labels
+        found = task.is_labelled({"has_label": has_label})
+        assert found.tolist() == has_label[:, column].tolist()

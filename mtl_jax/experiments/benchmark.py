@@ -133,7 +133,7 @@ def _unrolled_step(
                     mutable=["batch_stats"],
                     rngs={"dropout": jax.random.fold_in(key, index)},
                 )
-                labelled = batch["has_label"][:, task.label]
+                labelled = task.is_labelled(batch)
                 value = task.loss(logits[task.name], batch)
                 return losses.masked_mean(value, labelled), updated["batch_stats"]
 

@@ -44,7 +44,7 @@ def _losses(
         shares = [
             losses.masked_mean(
                 task.loss(logits[task.name], batch),
-                batch["has_label"][:, task.label],
+                task.is_labelled(batch),
                 axis_name,
             )
             for task in (tasks[i] for i in members)

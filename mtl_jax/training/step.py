@@ -237,7 +237,7 @@ def _prepare(
     if augment is not None:
         index = example_index(batch["image"].shape[0], axis_name)
         batch = augment(augment_key, batch, index)
-    labels = jnp.stack([batch["has_label"][:, task.label] for task in tasks])
+    labels = jnp.stack([task.is_labelled(batch) for task in tasks])
     return batch, dropout_key, psum(labels.sum(1), axis_name)
 
 

@@ -6,6 +6,7 @@ as a script it trains on four, and prints what the tests compare.
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 import types
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from small_network import SmallNetwork
 
 from mtl_jax import optim, tasks
 from mtl_jax.errors import UserError
@@ -153,6 +155,37 @@ def train_on_all_devices():
     )
 
 
+def method_losses(axis_name):
+    """Three steps of every other method by a small network: losses and states."""
+    model = SmallNetwork(dropout=0.3, axis_name=axis_name)
+    key, count = jax.random.key(5), len(tasks.NAMES)
+    sgd = optax.sgd(3e-2, momentum=0.9)
+    methods = {
+        "alternating": optim.alternating(sgd),
+        "random_grouping": optim.random_grouping(sgd, 2, key),
+        "vanilla": optim.random_grouping(sgd, 1, key),
+        "pcgrad": optax.chain(optim.pcgrad(key), sgd),
+        "gradnorm": optax.chain(optim.gradnorm(count), sgd),
+        "per_task": optim.per_task(sgd, count),
+    }
+    found = {}
+    for name, optimizer in methods.items():
+        state = fresh_state(model, optimizer)
+        step = steps.train_step(model, tasks.build(), optimizer, axis_name=axis_name)
+        step = jax.jit(step) if axis_name is None else parallel.map_step(step)
+        state = state if axis_name is None else parallel.replicate(state)
+        history = []
+        for seed in range(STEPS):
+            batch = make_batch(seed)
+            batch = batch if axis_name is None else parallel.shard(batch)
+            state, metrics = step(state, batch)
+            history.append(
+                metrics if axis_name is None else parallel.unreplicate(metrics)
+            )
+        found[name] = history
+    return as_lists(found)
+
+
 def trips():
     """What there and back makes of some arrays and keys."""
     tree = {
@@ -197,6 +230,9 @@ def runs():
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}",
+        "PYTHONPATH": os.pathsep.join(
+            [str(pathlib.Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        ),
     }
     with subprocess.Popen(
         [sys.executable, __file__],
@@ -205,10 +241,11 @@ def runs():
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        one = train_without_devices()
+        one, methods = train_without_devices(), method_losses(None)
         out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
-    return types.SimpleNamespace(one=one, four=json.loads(out.splitlines()[-1]))
+    four = json.loads(out.splitlines()[-1])
+    return types.SimpleNamespace(one=one, methods=methods, four=four)
 
 
 def test_four_devices_were_simulated(runs):
@@ -231,6 +268,21 @@ def test_the_trained_network_has_the_logits_of_one_device(runs):
                 runs.four[output][name], runs.one[output][name], atol=1e-5
             )
     assert np.std(runs.one["logits"]["disc"]) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["alternating", "random_grouping", "vanilla", "pcgrad", "gradnorm", "per_task"],
+)
+def test_every_method_has_the_losses_of_one_device(runs, method):
+    for step, (four, one) in enumerate(
+        zip(runs.four["methods"][method], runs.methods[method], strict=True)
+    ):
+        assert set(four) == set(one)
+        for name in one:
+            np.testing.assert_allclose(
+                four[name], one[name], rtol=1e-5, atol=1e-5, err_msg=f"{step} {name}"
+            )
 
 
 def test_all_devices_have_the_same_state_and_metrics(runs):
@@ -289,6 +341,7 @@ if __name__ == "__main__":
                 "devices": jax.local_device_count(),
                 "trips": trips(),
                 "refusals": refusals(),
+                "methods": method_losses(parallel.AXIS),
                 **train_on_all_devices(),
             }
         )

@@ -1,16 +1,15 @@
 import functools
 import types
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from small_network import SmallNetwork
 
 from mtl_jax import optim, tasks
 from mtl_jax.models import MultiTaskUNet
-from mtl_jax.models.layers import Dropout
 from mtl_jax.training import step as steps
 from mtl_jax.training.augment import Augmentation
 from mtl_jax.training.state import TrainState
@@ -21,23 +20,6 @@ DISC, CUP, FOVEA = 1, 2, 3
 # A bias in front of batch normalisation has no gradient but rounding noise, which Adam
 # would blow up to steps of full size: `eps` keeps two computations comparable.
 ADAM = functools.partial(optax.adam, 1e-3, eps=1e-2)
-
-
-class SmallNetwork(nn.Module):
-    """Anything with heads will do for `sequential_step`; this compiles fast."""
-
-    dropout: float = 0.0
-
-    @nn.compact
-    def __call__(self, images, *, heads=NAMES, train=False):
-        x = nn.Conv(4, (3, 3), name="trunk")(images)
-        x = nn.BatchNorm(use_running_average=not train, name="norm")(x)
-        x = Dropout(self.dropout)(nn.relu(x), train=train)
-        logits = {}
-        for head in NAMES:
-            features = x.max((1, 2)) if head == "glaucoma" else x
-            logits[head] = nn.Dense(1, name=f"head_{head}")(features)[..., 0]
-        return {head: logits[head] for head in heads}
 
 
 def train_state(model, optimizer, variables, seed=0):

@@ -1,0 +1,28 @@
+"""A network that compiles fast: anything with heads will do for a training step."""
+
+import flax.linen as nn
+
+from mtl_jax import tasks
+from mtl_jax.models.layers import Dropout
+
+
+class SmallNetwork(nn.Module):
+    """One convolution and a head for every task."""
+
+    dropout: float = 0.0
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images, *, heads=tasks.NAMES, train=False):
+        x = nn.Conv(4, (3, 3), name="trunk")(images)
+        x = nn.BatchNorm(
+            use_running_average=not train,
+            axis_name=None if self.is_initializing() else self.axis_name,
+            name="norm",
+        )(x)
+        x = Dropout(self.dropout, self.axis_name)(nn.relu(x), train=train)
+        logits = {}
+        for head in tasks.NAMES:
+            features = x.max((1, 2)) if head == "glaucoma" else x
+            logits[head] = nn.Dense(1, name=f"head_{head}")(features)[..., 0]
+        return {head: logits[head] for head in heads}
