@@ -584,6 +584,13 @@ def test_misplaced_photographs_come_to_their_split(small, tmp_path, capfd):
     assert "3 files lie in a folder of another split" in capfd.readouterr().out
 
 
+@pytest.mark.parametrize("folder", ["Glaucoma/REFUGE", "normal", "n"])
+def test_folders_above_the_splits_are_no_labels(small, tmp_path, folder):
+    tree = refuge_trees.renamed(lambda path: f"{folder}/{path}")
+    source = refuge_trees.write(tree, tmp_path / "source")
+    assert_same(records(small[1]), records(build_small(tmp_path / "data", source)))
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [({"image_size": 100}, "multiple of 16"), ({"source": "nowhere"}, "not a direct")],
@@ -646,8 +653,33 @@ def test_kind_of_a_file(path, kind):
     assert filled == ({kind} if kind else set())
 
 
+FULL_DISK = """
+import resource, signal, sys
+from mtl_jax.data import refuge
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+refuge.build(sys.argv[1], sys.argv[2], image_size=32, allow_missing=True)
+"""
+
+
+def test_full_disk_is_said(small, tmp_path):
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path), str(small[0])]
+    finished = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert re.search(
+        r"UserError: .*32px cannot be written \(File too large\); make room",
+        finished.stderr,
+    )
+    assert list((tmp_path / "refuge" / "32px").iterdir()) == []
+
+
 def test_script(tmp_path):
     source = refuge_trees.write(refuge_trees.archived(), tmp_path / "source")
+    # Such as old archives leave: a name that is not text, and is to be said.
+    odd = os.path.join(os.fsencode(source), b"Validation\xff")
+    os.makedirs(odd)
+    pathlib.Path(os.fsdecode(odd), "T0001.jpg").write_bytes(eyes()["T0001"].jpeg)
     command = [
         *(sys.executable, "-m", "scripts.prepare_data", "--dataset=refuge"),
         *(f"--source={source}", f"--data_dir={tmp_path / 'data'}", "--image_size=32"),
@@ -659,8 +691,10 @@ def test_script(tmp_path):
         capture_output=True,
         text=True,
         check=False,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
     )
     assert built.returncode == 0, built.stderr
+    assert "Validation\\udcff/T0001.jpg" in built.stdout
     assert "train on it with" in built.stdout
     assert "--config.data.dataset=refuge/32px" in built.stdout
     assert "train lacks 395 of 400 photographs" in built.stderr
