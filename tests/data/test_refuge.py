@@ -257,9 +257,10 @@ def damaged_book():
     return refuge_trees.official()[VALIDATION_TABLE][:1000]
 
 
-def renamed_head():
+def renamed_head(**heads):
     book = openpyxl.load_workbook(io.BytesIO(refuge_trees.official()[VALIDATION_TABLE]))
-    book.active["C1"] = "Diagnosis"
+    for cell, head in heads.items():
+        book.active[cell] = head
     return refuge_trees.book_bytes(book)
 
 
@@ -359,9 +360,30 @@ TROUBLES = {
         {"T0002": "1110"},
     ),
     "labels missing": (
-        {VALIDATION_TABLE: renamed_head()},
+        {VALIDATION_TABLE: renamed_head(C1="Diagnosis")},
         r"validation lacks 400 of 400 glaucoma labels \(V0001\.jpg, .*and 397 more\)",
         {"V0001": "0111", "V0002": "0111", "V0003": "0111"},
+    ),
+    "table without a column of labels": (
+        {VALIDATION_TABLE: renamed_head(C1="Diagnosis")},
+        r"Fovea_locations\.xlsx has no column Glaucoma Label.*; the official Fovea",
+        {"V0001": "0111", "V0002": "0111", "V0003": "0111"},
+    ),
+    "table without columns of foveas": (
+        {VALIDATION_TABLE: renamed_head(D1="X", E1="Y")},
+        r"Fovea_locations\.xlsx has no columns Fovea_X and Fovea_Y; the official",
+        {"V0001": "1110", "V0002": "1110", "V0003": "1110"},
+    ),
+    "table without a column of names": (
+        {VALIDATION_TABLE: renamed_head(B1="Image")},
+        r"Fovea_locations\.xlsx has no column ImgName; the official .* has the columns "
+        r"ID, ImgName, Glaucoma Label, Fovea_X, Fovea_Y\.",
+        {"V0001": "0110", "V0002": "0110", "V0003": "0110"},
+    ),
+    "table with other names": (
+        {VALIDATION_TABLE: renamed_head(B2="eye1", B3="eye2", B4="eye3")},
+        r"xlsx has no photograph of REFUGE in its column ImgName; the official",
+        {"V0001": "0110", "V0002": "0110", "V0003": "0110"},
     ),
     "table damaged": (
         {VALIDATION_TABLE: damaged_book()},
@@ -412,6 +434,30 @@ def test_what_is_missing_or_contradictory_is_said(small, tmp_path, trouble, capf
         assert has_label == labels
         if labels == "1111":
             assert_same({stem: expected}, {stem: found[stem]})
+
+
+def test_other_values_of_masks_count_as_the_nearest_with_a_warning(
+    small, tmp_path, capfd
+):
+    mask, other = (eyes()[stem].mask.copy() for stem in ("V0001", "V0002"))
+    mask[0, :3] = (192, 250, 254)
+    rim, cup = np.argwhere(other == 128)[0], np.argwhere(other == 0)[0]
+    other[tuple(rim)], other[tuple(cup)] = 100, 63
+    tree = {
+        **refuge_trees.official(),
+        V1_MASK: refuge_trees.encode(mask, "BMP"),
+        V1_MASK.replace("V0001", "V0002"): refuge_trees.encode(other, "BMP"),
+    }
+    source = refuge_trees.write(tree, tmp_path / "source")
+    # It is said of a data set that is there already as well.
+    for _ in range(2):
+        found = records(build_small(tmp_path / "data", source))
+        assert_same(records(small[1]), found)
+        assert_said(
+            r"warning: 5 pixels of masks have other values .* nearest \("
+            r"(3 in .*V0001\.bmp, )?2 in .*V0002\.bmp(, 3 in .*V0001\.bmp)?\)",
+            capfd.readouterr().err,
+        )
 
 
 def assert_said(pattern, text):
