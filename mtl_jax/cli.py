@@ -30,9 +30,11 @@ def run(main: Callable[[], int | None]) -> None:
             print(f"error: {error}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
-            print("interrupted; training goes on by --resume.", file=sys.stderr)
+            print("interrupted; a training run goes on by --resume.", file=sys.stderr)
             return 130
 
+    # A file's name need not be text; where it is not, it is shown with escapes.
+    sys.stdout.reconfigure(errors="backslashreplace")
     # Orbax reports every save at length.
     logging.set_verbosity(logging.ERROR)
     _hush_tensorstore()

@@ -25,6 +25,22 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def check_replaceable(path: pathlib.Path, contents: Collection[str]) -> None:
+    """Refuses a place for output that `whole_directory` would refuse.
+
+    Raises:
+      UserError: if `path` holds something else.
+    """
+    path = path.expanduser().resolve()
+    if path.exists():
+        names = {p.name for p in path.iterdir()} if path.is_dir() else {path.name}
+        if foreign := sorted(names - set(contents)):
+            raise UserError(
+                f"{path} holds something else than earlier output ({foreign[0]}); name "
+                "another place for the output."
+            )
+
+
 @contextlib.contextmanager
 def whole_directory(
     path: pathlib.Path, contents: Collection[str]
@@ -42,14 +58,8 @@ def whole_directory(
     Raises:
       UserError: if `path` holds something else.
     """
+    check_replaceable(path, contents)
     path = path.expanduser().resolve()
-    if path.exists():
-        names = {p.name for p in path.iterdir()} if path.is_dir() else {path.name}
-        if foreign := sorted(names - set(contents)):
-            raise UserError(
-                f"{path} holds something else than earlier output ({foreign[0]}); name "
-                "another place for the output."
-            )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)

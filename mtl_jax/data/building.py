@@ -5,11 +5,13 @@ Nothing of TFDS' own output is shown; progress is one bar for each pass over the
 
 import collections
 import contextlib
+import errno
 import io
 import itertools
 import multiprocessing
 import os
 import pathlib
+import re
 import shutil
 import signal
 import tempfile
@@ -32,6 +34,10 @@ except ImportError:  # Not a POSIX system: builds are not guarded from one anoth
 
 # Below this many items, starting processes takes longer than they save.
 PROCESSES_FROM = 32
+
+# How a disk is full: array_record's words, the system's numbers.
+_WRITE_FAILED = re.compile(r"write\(\) failed: ([^;]+)")
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -87,10 +93,21 @@ def prepare(builder: tfds.core.DatasetBuilder) -> pathlib.Path:
     with _locked(version_dir.parent), tempfile.TemporaryDirectory() as downloads:
         for stale in version_dir.parent.glob(f"incomplete.*_{version_dir.name}"):
             shutil.rmtree(stale)
-        with quiet_tfds():
-            builder.download_and_prepare(
-                download_dir=downloads, file_format="array_record"
-            )
+        try:
+            with quiet_tfds():
+                builder.download_and_prepare(
+                    download_dir=downloads, file_format="array_record"
+                )
+        # array_record raises RuntimeError where a disk is full.
+        except (OSError, RuntimeError) as error:
+            failed = _WRITE_FAILED.search(str(error))
+            if failed is None and getattr(error, "errno", None) not in _NO_ROOM:
+                raise
+            reason = failed[1] if failed else error.strerror
+            raise UserError(
+                f"{version_dir.parent} cannot be written ({reason}); make room there, "
+                "or name another data directory."
+            ) from error
     return version_dir
 
 

@@ -103,6 +103,12 @@ def disc_and_cup_masks(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (grey < 192).astype(np.uint8), (grey < 64).astype(np.uint8)
 
 
+def count_other_values(grey: np.ndarray) -> int:
+    """The pixels of a mask whose value is none of REFUGE's 0, 128 and 255."""
+    official = sum(np.count_nonzero(grey == value) for value in (0, 128, 255))
+    return int(grey.size - official)
+
+
 def find_photographs(pattern_or_dir: PathLike) -> list[pathlib.Path]:
     """Finds image files.
 

@@ -47,6 +47,8 @@ def evaluate(
     network = trained.load(workdir, checkpoint)
     if write_submission is not None:
         submission.check_tasks(network.config.tasks)
+        # Before the work rather than after it.
+        files.check_replaceable(write_submission, submission.CONTENTS)
     own = network.config.data
     builder = pipeline.open_dataset(data_dir or own.data_dir, dataset or own.dataset)
     if (side := pipeline.image_size(builder)) != network.image_size:
@@ -68,7 +70,7 @@ def evaluate(
         "seconds_per_step": network.metadata["seconds_per_step"],
         "dataset": builder.info.full_name,
         "split": split,
-        "fold": own.fold,
+        "fold": own.fold if is_own else "official",
         "resolution": resolution,
         "checkpoint": network.checkpoint,
     }

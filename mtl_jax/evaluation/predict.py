@@ -84,7 +84,10 @@ def predict(
     with files.whole_directory(output, contents) as folder:
         predicted = _predictions(paths, network, failures)
         if form == "refuge":
-            submission.write(folder, ((name, p) for name, _, _, p in predicted))
+            # Names without extension, in which a dot begins none either.
+            submission.write(
+                folder, ((f"{name}.jpg", p) for name, _, _, p in predicted)
+            )
         else:
             _write_table(folder, predicted)
         if len(failures) == len(paths):

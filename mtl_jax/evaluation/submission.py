@@ -52,11 +52,21 @@ def write(folder: pathlib.Path, predictions: Iterable[tuple[str, Prediction]]) -
       predictions: of each photograph at its own size, with the name of its file; all
         four tasks are needed. The challenge's photographs are JPEG files, and so the
         tables name them, whatever the extension here.
+
+    Raises:
+      UserError: if two photographs have one name but for their extensions.
     """
     (folder / "segmentation").mkdir()
     risks, foveas = [], []
+    named = {}
     for file_name, prediction in predictions:
         stem = pathlib.PurePath(file_name).stem
+        if stem in named:
+            raise UserError(
+                f"{named[stem]} and {file_name} would both be {stem}.bmp in a "
+                "submission; rename one of the photographs."
+            )
+        named[stem] = file_name
         mask = Image.fromarray(grey_mask(prediction))
         mask.save(folder / "segmentation" / f"{stem}.bmp")
         risks.append((f"{stem}.jpg", prediction.probability))

@@ -257,9 +257,10 @@ def damaged_book():
     return refuge_trees.official()[VALIDATION_TABLE][:1000]
 
 
-def renamed_head():
+def renamed_head(**heads):
     book = openpyxl.load_workbook(io.BytesIO(refuge_trees.official()[VALIDATION_TABLE]))
-    book.active["C1"] = "Diagnosis"
+    for cell, head in heads.items():
+        book.active[cell] = head
     return refuge_trees.book_bytes(book)
 
 
@@ -359,9 +360,30 @@ TROUBLES = {
         {"T0002": "1110"},
     ),
     "labels missing": (
-        {VALIDATION_TABLE: renamed_head()},
+        {VALIDATION_TABLE: renamed_head(C1="Diagnosis")},
         r"validation lacks 400 of 400 glaucoma labels \(V0001\.jpg, .*and 397 more\)",
         {"V0001": "0111", "V0002": "0111", "V0003": "0111"},
+    ),
+    "table without a column of labels": (
+        {VALIDATION_TABLE: renamed_head(C1="Diagnosis")},
+        r"Fovea_locations\.xlsx has no column Glaucoma Label.*; the official Fovea",
+        {"V0001": "0111", "V0002": "0111", "V0003": "0111"},
+    ),
+    "table without columns of foveas": (
+        {VALIDATION_TABLE: renamed_head(D1="X", E1="Y")},
+        r"Fovea_locations\.xlsx has no columns Fovea_X and Fovea_Y; the official",
+        {"V0001": "1110", "V0002": "1110", "V0003": "1110"},
+    ),
+    "table without a column of names": (
+        {VALIDATION_TABLE: renamed_head(B1="Image")},
+        r"Fovea_locations\.xlsx has no column ImgName; the official .* has the columns "
+        r"ID, ImgName, Glaucoma Label, Fovea_X, Fovea_Y\.",
+        {"V0001": "0110", "V0002": "0110", "V0003": "0110"},
+    ),
+    "table with other names": (
+        {VALIDATION_TABLE: renamed_head(B2="eye1", B3="eye2", B4="eye3")},
+        r"xlsx has no photograph of REFUGE in its column ImgName; the official",
+        {"V0001": "0110", "V0002": "0110", "V0003": "0110"},
     ),
     "table damaged": (
         {VALIDATION_TABLE: damaged_book()},
@@ -412,6 +434,30 @@ def test_what_is_missing_or_contradictory_is_said(small, tmp_path, trouble, capf
         assert has_label == labels
         if labels == "1111":
             assert_same({stem: expected}, {stem: found[stem]})
+
+
+def test_other_values_of_masks_count_as_the_nearest_with_a_warning(
+    small, tmp_path, capfd
+):
+    mask, other = (eyes()[stem].mask.copy() for stem in ("V0001", "V0002"))
+    mask[0, :3] = (192, 250, 254)
+    rim, cup = np.argwhere(other == 128)[0], np.argwhere(other == 0)[0]
+    other[tuple(rim)], other[tuple(cup)] = 100, 63
+    tree = {
+        **refuge_trees.official(),
+        V1_MASK: refuge_trees.encode(mask, "BMP"),
+        V1_MASK.replace("V0001", "V0002"): refuge_trees.encode(other, "BMP"),
+    }
+    source = refuge_trees.write(tree, tmp_path / "source")
+    # It is said of a data set that is there already as well.
+    for _ in range(2):
+        found = records(build_small(tmp_path / "data", source))
+        assert_same(records(small[1]), found)
+        assert_said(
+            r"warning: 5 pixels of masks have other values .* nearest \("
+            r"(3 in .*V0001\.bmp, )?2 in .*V0002\.bmp(, 3 in .*V0001\.bmp)?\)",
+            capfd.readouterr().err,
+        )
 
 
 def assert_said(pattern, text):
@@ -584,6 +630,13 @@ def test_misplaced_photographs_come_to_their_split(small, tmp_path, capfd):
     assert "3 files lie in a folder of another split" in capfd.readouterr().out
 
 
+@pytest.mark.parametrize("folder", ["Glaucoma/REFUGE", "normal", "n"])
+def test_folders_above_the_splits_are_no_labels(small, tmp_path, folder):
+    tree = refuge_trees.renamed(lambda path: f"{folder}/{path}")
+    source = refuge_trees.write(tree, tmp_path / "source")
+    assert_same(records(small[1]), records(build_small(tmp_path / "data", source)))
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [({"image_size": 100}, "multiple of 16"), ({"source": "nowhere"}, "not a direct")],
@@ -646,8 +699,33 @@ def test_kind_of_a_file(path, kind):
     assert filled == ({kind} if kind else set())
 
 
+FULL_DISK = """
+import resource, signal, sys
+from mtl_jax.data import refuge
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+refuge.build(sys.argv[1], sys.argv[2], image_size=32, allow_missing=True)
+"""
+
+
+def test_full_disk_is_said(small, tmp_path):
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path), str(small[0])]
+    finished = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert re.search(
+        r"UserError: .*32px cannot be written \(File too large\); make room",
+        finished.stderr,
+    )
+    assert list((tmp_path / "refuge" / "32px").iterdir()) == []
+
+
 def test_script(tmp_path):
     source = refuge_trees.write(refuge_trees.archived(), tmp_path / "source")
+    # Such as old archives leave: a name that is not text, and is to be said.
+    odd = os.path.join(os.fsencode(source), b"Validation\xff")
+    os.makedirs(odd)
+    pathlib.Path(os.fsdecode(odd), "T0001.jpg").write_bytes(eyes()["T0001"].jpeg)
     command = [
         *(sys.executable, "-m", "scripts.prepare_data", "--dataset=refuge"),
         *(f"--source={source}", f"--data_dir={tmp_path / 'data'}", "--image_size=32"),
@@ -659,8 +737,10 @@ def test_script(tmp_path):
         capture_output=True,
         text=True,
         check=False,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
     )
     assert built.returncode == 0, built.stderr
+    assert "Validation\\udcff/T0001.jpg" in built.stdout
     assert "train on it with" in built.stdout
     assert "--config.data.dataset=refuge/32px" in built.stdout
     assert "train lacks 395 of 400 photographs" in built.stderr

@@ -323,3 +323,105 @@ def test_a_network_without_some_task_makes_no_submission(glaucoma_run, tmp_path)
         predict.predict(workdir, str(tmp_path), tmp_path / "out", form="refuge")
     assert not (tmp_path / "out").exists()
     assert not (workdir / "evaluation").exists()
+
+
+def test_two_photographs_of_one_name_make_no_submission(tmp_path):
+    found = prediction(DISC, CUP, (0.0, 0.0))
+    (tmp_path / "s").mkdir()
+    with pytest.raises(
+        UserError, match=r"eye\.jpg and eye\.png would both be eye\.bmp"
+    ):
+        submission.write(tmp_path / "s", [("eye.jpg", found), ("eye.png", found)])
+
+
+def test_a_dot_in_a_name_begins_no_extension(tiny_run, tmp_path):
+    for name in ("eye.1.png", "eye.2.png"):
+        Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / name)
+    out = tmp_path / "out"
+    assert not predict.predict(tiny_run.workdir, str(tmp_path), out, form="refuge")
+    names = {path.name for path in (out / "segmentation").iterdir()}
+    assert names == {"eye.1.bmp", "eye.2.bmp"}
+    risks = read_table(
+        out / "classification_results.csv", ["FileName", "Glaucoma Risk"]
+    )
+    assert set(risks) == {"eye.1.jpg", "eye.2.jpg"}
+
+
+def test_a_folder_that_is_not_ours_is_refused_before_the_work(tiny_run, tmp_path):
+    workdir = tiny_run.copy(tmp_path / "run")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "precious.txt").touch()
+    with pytest.raises(UserError, match=r"something else .*precious\.txt"):
+        evaluate.evaluate(workdir, write_submission=tmp_path / "own")
+    assert not (workdir / "evaluation").exists()
+    assert (tmp_path / "own" / "precious.txt").exists()
+
+
+def random_mask(rng):
+    """Scattered pixels or a rectangle, on any side of the border; often nothing."""
+    kind = rng.integers(4)
+    if kind == 0:
+        return np.zeros((13, 17), np.uint8)
+    if kind == 1:
+        return (rng.random((13, 17)) < rng.random()).astype(np.uint8)
+    rows, columns = np.sort(rng.integers(0, (13, 17), (2, 2)), axis=0).T
+    return rectangle(rows, columns + (0, 1), (13, 17))
+
+
+def test_random_masks_are_scored_as_there(tmp_path):
+    """Empty ones, cups outside of the disc, and everything in between."""
+    rng = np.random.default_rng(5)
+    empty = 0
+    predictions, truths, rows = {}, {}, {}
+    for i in range(300):
+        stem = f"T{i:04d}"
+        disc, cup, true_disc, true_cup = (random_mask(rng) for _ in range(4))
+        xy, true_xy = rng.uniform(0, 13, (2, 2))
+        found = prediction(disc, cup, xy, float(rng.random()))
+        truth = {
+            "glaucoma": int(rng.integers(2)),
+            "disc": true_disc,
+            "cup": true_cup,
+            "fovea": true_xy,
+        }
+        details = {
+            "image_id": stem,
+            "native_size": disc.shape,
+            "native_fovea_xy": true_xy,
+        }
+        case = scoring.Case(
+            i, details, disc.shape, *scoring.as_one_mask(found, truth), {}
+        )
+        predictions[stem], rows[stem] = found, scoring.score_case(case)
+        truths[stem] = (grey(true_disc, true_cup), true_xy, truth["glaucoma"])
+        empty += not (cup.any() and true_cup.any())
+    assert empty > 50
+    folder = submitted(tmp_path / "s", predictions)
+    risks = read_table(
+        folder / "classification_results.csv", ["FileName", "Glaucoma Risk"]
+    )
+    foveas = read_table(
+        folder / "fovea_location_results.csv", ["ImageName", "Fovea_X", "Fovea_Y"]
+    )
+    for stem, (mask, true_xy, _) in truths.items():
+        with Image.open(folder / "segmentation" / f"{stem}.bmp") as image:
+            found = np.asarray(image)
+        row = rows[stem]
+        for name, a, b in (
+            ("dice_cup", found == 0, mask == 0),
+            ("dice_disc", found < 255, mask < 255),
+        ):
+            expected = challenge_dice(a, b)
+            # Two empty masks: not a number there, 1 here.
+            wanted = 1.0 if np.isnan(expected) else expected
+            assert row[name] == pytest.approx(wanted, abs=1e-6)
+        assert row["vcdr"] == pytest.approx(challenge_ratio(found), abs=1e-6)
+        assert row["vcdr_true"] == pytest.approx(challenge_ratio(mask), abs=1e-6)
+        distance = np.linalg.norm(foveas[f"{stem}.jpg"] - true_xy)
+        assert row["fovea_error_native"] == pytest.approx(distance, abs=1e-6)
+        assert row["probability"] == risks[f"{stem}.jpg"][0]
+    expected = roc_auc_score(
+        [label for *_, label in truths.values()],
+        [risks[f"{stem}.jpg"][0] for stem in truths],
+    )
+    assert scoring.summarize(list(rows.values()))["auc"] == pytest.approx(expected)

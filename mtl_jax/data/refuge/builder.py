@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from mtl_jax.data import building, images, schema
-from mtl_jax.data.refuge.files import Listing, list_files
+from mtl_jax.data.refuge.files import Listing, list_files, some
 from mtl_jax.data.refuge.layout import Layout, sort_files
 from mtl_jax.data.refuge.record import examine, problems_of
 from mtl_jax.data.refuge.survey import Case, survey
@@ -66,6 +66,8 @@ class Refuge(building.LocalBuilder):
                 fingerprint=config.fingerprint,
                 found=config.found,
                 problems=list(config.problems),
+                # By the mask's name: pixels whose value is not one of REFUGE's.
+                other_values={},
             ),
         )
 
@@ -90,7 +92,7 @@ class Refuge(building.LocalBuilder):
         )
         problems = self.info.metadata["problems"]
         is_empty = True
-        for case, (record, found) in zip(
+        for case, (record, found, other_values) in zip(
             cases,
             building.parallel_map(
                 examine_one, cases, f"building {split}", processes=True
@@ -98,6 +100,8 @@ class Refuge(building.LocalBuilder):
             strict=True,
         ):
             problems += found
+            if other_values:
+                self.info.metadata["other_values"][case.mask.name] = other_values
             if record is not None:
                 is_empty = False
                 yield case.stem, record
@@ -166,6 +170,9 @@ def build(
         print(metadata["found"])
     if metadata["problems"]:
         print(_report(config.source, metadata["problems"]), file=sys.stderr)
+    # Data sets of earlier versions did not count.
+    if other_values := metadata.get("other_values"):
+        print(f"warning: {_rounded(other_values)}", file=sys.stderr)
     return version_dir
 
 
@@ -229,6 +236,16 @@ def _nothing_found(source: pathlib.Path, notes: list[str]) -> str:
         "or their files."
     )
     return "\n  ".join([sentence, *notes])
+
+
+def _rounded(other_values: dict[str, int]) -> str:
+    """That masks have values which count as another one, and how many pixels."""
+    masks = some(f"{count} in {name}" for name, count in other_values.items())
+    return (
+        f"{sum(other_values.values())} pixels of masks have other values than 0 cup, "
+        f"128 rim, 255 background, and count as the nearest ({masks}); the official "
+        "masks have no others."
+    )
 
 
 def _report(source: str, problems: list[str]) -> str:

@@ -44,37 +44,71 @@ class Statement:
     sides: tuple[int, int] | None = None
 
 
-def read_table(file: SourceFile) -> tuple[list[Statement], list[str]]:
+@dataclasses.dataclass
+class Table:
+    """What a table says.
+
+    Attributes:
+      name: of its file.
+      statements: of photographs with official names.
+      problems: sentences about what is wrong with it.
+      heads: of its columns, their letters and digits; None if it is damaged.
+    """
+
+    name: str
+    statements: list[Statement] = dataclasses.field(default_factory=list)
+    problems: list[str] = dataclasses.field(default_factory=list)
+    heads: set[str] | None = dataclasses.field(default_factory=set)
+
+    def lacks(self, kind: str) -> str | None:
+        """Why a table that can be read says nothing of a kind of annotation.
+
+        Args:
+          kind: `foveas` or `glaucoma labels`.
+        """
+        if self.heads is None or self.problems:
+            return None
+        if _NAME not in self.heads:
+            return "has no column ImgName"
+        if not self.statements:
+            return "has no photograph of REFUGE in its column ImgName"
+        if kind == "foveas" and not self.heads >= set(_FOVEA):
+            return "has no columns Fovea_X and Fovea_Y"
+        if kind == "glaucoma labels" and not self.heads & set(_LABELS):
+            return "has no column Glaucoma Label, Label(Glaucoma=1) or Label"
+        return None
+
+
+def read_table(file: SourceFile) -> Table:
     """Reads a table; one without a column ImgName says nothing.
 
     Args:
       file: `.xlsx` or `.json`.
-
-    Returns:
-      What it says of photographs with official names, and sentences about what is
-      wrong with it.
     """
-    statements, problems = [], []
+    table = Table(file.name)
     try:
         contents = file.read_bytes()
         rows = _json_rows if file.suffix == ".json" else _sheet_rows
         for where, cells in rows(contents):
+            table.heads.update(cells)
             try:
                 statement = _statement(f"{file.name} {where}", cells)
             except UserError as error:
-                problems.append(str(error))
+                table.problems.append(str(error))
             else:
                 if statement is not None:
-                    statements.append(statement)
+                    table.statements.append(statement)
     except UserError as error:
-        problems.append(str(error))
+        table.heads = None
+        table.problems.append(str(error))
     # openpyxl lets out whatever zipfile, the XML parser and its own code raise.
     except Exception as error:
-        problems.append(
+        table.heads = None
+        table.problems.append(
             f"{file.name} is a damaged table ({type(error).__name__}: {error}); copy or"
             " download it again."
         )
-    return statements, problems
+    return table
 
 
 def _sheet_rows(contents: bytes) -> Iterator[tuple[str, dict[str, Any]]]:

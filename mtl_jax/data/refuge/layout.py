@@ -105,12 +105,18 @@ def sort_files(files: Iterable[SourceFile]) -> Layout:
 
 
 def folder_label(file: SourceFile) -> float | None:
-    """The glaucoma label that the folders say: 1 for glaucoma, 0 for healthy."""
+    """The glaucoma label that the folders say: 1 for glaucoma, 0 for healthy.
+
+    Folders above that of the split hold several kinds of eyes, whatever they are called
+    (`Glaucoma/REFUGE/Test400`, say).
+    """
     labels = _MASK_LABELS if _kind(file) == "mask" else _LABELS
     for part in reversed(file.parts[:-1]):
         label = labels.get(re.sub(r"[^a-z]", "", part.lower()))
         if label is not None:
             return label
+        if _split_named((part,)):
+            return None
     return None
 
 

@@ -20,6 +20,7 @@ class OfficialSplit:
       photographs: archive with the photographs.
       annotations: archive with masks and spreadsheet.
       spreadsheet: with the foveas, and the labels where the names do not say them.
+      columns: of the spreadsheet.
     """
 
     series: tuple[tuple[str, int], ...]
@@ -27,6 +28,7 @@ class OfficialSplit:
     photographs: str
     annotations: str
     spreadsheet: str
+    columns: tuple[str, ...]
 
     @property
     def stems(self) -> list[str]:
@@ -46,6 +48,7 @@ SPLITS = {
         "REFUGE-Training400.zip",
         "Annotation-Training400.zip",
         "Fovea_location.xlsx",
+        ("ID", "ImgName", "Fovea_X", "Fovea_Y"),
     ),
     "validation": OfficialSplit(
         (("V", 400),),
@@ -53,6 +56,7 @@ SPLITS = {
         "REFUGE-Validation400.zip",
         "REFUGE-Validation400-GT.zip",
         "Fovea_locations.xlsx",
+        ("ID", "ImgName", "Glaucoma Label", "Fovea_X", "Fovea_Y"),
     ),
     "test": OfficialSplit(
         (("T", 400),),
@@ -60,6 +64,7 @@ SPLITS = {
         "REFUGE-Test400.zip",
         "REFUGE-Test-GT.zip",
         "Glaucoma_label_and_Fovea_location.xlsx",
+        ("ID", "ImgName", "Label(Glaucoma=1)", "Fovea_X", "Fovea_Y"),
     ),
 }
 

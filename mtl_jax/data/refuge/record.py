@@ -1,6 +1,6 @@
 """From the files of one REFUGE photograph to its record, or what is wrong with them."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,7 +10,26 @@ from mtl_jax.data.refuge.survey import Case
 from mtl_jax.errors import UserError
 
 
-def examine(case: Case, image_size: int) -> tuple[dict[str, Any] | None, list[str]]:
+class Decoded(NamedTuple):
+    """What the files of one photograph hold.
+
+    Attributes:
+      photograph: uint8 [H, W, 3], or None.
+      annotations: `disc_mask`, `cup_mask` (uint8 [H, W]) and `fovea_xy` (native pixels)
+        or None in their place.
+      problems: sentences about what is wrong.
+      other_values: pixels of the mask whose value is not one of REFUGE's.
+    """
+
+    photograph: np.ndarray | None
+    annotations: dict[str, np.ndarray | None]
+    problems: list[str]
+    other_values: int = 0
+
+
+def examine(
+    case: Case, image_size: int
+) -> tuple[dict[str, Any] | None, list[str], int]:
     """Makes the record of one photograph.
 
     Args:
@@ -19,12 +38,13 @@ def examine(case: Case, image_size: int) -> tuple[dict[str, Any] | None, list[st
 
     Returns:
       The record, see `schema.encode_record`, or None if the photograph cannot be read;
-      and sentences about what is wrong. What is wrong with an annotation makes it
-      absent.
+      sentences about what is wrong (what is wrong with an annotation makes it absent);
+      and how many pixels of the mask have a value that is not one of REFUGE's, and
+      count as the nearest.
     """
-    photograph, annotations, problems = read_case(case)
+    photograph, annotations, problems, other_values = read_case(case)
     if photograph is None:
-        return None, problems
+        return None, problems, other_values
     record = schema.encode_record(
         case.stem,
         photograph,
@@ -35,42 +55,35 @@ def examine(case: Case, image_size: int) -> tuple[dict[str, Any] | None, list[st
         # As the challenge calls it, whatever this copy of the file is called.
         file_name=f"{case.stem}.jpg",
     )
-    return record, problems
+    return record, problems, other_values
 
 
-def read_case(
-    case: Case,
-) -> tuple[np.ndarray | None, dict[str, np.ndarray | None], list[str]]:
-    """Decodes the files of one photograph.
-
-    Returns:
-      The photograph, uint8 [H, W, 3], or None; `disc_mask`, `cup_mask` (uint8 [H, W])
-      and `fovea_xy` (native pixels) or None in their place; sentences about what is
-      wrong.
-    """
+def read_case(case: Case) -> Decoded:
+    """Decodes the files of one photograph."""
     absent = {"disc_mask": None, "cup_mask": None, "fovea_xy": None}
     try:
         photograph = images.read_photograph(
             case.photograph.name, case.photograph.read_bytes()
         )
     except UserError as error:
-        return None, absent, [str(error)]
+        return Decoded(None, absent, [str(error)])
     size = photograph.shape[:2]
     fovea_xy, problems = _fovea(case, size)
     annotations = {**absent, "fovea_xy": fovea_xy}
+    other_values = 0
     if case.mask is not None:
         try:
-            disc_mask, cup_mask = _disc_and_cup(case, size)
+            disc_mask, cup_mask, other_values = _disc_and_cup(case, size)
         except UserError as error:
             problems.append(str(error))
         else:
             annotations |= {"disc_mask": disc_mask, "cup_mask": cup_mask}
-    return photograph, annotations, problems
+    return Decoded(photograph, annotations, problems, other_values)
 
 
 def problems_of(case: Case) -> list[str]:
     """What is wrong with the files of one photograph."""
-    return read_case(case)[2]
+    return read_case(case).problems
 
 
 def _fovea(case: Case, size: tuple[int, int]) -> tuple[np.ndarray | None, list[str]]:
@@ -94,8 +107,13 @@ def _fovea(case: Case, size: tuple[int, int]) -> tuple[np.ndarray | None, list[s
     return np.array(case.fovea_xy), []
 
 
-def _disc_and_cup(case: Case, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def _disc_and_cup(
+    case: Case, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, int]:
     """Optic disc and cup of a photograph of this (height, width).
+
+    Returns:
+      Both masks, and the number of pixels with another value than REFUGE's.
 
     Raises:
       UserError: if the mask cannot be read or does not fit.
@@ -114,4 +132,4 @@ def _disc_and_cup(case: Case, size: tuple[int, int]) -> tuple[np.ndarray, np.nda
             f"{amount} pixel of {case.mask.name} is inside the optic disc; the "
             "official masks have the values 0 cup, 128 rim, 255 background."
         )
-    return disc_mask, cup_mask
+    return disc_mask, cup_mask, images.count_other_values(grey)

@@ -12,7 +12,7 @@ import numpy as np
 
 from mtl_jax.data import building, images
 from mtl_jax.data.refuge.files import SourceFile, some
-from mtl_jax.data.refuge.labels import Statement, read_table
+from mtl_jax.data.refuge.labels import Statement, Table, read_table
 from mtl_jax.data.refuge.layout import Layout, folder_label
 from mtl_jax.data.refuge.official import GLAUCOMA, SPLITS, label_of, split_of
 from mtl_jax.errors import UserError
@@ -68,11 +68,9 @@ def survey(layout: Layout) -> Survey:
     Where sources contradict each other, the annotation, or the photograph itself, is
     absent and the contradiction among the problems.
     """
-    statements, problems = [], []
-    for table in layout.tables:
-        said, wrong = read_table(table)
-        statements += said
-        problems += wrong
+    tables = [read_table(file) for file in layout.tables]
+    statements = [statement for table in tables for statement in table.statements]
+    problems = [problem for table in tables for problem in table.problems]
     photographs, contradictions = _resolve(layout.photographs, images.read_photograph)
     masks, others = _resolve(layout.masks, _structures)
     contradictions += others
@@ -88,6 +86,7 @@ def survey(layout: Layout) -> Survey:
         "foveas": foveas,
     }
     problems += _missing(there)
+    problems += _without_columns(tables, there)
     problems += contradictions
     stems = [stem for split in SPLITS.values() for stem in split.stems]
     cases = [
@@ -242,6 +241,33 @@ def _missing(there: Mapping[str, Mapping[str, object]]) -> list[str]:
                     f"({some(absent)}); the official {official[kind]}."
                 )
     return problems
+
+
+def _without_columns(
+    tables: Iterable[Table], there: Mapping[str, Mapping[str, object]]
+) -> list[str]:
+    """A sentence for each table that may be why a split has none of its annotations.
+
+    A table that has nothing to do with REFUGE is nobody's concern as long as the others
+    say what is wanted.
+    """
+    problems: dict[str, str] = {}
+    for name, split in SPLITS.items():
+        stems = set(split.stems)
+        if not stems & there["photographs"].keys():
+            continue
+        for kind in ("foveas", "glaucoma labels"):
+            if stems & there[kind].keys():
+                continue
+            for table in tables:
+                reason = table.lacks(kind)
+                if reason and {split_of(s.stem) for s in table.statements} <= {name}:
+                    problems.setdefault(
+                        table.name,
+                        f"{table.name} {reason}; the official {split.spreadsheet} has "
+                        f"the columns {', '.join(split.columns)}.",
+                    )
+    return list(problems.values())
 
 
 def _found(there: Mapping[str, Mapping[str, object]]) -> str:
