@@ -1,6 +1,7 @@
 """Writing files so that what stands under its final name is whole."""
 
 import contextlib
+import fnmatch
 import json
 import os
 import pathlib
@@ -32,11 +33,14 @@ def check_replaceable(path: pathlib.Path, contents: Collection[str]) -> None:
       UserError: if `path` holds something else.
     """
     path = path.expanduser().resolve()
-    if path.exists():
-        names = {p.name for p in path.iterdir()} if path.is_dir() else {path.name}
-        if foreign := sorted(names - set(contents)):
+    if not path.exists():
+        return
+    there = [path] if not path.is_dir() else [p for p in path.rglob("*") if p.is_file()]
+    for file in sorted(there):
+        name = file.relative_to(path).as_posix()
+        if not any(fnmatch.fnmatch(name, pattern) for pattern in contents):
             raise UserError(
-                f"{path} holds something else than earlier output ({foreign[0]}); name "
+                f"{path} holds something else than earlier output ({file.name}); name "
                 "another place for the output."
             )
 
@@ -49,8 +53,8 @@ def whole_directory(
 
     Args:
       path: of the directory. One that is there already is replaced.
-      contents: names of all that is going to be in it. A directory that holds anything
-        else is somebody's own and is not touched.
+      contents: patterns such as `masks/*.png` of all files that are going to be in it.
+        A directory that holds another file is somebody's own and is not touched.
 
     Yields:
       The directory to write to.

@@ -95,3 +95,14 @@ def test_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="cannot be written.*another place"):
         fill(tmp_path / "file" / "out", "x")
+
+
+def test_somebody_elses_file_in_a_folder_of_ours_is_refused(tmp_path):
+    (tmp_path / "out" / "masks").mkdir(parents=True)
+    (tmp_path / "out" / "masks" / "a.png").touch()
+    patterns = ("masks/*.png",)
+    files.check_replaceable(tmp_path / "out", patterns)
+    (tmp_path / "out" / "masks" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"something else.*notes\.txt"):
+        files.check_replaceable(tmp_path / "out", patterns)
+    assert (tmp_path / "out" / "masks" / "notes.txt").read_text() == "mine"

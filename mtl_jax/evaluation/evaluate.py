@@ -10,7 +10,7 @@ from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import pictures, scoring, submission, trained
 
-CONTENTS = ("metrics.json", "per_image.csv", "roc.png", "overlays")
+CONTENTS = ("metrics.json", "per_image.csv", "roc.png", "overlays/*.png")
 
 
 def evaluate(

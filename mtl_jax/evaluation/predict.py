@@ -17,7 +17,7 @@ from mtl_jax.evaluation import postprocess, submission, trained
 from mtl_jax.evaluation.pictures import draw_prediction
 from mtl_jax.evaluation.prediction import Prediction, grey_mask, interpret
 
-CONTENTS = ("predictions.csv", "masks", "overlays")
+CONTENTS = ("predictions.csv", "masks/*.png", "overlays/*.png")
 
 COLUMNS = (
     "image",

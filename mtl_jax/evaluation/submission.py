@@ -21,7 +21,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.evaluation.prediction import Prediction, grey_mask
 
 CONTENTS = (
-    "segmentation",
+    "segmentation/*.bmp",
     "classification_results.csv",
     "fovea_location_results.csv",
 )

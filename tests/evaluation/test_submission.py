@@ -296,7 +296,11 @@ def test_prediction_in_the_challenges_format(tiny_run, evaluated, tmp_path):
         form="refuge",
     )
     assert not failures
-    assert {p.name for p in (tmp_path / "out").iterdir()} == set(submission.CONTENTS)
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "segmentation",
+        "classification_results.csv",
+        "fovea_location_results.csv",
+    }
     for name, header in (
         ("classification_results", ["FileName", "Glaucoma Risk"]),
         ("fovea_location_results", ["ImageName", "Fovea_X", "Fovea_Y"]),
