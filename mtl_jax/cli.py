@@ -5,7 +5,7 @@ import logging as standard_logging
 import pathlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from absl import app, flags, logging
@@ -106,3 +106,16 @@ def whole_numbers(flag: flags.FlagHolder) -> list[int]:
         raise UserError(
             f"--{flag.name}={','.join(flag.value)} must be whole numbers."
         ) from None
+
+
+def check_list(flag: flags.FlagHolder, choices: Collection[str]) -> None:
+    """Refuses a comma-separated list flag with anything but `choices`.
+
+    Raises:
+      UserError: naming what it may hold.
+    """
+    for value in flag.value:
+        if value not in choices:
+            raise UserError(
+                f"--{flag.name} has {value!r}; choose from {', '.join(choices)}."
+            )

@@ -1,42 +1,58 @@
-"""Times training steps: [--compare=loop|backward|methods] [--image_size=64]."""
+"""Times training steps: [--methods=vanilla,independent] [--image_sizes=64] ....
+
+Every combination of the lists is measured; see mtl_jax/experiments/benchmark.py.
+"""
+
+import itertools
+import pathlib
 
 from absl import flags
 
 from mtl_jax import cli
 
-COMPARE = flags.DEFINE_enum(
-    "compare",
-    "loop",
-    ["loop", "backward", "methods"],
-    "MTL-IO as a scan and a loop; backward passes in a scan and a vmap; all methods.",
+METHODS = flags.DEFINE_list(
+    "methods",
+    [
+        "vanilla",
+        "independent",
+        "alternating",
+        "random_grouping",
+        "pcgrad",
+        "gradnorm",
+        "per_task",
+    ],
+    "Also: independent_unrolled, pcgrad_vmap.",
 )
-ENCODER = flags.DEFINE_enum("encoder", "vgg13", ["vgg13", "vgg16"], "Of the network.")
+ENCODERS = flags.DEFINE_list("encoders", ["vgg13"], "vgg13, vgg16.")
 WIDTH = flags.DEFINE_float("width", 1.0, "Multiplier of the channels.")
-IMAGE_SIZE = flags.DEFINE_integer("image_size", 64, "Pixels a side.")
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Images in a batch.")
+IMAGE_SIZES = flags.DEFINE_list("image_sizes", ["64"], "Pixels a side.")
+BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["8"], "Images in a batch.")
+DTYPES = flags.DEFINE_list("dtypes", ["float32"], "float32, bfloat16.")
 STEPS = flags.DEFINE_integer("steps", 3, "Timed steps in each of three rounds.")
+OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
 
 
 def main() -> None:
-    """Prints compile and step times, and their ratios."""
+    """Prints a table and writes the results."""
+    from mtl_jax import files
     from mtl_jax.experiments import benchmark
+    from mtl_jax.models import vgg
 
-    results = benchmark.compare(
-        COMPARE.value,
-        ENCODER.value,
-        WIDTH.value,
-        IMAGE_SIZE.value,
-        BATCH_SIZE.value,
-        STEPS.value,
-    )
-    first = next(iter(results))
-    for name, times in results.items():
-        ratio = results[first]["step_seconds"] / times["step_seconds"]
-        print(
-            f"{name}: {times['step_seconds']:.3f} s a step, "
-            f"{times['compile_seconds']:.1f} s to compile and run the first; "
-            f"{first} / {name}: {ratio:.3f}"
-        )
+    cli.check_list(METHODS, benchmark.METHODS)
+    cli.check_list(ENCODERS, vgg.DEPTHS)
+    cli.check_list(DTYPES, ["float32", "bfloat16"])
+    results = []
+    for encoder, size, batch, dtype in itertools.product(
+        ENCODERS.value,
+        cli.whole_numbers(IMAGE_SIZES),
+        cli.whole_numbers(BATCH_SIZES),
+        DTYPES.value,
+    ):
+        setting = benchmark.Setting(encoder, WIDTH.value, size, batch, dtype)
+        results += benchmark.measure(setting, METHODS.value, STEPS.value)
+        if OUTPUT.value:
+            files.write_json(pathlib.Path(OUTPUT.value), results)
+    print(benchmark.table(results))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
-"""What training steps cost beside each other."""
+"""What a training step costs: time, and how near that is to what it must cost.
 
+Needs JAX, Flax, optax and absl alone, so that it runs on a bare accelerator machine.
+"""
+
+import dataclasses
 import statistics
 import time
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,46 +23,135 @@ from mtl_jax.training.state import TrainState
 
 ROUNDS = 3
 
-Comparison = Literal["loop", "backward", "methods"]
+KEY = jax.random.PRNGKey(1)
+
+# Side of the matrices whose product is timed; accelerators need larger ones.
+MATRIX = {"cpu": 2048}
+LARGE_MATRIX = 8192
 
 
-def compare(
-    comparison: Comparison,
-    encoder: str,
-    width: float,
-    image_size: int,
-    batch_size: int,
-    num_steps: int,
-) -> dict[str, dict[str, float]]:
-    """Times several training steps in one process.
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What is timed.
 
-    They take turns, so that what else the machine does meets all of them.
-
-    Args:
-      comparison: `loop`, MTL-IO as a scan over tasks and as an unrolled loop;
-        `backward`, joint steps with their backward passes in a scan and in a vmap;
-        `methods`, a step of each method.
+    Attributes:
       encoder: of the network.
       width: multiplier of its channels.
       image_size: pixels a side.
       batch_size: images in a batch.
+      dtype: of the computation, float32 or bfloat16.
+    """
+
+    encoder: str
+    width: float
+    image_size: int
+    batch_size: int
+    dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A way to step.
+
+    Attributes:
+      create: makes step and optimizer, given network and tasks.
+      floor: forward passes' worth of arithmetic that its passes make, given what a
+        forward pass costs along each task's route and along that of all tasks; a
+        backward pass costs two forward ones.
+    """
+
+    create: Callable[..., tuple[steps.TrainStep, steps.Optimizer]]
+    floor: Callable[[Sequence[float], float], float]
+
+
+def _trained_by(optimizer: Callable[[Any, int], steps.Optimizer], **options: Any):
+    def create(model, tasks):
+        tx = optimizer(optax.adam(1e-4), len(tasks))
+        return steps.train_step(model, tasks, tx, **options), tx
+
+    return create
+
+
+def _unrolled(model, tasks):
+    tx = optax.adam(1e-4)
+    return _unrolled_step(model, tasks, tx), optim.independent(tx, len(tasks))
+
+
+def _task_by_task(routes, whole):
+    return 3 * sum(routes)
+
+
+def _one_forward(routes, whole):
+    return (1 + 2 * len(routes)) * whole
+
+
+METHODS = {
+    "vanilla": Method(
+        _trained_by(lambda tx, n: optim.random_grouping(tx, 1, KEY)),
+        lambda routes, whole: 3 * whole,
+    ),
+    "independent": Method(_trained_by(optim.independent), _task_by_task),
+    "alternating": Method(
+        _trained_by(lambda tx, n: optim.alternating(tx)), _task_by_task
+    ),
+    "random_grouping": Method(
+        _trained_by(lambda tx, n: optim.random_grouping(tx, 2, KEY)),
+        lambda routes, whole: 6 * whole,
+    ),
+    "pcgrad": Method(
+        _trained_by(lambda tx, n: optax.chain(optim.pcgrad(KEY), tx)), _one_forward
+    ),
+    "gradnorm": Method(
+        _trained_by(lambda tx, n: optax.chain(optim.gradnorm(n), tx)), _one_forward
+    ),
+    "per_task": Method(_trained_by(optim.per_task), _one_forward),
+    # Beside those of the config, to see what the form of the program brings.
+    "independent_unrolled": Method(_unrolled, _task_by_task),
+    "pcgrad_vmap": Method(
+        _trained_by(lambda tx, n: optax.chain(optim.pcgrad(KEY), tx), backward="vmap"),
+        _one_forward,
+    ),
+}
+
+
+def measure(
+    setting: Setting, methods: Sequence[str], num_steps: int
+) -> list[dict[str, Any]]:
+    """Times steps of several methods in one process.
+
+    They take turns, so that what else the machine does meets all of them.
+
+    Args:
+      setting: of all of them.
+      methods: some of `METHODS`.
       num_steps: timed steps of each, in each of `ROUNDS` rounds.
 
     Returns:
-      `compile_seconds` (with the first step) and `step_seconds` (median) of each.
+      For each method: the setting, `parameters`, `compile_seconds` (the first step),
+      `step_seconds` (median), `step_seconds_quartiles`, `images_per_second`,
+      `time_over_vanilla` (None without vanilla), `floor_over_vanilla`,
+      `flops_per_second` of the passes' convolutions and products, and
+      `share_of_matmul`, that beside a large matrix product in the same process.
     """
-    model = MultiTaskUNet(encoder=encoder, width=width)
-    candidates = {"loop": _loop, "backward": _backward, "methods": _methods}
-    batch = _random_batch(batch_size, image_size)
-    programs, states, results = {}, {}, {}
-    for name, (step, optimizer) in candidates[comparison](model).items():
+    model = MultiTaskUNet(
+        encoder=setting.encoder,
+        width=setting.width,
+        dtype=jnp.dtype(setting.dtype),
+    )
+    tasks = tasks_lib.build()
+    batch = _random_batch(setting.batch_size, setting.image_size)
+    routes, whole = _forward_flops(model, tasks, batch["image"])
+    programs, states, compile_seconds = {}, {}, {}
+    for name in methods:
+        step, optimizer = METHODS[name].create(model, tasks)
         programs[name] = jax.jit(step, donate_argnums=0)
         state = steps.create_train_state(model, optimizer, jax.random.key(0))
+        parameters = sum(x.size for x in jax.tree.leaves(state.params))
         start = time.perf_counter()
         states[name], metrics = programs[name](state, batch)
         jax.block_until_ready(metrics)
-        results[name] = {"compile_seconds": time.perf_counter() - start}
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
+        compile_seconds[name] = time.perf_counter() - start
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
     for _ in range(ROUNDS):
         for name, program in programs.items():
             for _ in range(num_steps):
@@ -66,48 +159,102 @@ def compare(
                 states[name], metrics = program(states[name], batch)
                 jax.block_until_ready(metrics)
                 seconds[name].append(time.perf_counter() - start)
+    matmul = _matmul_flops_per_second(jnp.dtype(setting.dtype))
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    results = []
     for name, times in seconds.items():
-        results[name]["step_seconds"] = statistics.median(times)
+        floor = METHODS[name].floor(routes, whole)
+        speed = floor / medians[name]
+        vanilla = medians.get("vanilla")
+        results.append(
+            {
+                "method": name,
+                **dataclasses.asdict(setting),
+                "device": jax.devices()[0].device_kind,
+                "parameters": parameters,
+                "compile_seconds": compile_seconds[name],
+                "step_seconds": medians[name],
+                "step_seconds_quartiles": np.quantile(times, [0.25, 0.75]).tolist(),
+                "images_per_second": setting.batch_size / medians[name],
+                "time_over_vanilla": vanilla and medians[name] / vanilla,
+                "floor_over_vanilla": floor / (3 * whole),
+                "flops_per_second": speed,
+                "share_of_matmul": speed / matmul,
+            }
+        )
     return results
 
 
-_Candidates = dict[str, tuple[steps.TrainStep, steps.Optimizer]]
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """The results as Markdown."""
+    lines = [
+        "| method | encoder | pixels | batch | dtype | #P | compile s | step s "
+        "(quartiles) | images/s | over vanilla | floor | GFLOP/s | of matmul |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in results:
+        low, high = row["step_seconds_quartiles"]
+        over = row["time_over_vanilla"]
+        over = "-" if over is None else f"{over:.2f}"
+        lines.append(
+            f"| {row['method']} | {row['encoder']} x {row['width']:g} "
+            f"| {row['image_size']} | {row['batch_size']} | {row['dtype']} "
+            f"| {row['parameters']:,} | {row['compile_seconds']:.1f} "
+            f"| {row['step_seconds']:.3f} ({low:.3f}-{high:.3f}) "
+            f"| {row['images_per_second']:.1f} | {over} "
+            f"| {row['floor_over_vanilla']:.2f} | {row['flops_per_second'] / 1e9:.0f} "
+            f"| {row['share_of_matmul']:.0%} |"
+        )
+    return "\n".join(lines)
 
 
-def _loop(model: nn.Module) -> _Candidates:
-    tasks, tx = tasks_lib.build(), optax.adam(1e-4)
-    optimizer = optim.independent(tx, len(tasks))
-    return {
-        "scan": (steps.sequential_step(model, tasks, optimizer), optimizer),
-        "loop": (_unrolled_step(model, tasks, tx), optimizer),
-    }
+def _forward_flops(
+    model: nn.Module, tasks: Sequence[tasks_lib.Task], images: np.ndarray
+) -> tuple[list[float], float]:
+    """Arithmetic of a forward pass of the batch for each task, and for all together."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images.astype(np.float32))
+
+    def count(heads):
+        jaxpr = jax.make_jaxpr(lambda v, x: model.apply(v, x, heads=heads))(
+            shapes, images.astype(np.float32)
+        )
+        return _flops(jaxpr.jaxpr)
+
+    names = [task.name for task in tasks]
+    return [count([name]) for name in names], count(names)
 
 
-def _backward(model: nn.Module) -> _Candidates:
-    tasks = tasks_lib.build()
-    tx = optax.chain(optim.weighted_sum(), optax.adam(1e-4))
-    return {
-        name: (steps.joint_step(model, tasks, tx, backward=name), tx)
-        for name in ("scan", "vmap")
-    }
+def _flops(jaxpr: Any) -> float:
+    """Multiplications and additions of a program's convolutions and products."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "conv_general_dilated":
+            kernel = equation.invars[1].aval
+            total += 2 * equation.outvars[0].aval.size * kernel.size / kernel.shape[-1]
+        elif equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval
+            depth = np.prod([left.shape[axis] for axis in contracted])
+            total += 2 * equation.outvars[0].aval.size * depth
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                total += _flops(inner)
+    return float(total)
 
 
-def _methods(model: nn.Module) -> _Candidates:
-    tasks, tx = tasks_lib.build(), optax.adam(1e-4)
-    count, key = len(tasks), jax.random.key(1)
-    optimizers = {
-        "independent": optim.independent(tx, count),
-        "alternating": optim.alternating(tx),
-        "random_grouping, 2 groups": optim.random_grouping(tx, 2, key),
-        "vanilla": optim.random_grouping(tx, 1, key),
-        "pcgrad": optax.chain(optim.pcgrad(key), tx),
-        "gradnorm": optax.chain(optim.gradnorm(count), tx),
-        "per_task": optim.per_task(tx, count),
-    }
-    return {
-        name: (steps.train_step(model, tasks, optimizer), optimizer)
-        for name, optimizer in optimizers.items()
-    }
+def _matmul_flops_per_second(dtype: Any) -> float:
+    """How fast this device multiplies large matrices."""
+    side = MATRIX.get(jax.default_backend(), LARGE_MATRIX)
+    matrix = jnp.ones((side, side), dtype)
+    multiply = jax.jit(jnp.matmul)
+    multiply(matrix, matrix).block_until_ready()
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        multiply(matrix, matrix).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * side**3 / statistics.median(seconds)
 
 
 def _unrolled_step(

@@ -1,0 +1,81 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from mtl_jax import tasks
+from mtl_jax.experiments import benchmark
+from mtl_jax.models import MultiTaskUNet
+
+
+def test_arithmetic_of_a_convolution_and_a_product():
+    """Also where they stand inside a jit, and 1x1 as a product."""
+
+    def program(x, kernel, weights):
+        y = lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return jax.jit(lambda y: y @ weights)(y)
+
+    jaxpr = jax.make_jaxpr(program)(
+        jnp.zeros((2, 6, 5, 3)), jnp.zeros((3, 3, 3, 4)), jnp.zeros((4, 7))
+    )
+    convolution = 2 * (2 * 6 * 5 * 4) * (3 * 3 * 3)
+    product = 2 * (2 * 6 * 5 * 7) * 4
+    assert benchmark._flops(jaxpr.jaxpr) == convolution + product
+
+
+def test_arithmetic_of_the_network():
+    """By hand: VGG-13's convolutions at 256 x 256, two operations a weight and pixel."""
+    images = np.zeros((1, 256, 256, 3), np.uint8)
+    routes, whole = benchmark._forward_flops(
+        MultiTaskUNet(encoder="vgg13"), tasks.build(), images
+    )
+    pairs = [(3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256)]
+    pairs += [(256, 512), (512, 512), (512, 512), (512, 512)]
+    encoder = sum(
+        2 * 9 * a * b * (256 >> (i // 2)) ** 2 for i, (a, b) in enumerate(pairs)
+    )
+    assert routes[0] == pytest.approx(encoder, rel=1e-5)
+    stages = [(1024, 512, 256), (512, 256, 128), (256, 128, 64), (128, 64, 64)]
+    decoder = sum(
+        2 * 9 * (a * b + b * c) * (32 << i) ** 2 for i, (a, b, c) in enumerate(stages)
+    )
+    # Upsampling and the 1x1 convolutions come on top.
+    assert encoder + decoder < whole < 1.04 * (encoder + decoder)
+    assert routes[1:] == [pytest.approx(whole, rel=1e-4)] * 3
+
+
+def test_floors():
+    routes, whole = [1.0, 3.0, 3.0, 3.0], 3.0
+    floors = {
+        name: method.floor(routes, whole) for name, method in benchmark.METHODS.items()
+    }
+    assert floors == {
+        "vanilla": 9,
+        "independent": 30,
+        "alternating": 30,
+        "random_grouping": 18,
+        "pcgrad": 27,
+        "gradnorm": 27,
+        "per_task": 27,
+        "independent_unrolled": 30,
+        "pcgrad_vmap": 27,
+    }
+
+
+def test_a_measurement_and_its_table(monkeypatch):
+    monkeypatch.setitem(benchmark.MATRIX, "cpu", 256)
+    setting = benchmark.Setting("vgg13", 1 / 16, 32, 2, "float32")
+    (row,) = benchmark.measure(setting, ["vanilla"], num_steps=1)
+    assert row["parameters"] == 68376
+    assert row["time_over_vanilla"] == row["floor_over_vanilla"] == 1
+    low, high = row["step_seconds_quartiles"]
+    assert 0 < low <= row["step_seconds"] <= high
+    assert row["images_per_second"] == pytest.approx(2 / row["step_seconds"])
+    assert row["flops_per_second"] > 0
+    assert row["share_of_matmul"] > 0
+    header, rule, line = benchmark.table([row]).splitlines()
+    assert header.count("|") == rule.count("|") == line.count("|")
+    assert "| vanilla | vgg13 x 0.0625 | 32 | 2 | float32 | 68,376 |" in line
