@@ -27,7 +27,7 @@ def test_arithmetic_of_a_convolution_and_a_product():
 
 
 def test_arithmetic_of_the_network():
-    """By hand: VGG-13's convolutions at 256 x 256, two operations a weight and pixel."""
+    """By hand: VGG-13 at 256 x 256, two operations for each weight and pixel."""
     images = np.zeros((1, 256, 256, 3), np.uint8)
     routes, whole = benchmark._forward_flops(
         MultiTaskUNet(encoder="vgg13"), tasks.build(), images
