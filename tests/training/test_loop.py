@@ -21,6 +21,7 @@ from mtl_jax.evaluation import evaluate, trained
 from mtl_jax.training import loop
 from mtl_jax.training import step as steps
 from mtl_jax.training.checkpoints import Checkpoints
+from mtl_jax.training.watch import Watch
 
 pytest_plugins = ("training_fixtures",)
 
@@ -92,7 +93,7 @@ def test_metrics_of_a_run(tiny_run):
 
 def test_summary_of_an_epoch(tmp_path):
     """The losses of a task are averaged over the steps that had labels of it."""
-    watch = loop._Watch(tasks.build(), Checkpoints(tmp_path))
+    watch = Watch(tasks.build(), Checkpoints(tmp_path))
     for step, (loss, labels) in enumerate(
         [([1, 2, 0, 9], [4, 4, 0, 1]), ([2, 4, 0, 0], [4, 4, 0, 0])], start=1
     ):
@@ -108,7 +109,7 @@ def test_summary_of_an_epoch(tmp_path):
 
 @pytest.mark.parametrize("loss", [np.nan, np.inf, -np.inf])
 def test_the_task_of_a_loss_that_is_not_finite_is_named(tmp_path, loss):
-    watch = loop._Watch(tasks.build(), Checkpoints(tmp_path))
+    watch = Watch(tasks.build(), Checkpoints(tmp_path))
     losses = jnp.array([[0.5, 0.5, loss, 0.5]])
     watch.add(8, {"loss": losses, "num_labels": jnp.array([[4, 4, 4, 4]])})
     with pytest.raises(UserError, match=f"The cup loss of step 8 is {loss};.*: none"):
@@ -118,17 +119,17 @@ def test_the_task_of_a_loss_that_is_not_finite_is_named(tmp_path, loss):
 KILLED_RUN = """
 import os, pathlib, signal, sys, time
 from mtl_jax import configuration
-from mtl_jax.training import loop
+from mtl_jax.training import loop, watch
 config = configuration.from_json(pathlib.Path(sys.argv[1]).read_text())
 workdir = pathlib.Path(sys.argv[2])
-whole = loop._Watch.add
-def add(watch, step, metrics):
+whole = watch.Watch.add
+def add(self, step, metrics):
     if step == 38:
         while not (workdir / "checkpoints/36").exists():
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGKILL)
-    whole(watch, step, metrics)
-loop._Watch.add = add
+    whole(self, step, metrics)
+watch.Watch.add = add
 loop.train(config, workdir)
 """
 

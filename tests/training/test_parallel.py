@@ -156,17 +156,16 @@ def train_on_all_devices():
 
 
 def method_losses(axis_name):
-    """Three steps of every other method by a small network: losses and states."""
+    """Three steps of one method of each other kind by a small network.
+
+    A sequential one of groups, and a joint one that needs all of the gradients.
+    """
     model = SmallNetwork(dropout=0.3, axis_name=axis_name)
-    key, count = jax.random.key(5), len(tasks.NAMES)
+    key = jax.random.key(5)
     sgd = optax.sgd(3e-2, momentum=0.9)
     methods = {
-        "alternating": optim.alternating(sgd),
         "random_grouping": optim.random_grouping(sgd, 2, key),
-        "vanilla": optim.random_grouping(sgd, 1, key),
-        "pcgrad": optax.chain(optim.pcgrad(key), sgd),
-        "gradnorm": optax.chain(optim.gradnorm(count), sgd),
-        "per_task": optim.per_task(sgd, count),
+        "gradnorm": optax.chain(optim.gradnorm(len(tasks.NAMES)), sgd),
     }
     found = {}
     for name, optimizer in methods.items():
@@ -270,11 +269,8 @@ def test_the_trained_network_has_the_logits_of_one_device(runs):
     assert np.std(runs.one["logits"]["disc"]) > 1e-3
 
 
-@pytest.mark.parametrize(
-    "method",
-    ["alternating", "random_grouping", "vanilla", "pcgrad", "gradnorm", "per_task"],
-)
-def test_every_method_has_the_losses_of_one_device(runs, method):
+@pytest.mark.parametrize("method", ["random_grouping", "gradnorm"])
+def test_other_methods_have_the_losses_of_one_device(runs, method):
     for step, (four, one) in enumerate(
         zip(runs.four["methods"][method], runs.methods[method], strict=True)
     ):

@@ -12,6 +12,7 @@ from mtl_jax import optim, tasks
 from mtl_jax.models import MultiTaskUNet
 from mtl_jax.training import step as steps
 from mtl_jax.training.augment import Augmentation
+from mtl_jax.training.gradients import task_gradients
 from mtl_jax.training.state import TrainState
 
 NAMES = tasks.NAMES
@@ -268,7 +269,7 @@ def test_networks_without_running_averages_train(norm, random_variables, tiny_ba
 
 def gradients_of(model, batch, chosen=NAMES):
     unit = {**batch, "image": steps.as_unit_range(batch["image"])}
-    gradients = steps._task_gradient(
+    gradients = task_gradients(
         model, tasks.build(chosen), unit, jax.random.key(0), None
     )
     return gradients._replace(
