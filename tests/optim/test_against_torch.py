@@ -38,10 +38,6 @@ RULES = {
         lambda: optax.adam(0.1),
         lambda params: torch.optim.Adam(params, lr=0.1),
     ),
-    "adamw": (
-        lambda: optax.adamw(0.05, weight_decay=0.1),
-        lambda params: torch.optim.AdamW(params, lr=0.05, weight_decay=0.1),
-    ),
     "sgd momentum": (
         lambda: optax.sgd(0.02, momentum=0.9),
         lambda params: torch.optim.SGD(params, lr=0.02, momentum=0.9),
