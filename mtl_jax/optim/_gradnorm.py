@@ -14,6 +14,11 @@ from mtl_jax.optim import _task_axis
 # whatever the gradient's, so that a weight near zero would be stepped across it.
 _SMALLEST_WEIGHT = 1e-3
 
+# The weights' Adam is given its gradients, and its epsilon, times this. Its steps are
+# the same to the bit, and squares of norms up to 1e25 have a float32. Not less, or
+# squares would be lost that count beside epsilon.
+_ADAM_SCALE = 2.0**-20
+
 
 class GradNormState(NamedTuple):
     """State of `gradnorm`.
@@ -22,7 +27,8 @@ class GradNormState(NamedTuple):
       weights: [N] float32, positive, of sum N; those of the next step.
       initial_losses: [N] float32, each task's first positive loss while it was active;
         0 before that.
-      opt_state: N states of Adam, one for each weight, stacked.
+      opt_state: N states of Adam, one for each weight, stacked. Adam is given 2^-20 of
+        the gradients and of its epsilon, which makes the same steps of larger norms.
     """
 
     weights: jax.Array
@@ -96,7 +102,7 @@ def gradnorm(
       Chen et al., `GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep
       Multitask Networks <https://arxiv.org/abs/1711.02257>`_, ICML 2018, algorithm 1.
     """
-    adam = optax.adam(learning_rate)
+    adam = optax.adam(learning_rate, eps=1e-8 * _ADAM_SCALE)
 
     def init_fn(params):
         _shared_leaves(params, shared)
@@ -126,12 +132,14 @@ def gradnorm(
         leaves = _shared_leaves(updates, shared)
         gradient = _weight_gradient(
             state.weights,
-            norms=jnp.sqrt(_task_axis.squared_norms(leaves, num_tasks)),
-            remaining=_ratio(task_losses, initial_losses),
+            norms=_task_axis.norms(leaves, num_tasks, active),
+            remaining=_remaining(task_losses, initial_losses, active),
             active=active,
             alpha=alpha,
         )
-        steps, opt_state = jax.vmap(adam.update)(gradient, state.opt_state)
+        steps, opt_state = jax.vmap(adam.update)(
+            _ADAM_SCALE * gradient, state.opt_state
+        )
         new_state = GradNormState(
             weights=_renormalised(state.weights + steps, state.weights, active),
             initial_losses=initial_losses,
@@ -160,6 +168,17 @@ def _shared_leaves(tree, shared):
             "it must choose those that the tasks share"
         )
     return chosen
+
+
+def _remaining(losses, initial_losses, active):
+    """L_k / L_k(0), or 1 without an L_k(0), up to a factor that all tasks share."""
+    mantissas, exponents = jnp.frexp(losses)
+    initial_mantissas, initial_exponents = jnp.frexp(initial_losses)
+    ratios = _ratio(mantissas, initial_mantissas)
+    exponents = jnp.where(initial_losses > 0, exponents - initial_exponents, 0)
+    # The largest is about 1, so that all that matter beside it have a float32.
+    largest = exponents.max(initial=-1000, where=active & (ratios > 0))
+    return jnp.ldexp(ratios, jnp.minimum(exponents - largest, 0))
 
 
 def _weight_gradient(weights, norms, remaining, active, alpha):

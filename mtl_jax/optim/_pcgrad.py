@@ -36,6 +36,13 @@ def pcgrad(key: jax.Array) -> optax.GradientTransformationExtraArgs:
     (accumulated in float32) and once to combine them, and no projected gradient is ever
     stored. A gradient of zero conflicts with nothing.
 
+    Gradients of every scale that float32 has, 1e-20 and 1e20 at once, are treated
+    alike. Where a task's squared norm is outside of 2^-60 to 2^60, as zero is, that
+    costs two more readings and a copy: the inner products are taken once more, of
+    gradients divided by powers of two near their largest absolute values. The extra
+    argument `active` of `update` (bool [N], None for all) spares this to tasks whose
+    gradients are known to be zero.
+
     Args:
       key: for the random orders. It is no part of the state, which checkpoints as two
         plain numbers; it is not a hyperparameter either, so `optax.inject_hyperparams`
@@ -66,14 +73,16 @@ def pcgrad(key: jax.Array) -> optax.GradientTransformationExtraArgs:
         del params
         return PCGradState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
-    def update_fn(updates, state, params=None, **extra_args):
+    def update_fn(updates, state, params=None, *, active=None, **extra_args):
         del extra_args
         n = _task_axis.num_tasks(updates, params)
         if n is None:
             return updates, state
         orders = _random_orders(key, state.count, n)
-        coefficients, conflicts = _project(_task_axis.gram(updates, n), orders)
-        updates = _task_axis.combine(coefficients.sum(0), updates)
+        active = None if active is None else jnp.asarray(active)
+        gram, exponents = _task_axis.gram(updates, n, active)
+        coefficients, conflicts = _project(gram, orders)
+        updates = _combine(coefficients, exponents, updates)
         return updates, PCGradState(optax.safe_increment(state.count), conflicts)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -84,6 +93,16 @@ def _random_orders(key: jax.Array, count: jax.Array, n: int) -> jax.Array:
     tasks = jnp.broadcast_to(jnp.arange(n), (n, n))
     key = jax.random.fold_in(key, count)
     return jax.random.permutation(key, tasks, axis=1, independent=True)
+
+
+def _combine(coefficients, exponents, updates):
+    """The sum over i and j of 2^e_i coefficients[i, j] 2^-e_j g_j."""
+    # As no coefficient is negative and the diagonal is 1, the weight of g_j is between
+    # 1 and about the largest 2^(e_i - e_j). That may be too large a number; half of its
+    # exponent goes to g_j, which is small then, and no factor leaves float32's range.
+    half = (exponents.max() - exponents) // 2
+    weights = jnp.ldexp(coefficients, exponents[:, None] - exponents - half).sum(0)
+    return _task_axis.combine(weights, updates, half)
 
 
 def _project(gram: jax.Array, orders: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -3,6 +3,7 @@
 import ast
 import doctest
 import functools
+import itertools
 import pathlib
 
 import jax
@@ -275,6 +276,33 @@ def test_bfloat16_is_near_float32(name):
         updates, state = update(gradients, state, **extra_args(i))
         assert_trees_close(updates, expected, rtol=2**-7)
         assert_trees_close(state, expected_state, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_results_are_finite_whatever_is_zero_huge_tiny_or_the_same(name):
+    tx, params = JOINT[name](), random_params()
+    state, update = tx.init(params), jax.jit(tx.update)
+    cases = [
+        (gradient_scales, loss_scale, is_same)
+        for gradient_scales in itertools.product([0, 1e-20, 1, 1e20], repeat=TASKS)
+        for loss_scale, is_same in [(1, False), (0, True), (1e-20, False), (1e20, True)]
+    ]
+    # One state goes through all of it.
+    for i, (scales, loss_scale, is_same) in enumerate(cases):
+        gradients = jax.tree.map(
+            lambda leaf, scales=scales, is_same=is_same: (
+                (leaf[:1] if is_same else leaf)
+                * np.float32(scales).reshape(-1, *(1,) * (leaf.ndim - 1))
+            ),
+            random_gradients(i),
+        )
+        extra = extra_args(i)
+        extra["task_losses"] = np.float32(loss_scale) * extra["task_losses"]
+        updates, state = update(gradients, state, params, **extra)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(updates))
+    # The Adam of `per_task` is the caller's, and squares 1e20.
+    if name != "per_task":
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
 @pytest.mark.parametrize("name", ["pcgrad", "gradnorm"])

@@ -23,11 +23,19 @@ SEEDS = st.integers(0, 2**31 - 1)
 KERNEL = "encoder/kernel"
 
 
-class GradNormByHand:
-    """Chen et al. 2018, algorithm 1, in NumPy."""
+def by_finite_differences(function, w):
+    """The gradient of a function of w, which is piecewise linear in each element."""
+    steps = 1e-5 * np.diag(w)
+    return np.array(
+        [(function(w + h) - function(w - h)) / (2 * h.sum()) for h in steps]
+    )
 
-    def __init__(self, tasks, alpha, learning_rate):
-        self.alpha, self.tasks = alpha, tasks
+
+class GradNormByHand:
+    """Chen et al. 2018, algorithm 1, in NumPy and float64, but for a least weight."""
+
+    def __init__(self, tasks, alpha, learning_rate, by_differences=True):
+        self.alpha, self.tasks, self.by_differences = alpha, tasks, by_differences
         self.w, self.adam = np.ones(tasks), AdamByHand(learning_rate, tasks)
         self.initial_losses = None
 
@@ -36,13 +44,20 @@ class GradNormByHand:
         if self.initial_losses is None:
             self.initial_losses = losses
         before = self.w
-        norms = np.linalg.norm(shared_gradients, axis=1)
-        g = self.w * norms
+
+        def norms(w):
+            return np.linalg.norm(w[:, None] * shared_gradients, axis=1)
+
         progress = losses / self.initial_losses
         r = progress / progress.mean()
-        target = g.mean() * r**self.alpha
-        # d/dw_i of sum_i | w_i norm_i - target_i |, target held constant.
-        self.w = self.adam.step(self.w, np.sign(g - target) * norms)
+        target = norms(self.w).mean() * r**self.alpha
+        if self.by_differences:
+            gradient = by_finite_differences(
+                lambda w: np.abs(norms(w) - target).sum(), self.w
+            )
+        else:
+            gradient = np.sign(norms(self.w) - target) * norms(np.ones(self.tasks))
+        self.w = np.maximum(self.adam.step(self.w, gradient), 1e-3)
         self.w = self.w * self.tasks / self.w.sum()
         return before
 
@@ -107,14 +122,16 @@ def test_the_weights_gradient_is_that_of_the_l1_objective():
     expected = jax.grad(objective)(jnp.ones(TASKS))
     state, update = compiled()
     _, state = update(gradients, state, task_losses=losses)
-    # Adam's first moment after one step is a tenth of the gradient.
-    np.testing.assert_allclose(10 * state.opt_state[0].mu, expected, rtol=1e-5)
+    # Adam's first moment after one step is a tenth of the gradient, which it is given
+    # times 2^-20.
+    moments = 2**20 * state.opt_state[0].mu
+    np.testing.assert_allclose(10 * moments, expected, rtol=1e-5)
 
 
 @functools.cache
-def scanned(tasks):
+def scanned(tasks, alpha=1.5):
     """Weights after each of many steps, given norms and losses [steps, N]."""
-    tx = optim.gradnorm(tasks)
+    tx = optim.gradnorm(tasks, alpha)
 
     def weights(norms, losses, active):
         def step(state, inputs):
@@ -130,7 +147,7 @@ def scanned(tasks):
     return jax.jit(weights)
 
 
-@given(SEEDS, st.floats(0, 6), st.floats(0, 3))
+@given(SEEDS, st.floats(0, 24), st.floats(0, 24))
 def test_weights_are_positive_and_add_up_to_n(seed, decades, decades_of_losses):
     rng = np.random.default_rng(seed)
     norms = 10 ** rng.uniform(-decades, decades, (60, 4))
@@ -164,11 +181,70 @@ def test_a_weight_that_is_driven_down_stays_positive():
     assert 5e-4 < states.weights[-1, 0] < 0.05
 
 
-def test_equal_norms_and_equal_rates_leave_the_weights():
-    norms, active = np.full((60, 4), 2, np.float32), np.ones((60, 4), bool)
-    losses = np.geomspace(8, 0.1, 60, dtype=np.float32)[:, None] * np.ones(4)
-    states, _ = scanned(4)(norms, losses.astype(np.float32), active)
-    np.testing.assert_allclose(states.weights, 1, atol=0.03)
+def at_scale(seed, *decades):
+    """Log-uniform numbers [60, 4], at each step and task of one of the scales."""
+    rng = np.random.default_rng(seed)
+    powers = rng.choice(decades, (60, 4)) + rng.uniform(-1, 1, (60, 4))
+    return np.float32(10.0**powers)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.5])
+@pytest.mark.parametrize(
+    ("norms", "losses"),
+    [
+        (at_scale(0, 20), at_scale(1, 0)),
+        (at_scale(2, -20), at_scale(3, 0)),
+        (at_scale(4, 0), at_scale(5, 20)),
+        (at_scale(6, 0), at_scale(7, -20)),
+        (at_scale(8, -20, 0, 20), at_scale(9, -20, 0, 20)),
+    ],
+    ids=["huge norms", "tiny norms", "huge losses", "tiny losses", "all of them"],
+)
+def test_algorithm_1_at_other_scales(alpha, norms, losses):
+    # Beside 1e20, differences in float64 do not see a 1.
+    is_mixed = norms.max() > 1e3 * norms.min()
+    by_hand = GradNormByHand(4, alpha, 0.025, by_differences=not is_mixed)
+    expected, totals = [], []
+    for norm, loss in zip(norms, losses, strict=True):
+        # As an only element, each norm is a gradient.
+        before = by_hand.step(norm[:, None].astype(np.float64), loss.astype(np.float64))
+        totals.append(before @ norm.astype(np.float64))
+        expected.append(by_hand.w)
+    states, updates = scanned(4, alpha)(norms, losses, np.ones((60, 4), bool))
+    np.testing.assert_allclose(states.weights, expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(updates["w"][:, 0], totals, rtol=1e-3)
+
+
+@given(SEEDS, st.integers(0, 60), st.integers(-60, 60))
+def test_units_of_gradients_and_of_one_tasks_loss_do_not_matter(seed, power, other):
+    # Upwards only: beside gradients much smaller than 1, Adam's epsilon counts.
+    norms, losses = at_scale(seed, 0), at_scale(seed + 1, 0)
+    active = np.ones((60, 4), bool)
+    states, _ = scanned(4)(norms, losses, active)
+    unit = np.float32([1, 2.0**other, 1, 1])
+    again, _ = scanned(4)(norms * np.float32(2.0**power), losses * unit, active)
+    np.testing.assert_allclose(again.weights, states.weights, rtol=1e-4)
+
+
+@given(
+    st.sampled_from([0, 1e-20, 1e-3, 2, 3e7, 1e20]),
+    st.sampled_from([0, 1e-20, 0.7, 1e20]),
+)
+def test_equal_tasks_keep_equal_weights(norm, loss):
+    falling = np.geomspace(8, 0.1, 60)[:, None] * np.ones(4)
+    states, updates = scanned(4)(
+        np.float32(norm * falling), np.float32(loss * falling), np.ones((60, 4), bool)
+    )
+    np.testing.assert_allclose(states.weights, 1, rtol=1e-6)
+    np.testing.assert_allclose(updates["w"], 4 * norm * falling[:, :1], rtol=1e-5)
+
+
+@given(SEEDS)
+def test_one_task_keeps_its_weight(seed):
+    norms, losses = at_scale(seed, -20, 0, 20)[:, :1], at_scale(seed + 1, -20, 20)
+    states, updates = scanned(1)(norms, losses[:, :1], np.ones((60, 1), bool))
+    np.testing.assert_array_equal(states.weights, 1)
+    np.testing.assert_array_equal(updates["w"], norms)
 
 
 def test_slower_tasks_gain_weight():
@@ -201,7 +277,7 @@ def test_inactive_tasks_take_no_part(active):
         progress = losses[active] / np.asarray(state.initial_losses)[active]
         target = g.mean() * (progress / progress.mean()) ** 1.5
         expected = np.sign(g - target) * norms
-        moments = after.opt_state[0].mu - 0.9 * state.opt_state[0].mu
+        moments = 2**20 * (after.opt_state[0].mu - 0.9 * state.opt_state[0].mu)
         np.testing.assert_allclose(10 * moments[active], expected, rtol=1e-3)
 
 

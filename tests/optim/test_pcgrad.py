@@ -14,7 +14,7 @@ from optim_problems import (
 )
 
 from mtl_jax import optim
-from mtl_jax.optim import _pcgrad
+from mtl_jax.optim import _pcgrad, _task_axis
 
 KEY = jax.random.key(7)
 SEEDS = st.integers(0, 2**31 - 1)
@@ -33,6 +33,19 @@ def by_hand(gradients, orders):
                 projected[i] = projected[i] - inner / square * gradients[j]
                 conflicts += 1
     return projected.sum(0), conflicts
+
+
+def at_scales(gradients, exponents):
+    """Task k's gradient times 10^exponents[k]."""
+    scales = 10.0 ** np.array(exponents)
+    return jax.tree.map(
+        lambda leaf: np.float32(leaf * scales.reshape(-1, *(1,) * (leaf.ndim - 1))),
+        gradients,
+    )
+
+
+# No element so small that it is no normal number of float32.
+EXPONENTS = st.sampled_from([-33, -20, -10, 0, 10, 20, 36])
 
 
 @functools.cache
@@ -76,12 +89,13 @@ def test_algorithm_1_on_explicit_vectors(tasks):
     check()
 
 
-@given(SEEDS)
-def test_of_two_tasks_the_result_conflicts_with_neither(seed):
-    gradients = random_gradients(seed, 2)
-    matrix = as_matrix(gradients)
-    result = as_vector(step(gradients)[0])
-    assert (matrix @ result > -1e-4 * np.linalg.norm(matrix, axis=1).max() ** 2).all()
+@given(SEEDS, st.lists(EXPONENTS, min_size=2, max_size=2))
+def test_of_two_tasks_the_result_conflicts_with_neither(seed, exponents):
+    matrix = as_matrix(gradients := at_scales(random_gradients(seed, 2), exponents))
+    norms = np.linalg.norm(matrix, axis=1)
+    # Along each of the two directions.
+    along = matrix / norms[:, None] @ as_vector(step(gradients)[0])
+    assert (along > -1e-5 * norms.max()).all()
 
 
 @given(SEEDS)
@@ -111,7 +125,7 @@ def test_tasks_under_other_numbers_are_the_same_tasks(seed, permutation):
     assert conflicts == conflicts_again
 
 
-@given(SEEDS, st.integers(-20, 20))
+@given(SEEDS, st.integers(-100, 100))
 def test_scaling_all_gradients_scales_the_result(seed, exponent):
     gradients = random_gradients(seed, 4)
     scaled = jax.tree.map(lambda leaf: leaf * np.float32(2.0**exponent), gradients)
@@ -195,6 +209,119 @@ def test_inner_products_of_bfloat16_are_accumulated_in_float32():
     assert state.num_conflicts == 2
 
 
+@pytest.mark.parametrize("tasks", [1, 2, 4])
+def test_algorithm_1_at_every_scale_of_every_task(tasks):
+    @given(SEEDS, st.lists(EXPONENTS, min_size=tasks, max_size=tasks))
+    def check(seed, exponents):
+        gradients = at_scales(random_gradients(seed, tasks), exponents)
+        updates, state = step(gradients)
+        expected, conflicts = by_hand(as_matrix(gradients), orders_at(0, tasks))
+        np.testing.assert_allclose(
+            as_vector(updates), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max()
+        )
+        assert state.num_conflicts == conflicts
+
+    check()
+
+
+@pytest.mark.parametrize(
+    ("gradients", "expected", "conflicts"),
+    [
+        # Small beside huge: nothing of the small one is lost, where the other is zero.
+        ([[1e20, 0], [0, 1e-20]], [1e20, 1e-20], 0),
+        ([[1e37, 0], [0, 1e-37]], [1e37, 1e-37], 0),
+        # [5e19, 5e19] and [0, 1e-20].
+        ([[1e20, 0], [-1e-20, 1e-20]], [5e19, 5e19], 2),
+        # [5e-21, 5e-21] and [0, 1e-20].
+        ([[1e-20, 0], [-1e-20, 1e-20]], [5e-21, 1.5e-20], 2),
+        ([[1e37, 0], [-1e37, 1e37]], [5e36, 1.5e37], 2),
+        ([[1e20, 0], [0, 0]], [1e20, 0], 0),
+        ([[-1e-20, 0], [0, 0]], [-1e-20, 0], 0),
+        ([[0, 0], [0, 0]], [0, 0], 0),
+    ],
+)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_huge_and_tiny_gradients_by_hand(dtype, gradients, expected, conflicts):
+    updates, state = step({"w": jnp.array(gradients, dtype)})
+    assert updates["w"].dtype == dtype
+    tolerance = 1e-6 if dtype == jnp.float32 else 2**-7
+    np.testing.assert_allclose(
+        np.asarray(updates["w"], np.float64), expected, rtol=tolerance
+    )
+    assert state.num_conflicts == conflicts
+
+
+def test_huge_and_tiny_leaves_of_one_gradient():
+    # Of task 1, the bias counts beside the kernel; of task 2, all is small.
+    gradients = {
+        "kernel": np.float32([[1e20, 0], [-1e-20, 0]]),
+        "bias": np.float32([[1e20], [0]]),
+    }
+    updates, state = step(gradients)
+    # [1e20, 0, 1e20] is left with its bias; [-1e-20, 0, 0] loses half of itself.
+    np.testing.assert_allclose(updates["bias"], [1e20 + 5e-21], rtol=1e-6)
+    np.testing.assert_allclose(updates["kernel"], [-5e-21, 0], atol=1e14)
+    assert state.num_conflicts == 2
+
+
+def test_half_precision_beside_a_huge_leaf():
+    # 2^-14 and less has no full float16; it is scaled in float32.
+    halves = np.float16([[1, 2**-10], [-1, 2**-10]])
+    huge = np.zeros((2, 1), np.float32)
+    huge[0] = 1e20
+    updates, _ = step({"half": halves, "huge": huge})
+    assert updates["half"].dtype == np.float16
+    vectors = np.concatenate([halves.astype(np.float64), huge], axis=1)
+    expected, _ = by_hand(vectors, orders_at(0, 2))
+    np.testing.assert_allclose(updates["huge"], expected[2:], rtol=1e-6)
+    np.testing.assert_allclose(updates["half"][1], expected[1], rtol=2**-9)
+
+
+@given(SEEDS, EXPONENTS, st.integers(1, 4))
+def test_tasks_of_parallel_gradients_just_add(seed, exponent, tasks):
+    """One task, identical tasks, and tasks that differ in scale only."""
+    factors = np.random.default_rng(seed).choice([1.0, 1.0, 0.25, 3.0], tasks)
+    gradient = at_scales(random_gradients(seed, 1), [exponent])
+    gradients = jax.tree.map(
+        lambda leaf: np.float32(
+            leaf * factors.reshape(-1, *(1,) * (leaf.ndim - 1)).astype(np.float32)
+        ),
+        gradient,
+    )
+    updates, state = step(gradients)
+    np.testing.assert_allclose(
+        as_vector(updates), factors.sum() * as_matrix(gradient)[0], rtol=1e-6
+    )
+    assert state.num_conflicts == 0
+
+
+@given(SEEDS, st.integers(0, 3), st.integers(-40, 40))
+def test_the_result_is_linear_in_the_length_of_one_gradient(seed, task, exponent):
+    """Projecting off a gradient asks for its direction only."""
+
+    def result(factor):
+        factors = np.where(np.arange(4) == task, np.float32(factor), np.float32(1))
+        gradients = jax.tree.map(
+            lambda leaf: leaf * factors.reshape(-1, *(1,) * (leaf.ndim - 1)),
+            random_gradients(seed, 4),
+        )
+        updates, state = step(gradients)
+        return as_vector(updates), state.num_conflicts
+
+    factor = 2.0**exponent
+    (one, conflicts), (two, again), (many, often) = map(result, (1, 2, factor))
+    expected = one + (factor - 1) * (two - one)
+    np.testing.assert_allclose(many, expected, atol=2e-5 * np.abs(expected).max())
+    assert conflicts == again == often
+
+
+def test_a_gradient_that_is_not_finite_is_not_hidden():
+    for value in (np.nan, np.inf):
+        gradients = random_gradients(0, 2)
+        gradients["encoder"]["bias"][0, 0] = value
+        assert not np.isfinite(as_vector(step(gradients)[0])).all()
+
+
 def equations_of(jaxpr):
     for equation in jaxpr.eqns:
         yield equation
@@ -210,15 +337,52 @@ def test_the_gradients_are_read_twice_and_no_projection_is_stored():
     tasks, size = 4, 10_000
     tx = optim.pcgrad(KEY)
     gradients = {"w": jnp.zeros((tasks, size))}
-    jaxpr = jax.make_jaxpr(tx.update)(gradients, tx.init(None))
-    big = [
-        (equation.primitive.name, max(out.aval.size for out in equation.outvars))
-        for equation in equations_of(jaxpr.jaxpr)
-        if any(getattr(v.aval, "size", 0) >= size for v in equation.invars)
-    ]
+    jaxpr = jax.make_jaxpr(tx.update)(gradients, tx.init(None)).jaxpr
+    (conditional,) = (
+        equation
+        for equation in equations_of(jaxpr)
+        if equation.primitive.name == "cond"
+        and any(getattr(v.aval, "size", 0) >= size for v in equation.invars)
+    )
+    rescaled, as_they_are = (branch.jaxpr for branch in conditional.params["branches"])
+
+    def big(equations):
+        return [
+            (equation.primitive.name, max(out.aval.size for out in equation.outvars))
+            for equation in equations
+            if any(getattr(v.aval, "size", 0) >= size for v in equation.invars)
+        ]
+
+    again = big(equations_of(rescaled))
+    assert big(equations_of(as_they_are)) == []
+    always = big(e for e in equations_of(jaxpr) if e is not conditional)
+    for equation in again:
+        always.remove(equation)
     # The products of the second pass are fused into their sum by XLA.
-    assert big == [
+    assert always == [
         ("dot_general", tasks * tasks),
+        ("mul", tasks * size),
         ("mul", tasks * size),
         ("reduce_sum", size),
     ]
+    # Where the scales are out of range: a look at them, a copy, and the products.
+    assert again == [
+        ("abs", tasks * size),
+        ("reduce_max", tasks),
+        ("mul", tasks * size),
+        ("dot_general", tasks * tasks),
+    ]
+
+
+def test_a_task_that_is_said_to_be_inactive_is_no_reason_to_look_at_scales():
+    active = np.array([True, True, False])
+    gradients = without(random_gradients(0), active)
+    gram = jax.jit(_task_axis.gram, static_argnums=1)
+    (products, exponents), (scaled, others) = (
+        gram(gradients, 3, a) for a in (active, np.ones(3, bool))
+    )
+    np.testing.assert_array_equal(exponents, 0)
+    assert others[:2].any()
+    np.testing.assert_array_equal(
+        products, scaled * 2.0 ** np.add.outer(others, others)
+    )

@@ -1,0 +1,141 @@
+"""The same methods in PyTorch: loops over torch.optim, and TorchJD's PCGrad.
+
+PyTorch is no dependency, and of the tests neither; `.ci/run` installs it.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from optim_problems import (
+    STEPS,
+    TASKS,
+    as_matrix,
+    as_vector,
+    compiled_step,
+    quadratics,
+    random_gradients,
+    run,
+    start,
+)
+
+from mtl_jax import optim
+from mtl_jax.optim import _pcgrad
+
+torch = pytest.importorskip(
+    "torch", reason="PyTorch, a second opinion on the optimizers, is not installed"
+)
+
+SEEDS = st.integers(0, 2**31 - 1)
+# As optax has it, and as torch.optim has it.
+RULES = {
+    "adam": (
+        lambda: optax.adam(0.1),
+        lambda params: torch.optim.Adam(params, lr=0.1),
+    ),
+    "sgd momentum": (
+        lambda: optax.sgd(0.02, momentum=0.9),
+        lambda params: torch.optim.SGD(params, lr=0.02, momentum=0.9),
+    ),
+}
+
+
+def torch_loop(own_states, make, targets, curvatures):
+    """Equation 2, or with an optimizer for every task equation 3, by autograd."""
+    w, v = (
+        torch.tensor(leaf, dtype=torch.float64, requires_grad=True)
+        for leaf in (start()["w"], start()["b"]["v"])
+    )
+    optimizers = [make([w, v]) for _ in range(len(targets) if own_states else 1)]
+    history = []
+    for _ in range(STEPS):
+        losses = []
+        for k in range(len(targets)):
+            target, curvature = torch.tensor(targets[k]), torch.tensor(curvatures[k])
+            optimizer = optimizers[k if own_states else 0]
+            optimizer.zero_grad()
+            loss = (curvature * (w - target) ** 2).sum() / 2
+            loss = loss + (curvature * (v + target) ** 2).sum() / 2
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        history.append(losses)
+    return w.detach().numpy(), v.detach().numpy(), np.array(history)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("own_states", [False, True], ids=["equation 2", "equation 3"])
+def test_tasks_in_turn_are_a_loop_over_torch_optimizers(own_states, rule):
+    ours, theirs = RULES[rule]
+    make = functools.partial(optim.independent, num_tasks=TASKS)
+    optimizer = (make if own_states else optim.alternating)(ours())
+    step = compiled_step(optimizer)
+    for seed in range(3):
+        problem = quadratics(seed)
+        params, _, losses = run(optimizer.init, step, *problem)
+        w, v, expected = torch_loop(own_states, theirs, *problem)
+        np.testing.assert_allclose(params["w"], w, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(params["b"]["v"], v, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(losses, expected, rtol=1e-4)
+
+
+def torchjd_pcgrad(seed, gradients):
+    """TorchJD's result, and the orders that it drew."""
+    aggregation = pytest.importorskip(
+        "torchjd.aggregation", reason="TorchJD, which has a PCGrad, is not installed"
+    )
+    torch.manual_seed(seed)
+    result = aggregation.PCGrad()(torch.tensor(gradients)).numpy()
+    torch.manual_seed(seed)
+    tasks = len(gradients)
+    return result, np.stack([torch.randperm(tasks).numpy() for _ in range(tasks)])
+
+
+@pytest.fixture
+def pcgrad_in_orders(monkeypatch):
+    """A step of `pcgrad` in given orders, which take the place of its key."""
+    monkeypatch.setattr(_pcgrad, "_random_orders", lambda key, count, n: key)
+
+    def update(orders, gradients):
+        state = optim.PCGradState(jnp.int32(0), jnp.int32(0))
+        return optim.pcgrad(orders).update(gradients, state)[0]
+
+    return jax.jit(update)
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 3, 6])
+def test_pcgrad_is_that_of_torchjd_in_the_same_orders(tasks, pcgrad_in_orders):
+    @given(SEEDS, st.sampled_from([-20, 0, 20]), st.booleans())
+    def check(seed, exponent, is_mixed):
+        rng = np.random.default_rng(seed)
+        scales = rng.choice([1e-3, 1, 1e3], tasks) if is_mixed else np.ones(tasks)
+        scales = scales * 10.0**exponent
+        gradients = jax.tree.map(
+            lambda leaf: np.float32(leaf * scales.reshape(-1, *(1,) * (leaf.ndim - 1))),
+            random_gradients(seed, tasks),
+        )
+        expected, orders = torchjd_pcgrad(seed, as_matrix(gradients))
+        actual = as_vector(pcgrad_in_orders(orders, gradients))
+        np.testing.assert_allclose(
+            actual, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max()
+        )
+
+    check()
+
+
+def test_of_two_tasks_it_is_that_of_torchjd_in_any_order():
+    update = jax.jit(optim.pcgrad(jax.random.key(0)).update)
+    state = optim.PCGradState(jnp.int32(0), jnp.int32(0))
+    num_conflicts = 0
+    for seed in range(20):
+        gradients = random_gradients(seed, 2)
+        expected, _ = torchjd_pcgrad(seed, as_matrix(gradients))
+        updates, state = update(gradients, state)
+        np.testing.assert_allclose(as_vector(updates), expected, atol=1e-5)
+        num_conflicts += state.num_conflicts
+    assert num_conflicts > 10
