@@ -9,6 +9,7 @@ import numpy as np
 
 from mtl_jax import files
 from mtl_jax.errors import UserError
+from mtl_jax.models import unet
 
 _TENSORS, _RECORD = "encoder.safetensors", "weights.json"
 CONTENTS = (_TENSORS, _RECORD)
@@ -62,6 +63,8 @@ def save(encoder: Encoder, output: pathlib.Path) -> None:
                 "architecture": encoder.architecture,
                 "norm": "batch" if encoder.has_norm else "none",
                 "input_mean": [float(x) for x in encoder.input_mean],
+                # Of every import, and so for the reader only.
+                "input_std": unet.IMAGENET_STD,
                 "source": encoder.source,
             },
         )

@@ -6,6 +6,7 @@ import pytest
 
 from configs import default
 from mtl_jax import configuration, optim
+from mtl_jax.training.step import optimizer_metrics
 
 DEEPEST = {"encoder": {"block5_conv3": {"conv": {"kernel": jnp.ones(3)}}}}
 
@@ -91,6 +92,15 @@ def test_learning_rate_scale(method):
 def test_by_default_the_state_is_the_methods_own():
     state = configuration.create_optimizer(make("vanilla"), 3).init(DEEPEST)
     assert not isinstance(state, optim.ByStepState)
+
+
+@pytest.mark.parametrize(
+    ("method", "metric"), [("gradnorm", "weights"), ("pcgrad", "conflicts")]
+)
+def test_metrics_of_the_method_inside_are_found(method, metric):
+    optimizer = configuration.create_optimizer(make(method, freeze_encoder_epochs=1), 3)
+    state = optimizer.init({**DEEPEST, "head": jnp.ones(2)})
+    assert list(optimizer_metrics(state)) == [metric]
 
 
 def test_count_of_outer_updates():

@@ -70,6 +70,7 @@ def test_keras_brings_its_mean(tmp_path):
     assert record["architecture"] == "vgg16"
     assert record["norm"] == "none"
     assert record["source"] == "a.h5"
+    assert record["input_std"] == [0.229, 0.224, 0.225]
     found = weights.load(tmp_path / "k").input_mean * 255
     np.testing.assert_allclose(found, [123.68, 116.779, 103.939], rtol=1e-6)
 

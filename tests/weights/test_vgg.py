@@ -1,3 +1,5 @@
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -284,6 +286,17 @@ def test_code_in_a_pickle_is_refused(zipped, tmp_path):
     with pytest.raises(UserError, match=r"a\.pth .*could run code .*refused"):
         weights.import_vgg(path, "vgg16")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"<html>404</html>", bytes(100), pickle.dumps({"a": np.zeros(3)})]
+)
+def test_not_a_file_of_torch(content, tmp_path):
+    pytest.importorskip("torch", exc_type=ImportError)
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.pth is damaged, incomplete, or not") as e:
+        weights.import_vgg(tmp_path / "a.pth", "vgg16")
+    assert "weights_only" not in str(e.value)
 
 
 def test_pth_of_something_else(tmp_path):
