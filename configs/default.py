@@ -31,6 +31,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.norm = "batch"  # batch_no_average: the authors' program; group; none
     config.model.norm_momentum = 0.99
     config.model.dropout = 0.8
+    # Folder that scripts/import_weights.py wrote: the encoder starts from it, all else
+    # from He-uniform. Without one ("") the encoder does as well.
+    config.model.pretrained = ""
+    # Images minus ImageNet's mean, by its deviations: on; off: in [0, 1] as they are,
+    # the authors' program even with a pretrained encoder; auto: on if pretrained.
+    config.model.normalize_input = "auto"
     config.model.dtype = "float32"  # bfloat16
 
     config.loss = ml_collections.ConfigDict()
@@ -51,6 +57,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.learning_rate = 1e-4
     config.optimizer.schedule = "constant"  # cosine, linear: down to 0
     config.optimizer.warmup_epochs = 0.0
+    # The encoder's parameters stay as they are for the first so many epochs (its
+    # running averages do not), and move at this multiple of the learning rate then.
+    config.optimizer.freeze_encoder_epochs = 0.0
+    config.optimizer.encoder_learning_rate_scale = 1.0
 
     # All off, as in the paper; mtl_jax/training/augment.py says what each means.
     config.augmentation = ml_collections.ConfigDict()

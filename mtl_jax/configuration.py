@@ -32,6 +32,7 @@ SCHEDULES = ("constant", "cosine", "linear")
 SCORES = ("mean", "auc", "dice_disc", "dice_cup", "fovea_error", "loss")
 # The task that a score is of, where it is one task's.
 _SCORED = {"dice_disc": "disc", "dice_cup": "cup", "fovea_error": "fovea"}
+NORMALIZE_INPUT = ("auto", "on", "off")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 Config = ml_collections.ConfigDict
@@ -47,6 +48,14 @@ def check(config: Config) -> None:
     _check_choice("model.encoder", config.model.encoder, vgg.DEPTHS)
     _check_choice("model.norm", config.model.norm, layers.NORMS)
     _check_choice("model.dtype", config.model.dtype, DTYPES)
+    _check_choice(
+        "model.normalize_input", config.model.normalize_input, NORMALIZE_INPUT
+    )
+    if config.model.pretrained and config.model.width != 1:
+        raise UserError(
+            f"config.model.width is {config.model.width}, but the weights of "
+            "config.model.pretrained are of width 1; set it to 1."
+        )
     reductions = get_args(losses.Reduction)
     _check_choice("loss.fovea_reduction", config.loss.fovea_reduction, reductions)
     _check_choice("method.name", config.method.name, METHODS)
@@ -86,6 +95,16 @@ def check(config: Config) -> None:
         "interference_every": (config.interference_every, 0, math.inf),
         "method.gradnorm_alpha": (config.method.gradnorm_alpha, 0, 100),
         "optimizer.warmup_epochs": (config.optimizer.warmup_epochs, 0, 1e6),
+        "optimizer.freeze_encoder_epochs": (
+            config.optimizer.freeze_encoder_epochs,
+            0,
+            1e6,
+        ),
+        "optimizer.encoder_learning_rate_scale": (
+            config.optimizer.encoder_learning_rate_scale,
+            0,
+            1e3,
+        ),
         "augmentation.rotation": (config.augmentation.rotation, 0, 180),
         "augmentation.scale": (config.augmentation.scale, 0, 10),
         "augmentation.illumination": (config.augmentation.illumination, 0, 10),
@@ -160,6 +179,9 @@ def create_tasks(config: Config) -> tuple[tasks.Task, ...]:
 def create_model(config: Config, axis_name: str | None = None) -> MultiTaskUNet:
     """The network with a head for each of the config's tasks."""
     heads = create_tasks(config)
+    normalize = config.model.normalize_input
+    if normalize == "auto":
+        normalize = "on" if config.model.pretrained else "off"
     return MultiTaskUNet(
         encoder=config.model.encoder,
         width=config.model.width,
@@ -168,6 +190,7 @@ def create_model(config: Config, axis_name: str | None = None) -> MultiTaskUNet:
         norm=config.model.norm,
         norm_momentum=config.model.norm_momentum,
         dropout=config.model.dropout,
+        normalize_input=normalize == "on",
         dtype=DTYPES[config.model.dtype],
         axis_name=axis_name,
     )
@@ -176,8 +199,32 @@ def create_model(config: Config, axis_name: str | None = None) -> MultiTaskUNet:
 def create_optimizer(
     config: Config, steps_per_epoch: int
 ) -> optim.SequentialOptimizer | optax.GradientTransformation:
-    """The method's optimizer; schedules count the steps of a state of their own."""
+    """The method's optimizer.
+
+    Schedules of the learning rate count the steps of a state of their own. The first
+    epochs, in which the encoder may be frozen, are those of the training.
+    """
     tx = getattr(optax, config.optimizer.name)(_schedule(config, steps_per_epoch))
+    frozen = round(config.optimizer.freeze_encoder_epochs * steps_per_epoch)
+    scale = config.optimizer.encoder_learning_rate_scale
+    if not frozen and scale == 1:
+        return _create_method(config, tx)
+
+    def at_step(count):
+        # After the optimizer, whose moving averages see the gradients all the same.
+        encoder = optim.scale_where(
+            lambda path: path.startswith("encoder/"),
+            jnp.where(count < frozen, 0, scale),
+        )
+        return _create_method(config, optax.chain(tx, encoder))
+
+    return optim.by_step(at_step)
+
+
+def _create_method(
+    config: Config, tx: optax.GradientTransformation
+) -> optim.SequentialOptimizer | optax.GradientTransformation:
+    """The way of combining the tasks' gradients that takes steps by `tx`."""
     method, num_tasks = config.method, len(config.tasks)
     # Not the key of the training step, which is split from the same seed.
     key = jax.random.fold_in(jax.random.key(config.seed), 1)

@@ -76,6 +76,8 @@ def mistakes(place, synthetic_data, glaucoma_run):
     (place / "text").mkdir()
     (place / "text" / "x.jpg").write_text("not a picture")
 
+    (place / "torn.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
+
     new, finished = place / "new", glaucoma_run.workdir
 
     def prepare(dataset, *flags):
@@ -86,6 +88,14 @@ def mistakes(place, synthetic_data, glaucoma_run):
         return prepare(
             "fundus_folder", source, f"--manifest={place / 'given' / manifest}"
         )
+
+    def import_weights(source, architecture="vgg16"):
+        return [
+            "import_weights",
+            f"--source={place / source}",
+            f"--architecture={architecture}",
+            f"--output={new}",
+        ]
 
     def evaluate(workdir, *flags):
         return ["evaluate", f"--workdir={workdir}", *flags]
@@ -133,6 +143,19 @@ def mistakes(place, synthetic_data, glaucoma_run):
         "no_config": (["train", f"--workdir={new}"], "--config"),
         "flag": (train(new, "--wrokdir=x"), "Unknown command line flag 'wrokdir'"),
         "argument": (train(new, "fast"), "unknown argument 'fast'"),
+        "pretrained": (
+            train(new, *data, f"--config.model.pretrained={place / 'empty'}"),
+            "no imported weights; make them by scripts/import_weights.py",
+        ),
+        "no_weights": (import_weights("nothing.pth"), "nothing.pth; name one"),
+        "torn_weights": (
+            import_weights("torn.safetensors"),
+            "is damaged, incomplete, or not what its name says",
+        ),
+        "architecture": (
+            import_weights("nothing.pth", "vgg19"),
+            "--architecture=vgg19",
+        ),
         "size": (prepare("synthetic_fundus", "--image_size=100"), "multiple of 16"),
         "number": (prepare("synthetic_fundus", "--num_images=1,x,3"), "whole numbers"),
         "data_set": (prepare("refuge9"), "--dataset=refuge9"),

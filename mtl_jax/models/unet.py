@@ -10,6 +10,25 @@ import jax.numpy as jnp
 
 from mtl_jax.models import layers, vgg
 
+# RGB on the scale 0 to 1, of the photographs that public weights were trained on.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class InputNormalisation(nn.Module):
+    """Subtracts a mean colour and divides by ImageNet's deviations.
+
+    The mean is ImageNet's unless pretrained weights bring another. It is kept among the
+    batch statistics, so that a checkpoint says what its network subtracts; training
+    does not move it.
+    """
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Normalises [B, H, W, 3] in [0, 1], in float32."""
+        mean = self.variable("batch_stats", "mean", lambda: jnp.array(IMAGENET_MEAN))
+        return (images.astype(jnp.float32) - mean.value) / jnp.array(IMAGENET_STD)
+
 
 class Decoder(nn.Module):
     """Four stages of upsampling, concatenation with the skip and two convolutions.
@@ -49,6 +68,7 @@ class MultiTaskUNet(nn.Module):
       norm: `batch`, `batch_no_average` (the authors' behaviour), `group` or `none`.
       norm_momentum: share of the running averages kept at each update (`batch`).
       dropout: probability that a pooled feature is dropped before the classifier.
+      normalize_input: normalise images as ImageNet's for pretrained encoders.
       dtype: of the computation, float32 or bfloat16; parameters are float32.
       axis_name: of the `jax.pmap` axis that batch statistics are shared over.
     """
@@ -60,6 +80,7 @@ class MultiTaskUNet(nn.Module):
     norm: layers.Norm = "batch"
     norm_momentum: float = 0.99
     dropout: float = 0.8
+    normalize_input: bool = False
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -99,6 +120,8 @@ class MultiTaskUNet(nn.Module):
             dtype=self.dtype,
             axis_name=self.axis_name,
         )
+        if self.normalize_input:
+            images = InputNormalisation(name="input")(images)
         features = vgg.VggEncoder(
             vgg.DEPTHS[self.encoder], widths, conv, name="encoder"
         )(images.astype(self.dtype), train=train)

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import tqdm
 
-from mtl_jax import configuration
+from mtl_jax import configuration, weights
 from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import scoring
@@ -58,6 +58,9 @@ def _train_network(
     """Trains one network into a folder of its own."""
     splits = _open_splits(config)
     epoch_steps = pipeline.steps_per_epoch(splits.train, config.batch_size)
+    is_begun = Checkpoints(workdir, read_only=True).latest() is not None
+    # Before the folder is claimed: weights that do not fit leave no trace.
+    pretrained = None if is_begun else _load_pretrained(config)
     claim(workdir, config, resume)
     checkpoints = Checkpoints(workdir)
 
@@ -65,6 +68,11 @@ def _train_network(
     model = configuration.create_model(config, parallel.AXIS)
     optimizer = configuration.create_optimizer(config, epoch_steps)
     state = steps.create_train_state(model, optimizer, jax.random.key(config.seed))
+    if pretrained is not None:
+        params, batch_stats = weights.start_from(
+            pretrained, state.params, state.batch_stats
+        )
+        state = state.replace(params=params, batch_stats=batch_stats)
     batches = pipeline.training_batches(splits.train, config.batch_size, config.seed)
     if (latest := checkpoints.latest()) is not None:
         state, saved = checkpoints.restore(latest, state, batches)
@@ -133,6 +141,15 @@ def _train_network(
         progress.close()
         log.close()
         checkpoints.close()
+
+
+def _load_pretrained(config: configuration.Config) -> weights.Encoder | None:
+    """The weights that the encoder starts from; None where it starts from scratch."""
+    if not config.model.pretrained:
+        return None
+    encoder = weights.load(pathlib.Path(config.model.pretrained))
+    weights.check_suitable(encoder, config.model.encoder, config.model.norm)
+    return encoder
 
 
 def _create_probe(

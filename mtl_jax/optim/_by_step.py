@@ -1,0 +1,76 @@
+"""Optimizers that change with the number of steps made."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtl_jax.optim._sequential import SequentialOptimizer
+
+Optimizer = SequentialOptimizer | optax.GradientTransformation
+
+
+class ByStepState(NamedTuple):
+    """State of `by_step`.
+
+    Attributes:
+      count: int32, calls of `update`.
+      inner: state of the optimizer.
+    """
+
+    count: jax.Array
+    inner: optax.OptState
+
+
+def by_step(make: Callable[[jax.Array], Optimizer]) -> Optimizer:
+    """An optimizer made anew at every step, of the number of steps before it.
+
+    A schedule inside a sequential optimizer counts the steps of its own state, which
+    may be one for each task, one for all, or leave out steps at which a task was not
+    active. This counts calls of the outer `update`, whatever is inside.
+
+    Args:
+      make: maps the count, an int32 scalar (traced under `jax.jit`), to an optimizer;
+        a state of one must suit all.
+
+    Returns:
+      An optimizer of the kind that `make` returns.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from mtl_jax import optim
+      >>> tx = optim.by_step(lambda count: optax.sgd(jnp.where(count < 1, 0.0, 1.0)))
+      >>> w = jnp.ones(1)
+      >>> state = tx.init(w)
+      >>> for _ in range(2):
+      ...     update, state = tx.update(w, state)
+      ...     print(update)
+      [-0.]
+      [-1.]
+    """
+    first = make(jnp.zeros((), jnp.int32))
+
+    def init_fn(params):
+        return ByStepState(jnp.zeros((), jnp.int32), first.init(params))
+
+    def after(state, inner):
+        return ByStepState(optax.safe_increment(state.count), inner)
+
+    if isinstance(first, SequentialOptimizer):
+
+        def update_fn(task_gradients, state, params, carry=None, active=None):
+            params, inner, carry, losses = make(state.count).update(
+                task_gradients, state.inner, params, carry, active
+            )
+            return params, after(state, inner), carry, losses
+
+        return SequentialOptimizer(init_fn, update_fn)
+
+    def joint_update_fn(updates, state, params=None, **extra_args):
+        tx = optax.with_extra_args_support(make(state.count))
+        updates, inner = tx.update(updates, state.inner, params, **extra_args)
+        return updates, after(state, inner)
+
+    return optax.GradientTransformationExtraArgs(init_fn, joint_update_fn)

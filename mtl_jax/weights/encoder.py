@@ -1,0 +1,183 @@
+"""An imported encoder: its folder on disk, and networks that start from it."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from mtl_jax import files
+from mtl_jax.errors import UserError
+from mtl_jax.models import unet
+
+_TENSORS, _RECORD = "encoder.safetensors", "weights.json"
+CONTENTS = (_TENSORS, _RECORD)
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """Pretrained variables of an encoder.
+
+    Attributes:
+      architecture: such as `vgg16` or, with BatchNorm, `vgg16_bn`.
+      params: by layer, as under `encoder` in the network's params; float32 NumPy.
+      batch_stats: BatchNorm's running averages likewise; empty without BatchNorm.
+      input_mean: [3], RGB on the scale 0 to 1, of the images it was trained on.
+      source: name of the file it is from.
+      ignored: names of the file's tensors that are no part of the encoder.
+    """
+
+    architecture: str
+    params: Any
+    batch_stats: Any
+    input_mean: np.ndarray
+    source: str = ""
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def encoder(self) -> str:
+        """Name of the network's encoder, as in `config.model.encoder`."""
+        return self.architecture.removesuffix("_bn")
+
+    @property
+    def has_norm(self) -> bool:
+        """Whether its convolutions are followed by BatchNorm."""
+        return bool(self.batch_stats)
+
+
+def save(encoder: Encoder, output: pathlib.Path) -> None:
+    """Writes an encoder's folder, whole or not at all.
+
+    Raises:
+      UserError: if the folder holds something else or cannot be written.
+    """
+    from safetensors.numpy import save_file
+
+    with files.whole_directory(output, CONTENTS) as folder:
+        variables = {"params": encoder.params, "batch_stats": encoder.batch_stats}
+        save_file(_flatten(variables), folder / _TENSORS)
+        files.write_json(
+            folder / _RECORD,
+            {
+                "architecture": encoder.architecture,
+                "norm": "batch" if encoder.has_norm else "none",
+                "input_mean": [float(x) for x in encoder.input_mean],
+                # Of every import, and so for the reader only.
+                "input_std": unet.IMAGENET_STD,
+                "source": encoder.source,
+            },
+        )
+
+
+def load(folder: pathlib.Path) -> Encoder:
+    """Reads what `save` wrote.
+
+    Raises:
+      UserError: if there is no such folder or it is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    folder = pathlib.Path(folder).expanduser()
+    if not (folder / _RECORD).is_file():
+        raise UserError(
+            f"config.model.pretrained is {folder}, where there are no imported "
+            "weights; make them by scripts/import_weights.py."
+        )
+    try:
+        record = json.loads((folder / _RECORD).read_text())
+        variables = _unflatten(load_file(folder / _TENSORS))
+        return Encoder(
+            architecture=record["architecture"],
+            params=variables["params"],
+            batch_stats=variables.get("batch_stats", {}),
+            input_mean=np.array(record["input_mean"], np.float32),
+            source=record["source"],
+        )
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder} is damaged; make it again by scripts/import_weights.py "
+            f"({type(error).__name__}: {error})."
+        ) from error
+
+
+def check_suitable(encoder: Encoder, encoder_name: str, norm: str) -> None:
+    """Refuses a network that these weights do not fit.
+
+    Args:
+      encoder: the weights.
+      encoder_name: `config.model.encoder`.
+      norm: `config.model.norm`.
+
+    Raises:
+      UserError: naming the field to change.
+    """
+    if encoder.encoder != encoder_name:
+        raise UserError(
+            f"config.model.pretrained holds {encoder.architecture}, but "
+            f"config.model.encoder is {encoder_name!r}; set it to "
+            f"{encoder.encoder!r}."
+        )
+    if not encoder.has_norm and norm != "none":
+        raise UserError(
+            f"config.model.pretrained holds {encoder.architecture}, which has no "
+            f"BatchNorm, but config.model.norm is {norm!r}; set it to 'none', or "
+            f"import {encoder.architecture}_bn."
+        )
+    if encoder.has_norm and norm not in ("batch", "batch_no_average"):
+        raise UserError(
+            f"config.model.pretrained holds {encoder.architecture}, which has "
+            f"BatchNorm, but config.model.norm is {norm!r}; set it to 'batch' or "
+            f"'batch_no_average', or import {encoder.encoder}."
+        )
+
+
+def start_from(encoder: Encoder, params: Any, batch_stats: Any) -> tuple[Any, Any]:
+    """Puts an encoder in the place of a fresh network's.
+
+    Args:
+      encoder: as `check_suitable` finds it.
+      params: of a `MultiTaskUNet`.
+      batch_stats: of the same. Where it has no running averages, those of the encoder
+        are left out; where it has an input mean, it gets the encoder's.
+
+    Returns:
+      Both with the encoder's values, all else as it was.
+
+    Raises:
+      UserError: if names or shapes of the encoder's layers are not the network's.
+    """
+    theirs, ours = (_flatten(x) for x in (encoder.params, params["encoder"]))
+    if {k: v.shape for k, v in theirs.items()} != {k: v.shape for k, v in ours.items()}:
+        raise UserError(
+            f"The layers of {encoder.architecture} in config.model.pretrained are not "
+            "those of the network; import the weights again."
+        )
+    batch_stats = dict(batch_stats)
+    if "encoder" in batch_stats:
+        batch_stats["encoder"] = encoder.batch_stats
+    if "input" in batch_stats:
+        batch_stats["input"] = {"mean": encoder.input_mean}
+    return {**params, "encoder": encoder.params}, batch_stats
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}/")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _unflatten(flat: dict[str, np.ndarray]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, last = path.split("/")
+        place = tree
+        for name in parents:
+            place = place.setdefault(name, {})
+        place[last] = value
+    return tree
