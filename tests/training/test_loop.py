@@ -97,9 +97,17 @@ def test_summary_of_an_epoch(tmp_path):
     for step, (loss, labels) in enumerate(
         [([1, 2, 0, 9], [4, 4, 0, 1]), ([2, 4, 0, 0], [4, 4, 0, 0])], start=1
     ):
-        metrics = {"loss": jnp.array([loss]) / 2, "num_labels": jnp.array([labels])}
+        metrics = {
+            "loss": jnp.array([loss]) / 2,
+            "num_labels": jnp.array([labels]),
+            "conflicts": jnp.array([step + 1]),
+            "weights": jnp.arange(4.0)[None] / 2 + step,
+        }
         watch.add(step, metrics)
     summary = watch.summary(batch_size=4)
+    assert summary["train/conflicts"] == 2.5
+    weights = [summary[f"train/weights_{name}"] for name in tasks.NAMES]
+    assert weights == [1.5, 2.0, 2.5, 3.0]
     losses = [summary[f"train/loss_{name}"] for name in tasks.NAMES]
     assert losses == [0.75, 1.5, None, 4.5]
     assert summary["train/images_per_second"] * summary[
