@@ -38,6 +38,49 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 Config = ml_collections.ConfigDict
 
 
+_CHOICES = {
+    "model.encoder": vgg.DEPTHS,
+    "model.norm": layers.NORMS,
+    "model.dtype": DTYPES,
+    "model.normalize_input": NORMALIZE_INPUT,
+    "loss.fovea_reduction": get_args(losses.Reduction),
+    "method.name": METHODS,
+    "optimizer.name": OPTIMIZERS,
+    "optimizer.schedule": SCHEDULES,
+    "evaluation.score": SCORES,
+}
+_POSITIVE = (
+    "model.width",
+    "loss.fovea_sigma",
+    "optimizer.learning_rate",
+    "batch_size",
+    "num_epochs",
+    "validate_every",
+    "evaluation.vcdr_C",
+    "method.gradnorm_learning_rate",
+)
+# Lowest and highest value.
+_RANGES = {
+    "seed": (0, 2**32 - 1),
+    "data.num_folds": (2, 1e6),
+    "data.fold_seed": (0, 2**32 - 1),
+    "loss.focal_gamma": (0, 100),
+    "interference_every": (0, math.inf),
+    "method.gradnorm_alpha": (0, 100),
+    "optimizer.warmup_epochs": (0, 1e6),
+    "optimizer.freeze_encoder_epochs": (0, 1e6),
+    "optimizer.encoder_learning_rate_scale": (0, 1e3),
+    "augmentation.rotation": (0, 180),
+    "augmentation.scale": (0, 10),
+    "augmentation.illumination": (0, 10),
+    "augmentation.shift": (0, 1),
+    "augmentation.brightness": (0, 1),
+    "augmentation.contrast": (0, 1),
+    "augmentation.colour": (0, 1),
+}
+_FRACTIONS = ("model.dropout", "model.norm_momentum")
+
+
 def check(config: Config) -> None:
     """Refuses a config with values that nothing can be made of.
 
@@ -45,23 +88,29 @@ def check(config: Config) -> None:
       UserError: naming the field, its value, and what it may be.
     """
     _check_fields(config)
-    _check_choice("model.encoder", config.model.encoder, vgg.DEPTHS)
-    _check_choice("model.norm", config.model.norm, layers.NORMS)
-    _check_choice("model.dtype", config.model.dtype, DTYPES)
-    _check_choice(
-        "model.normalize_input", config.model.normalize_input, NORMALIZE_INPUT
-    )
-    if config.model.pretrained and config.model.width != 1:
-        raise UserError(
-            f"config.model.width is {config.model.width}, but the weights of "
-            "config.model.pretrained are of width 1; set it to 1."
-        )
-    reductions = get_args(losses.Reduction)
-    _check_choice("loss.fovea_reduction", config.loss.fovea_reduction, reductions)
-    _check_choice("method.name", config.method.name, METHODS)
-    _check_choice("optimizer.name", config.optimizer.name, OPTIMIZERS)
-    _check_choice("optimizer.schedule", config.optimizer.schedule, SCHEDULES)
-    _check_choice("evaluation.score", config.evaluation.score, SCORES)
+    values = dict(_flatten(json.loads(to_json(config))))
+    for field, choices in _CHOICES.items():
+        _check_choice(field, values[field], choices)
+    for field in _POSITIVE:
+        if not 0 < values[field] < math.inf:
+            raise UserError(f"config.{field} is {values[field]}; it must be positive.")
+    for field, (low, high) in _RANGES.items():
+        if not low <= values[field] <= high:
+            raise UserError(
+                f"config.{field} is {values[field]}; it must lie between {low} and "
+                f"{high:g}."
+            )
+    for field in _FRACTIONS:
+        if not 0 <= values[field] < 1:
+            raise UserError(
+                f"config.{field} is {values[field]}; it must be at least 0 and less "
+                "than 1."
+            )
+    _check_tasks(config)
+    _check_together(config)
+
+
+def _check_tasks(config: Config) -> None:
     for name in config.tasks:
         _check_choice("tasks", name, tasks.NAMES)
     if not config.tasks or len(set(config.tasks)) < len(config.tasks):
@@ -69,53 +118,17 @@ def check(config: Config) -> None:
             f"config.tasks is {tuple(config.tasks)}; name at least one task, and none "
             "twice."
         )
-    if config.data.num_folds < 2:
-        raise UserError(
-            f"config.data.num_folds is {config.data.num_folds}; it must be at least 2."
-        )
+
+
+def _check_together(config: Config) -> None:
+    """Refuses values that do not go with those of other fields."""
     fold_names = ("official", *map(str, range(config.data.num_folds)))
     _check_choice("data.fold", config.data.fold, fold_names)
-    positive = {
-        "model.width": config.model.width,
-        "loss.fovea_sigma": config.loss.fovea_sigma,
-        "optimizer.learning_rate": config.optimizer.learning_rate,
-        "batch_size": config.batch_size,
-        "num_epochs": config.num_epochs,
-        "validate_every": config.validate_every,
-        "evaluation.vcdr_C": config.evaluation.vcdr_C,
-        "method.gradnorm_learning_rate": config.method.gradnorm_learning_rate,
-    }
-    for field, value in positive.items():
-        if not 0 < value < math.inf:
-            raise UserError(f"config.{field} is {value}; it must be positive.")
-    ranges = {
-        "seed": (config.seed, 0, 2**32 - 1),
-        "data.fold_seed": (config.data.fold_seed, 0, 2**32 - 1),
-        "loss.focal_gamma": (config.loss.focal_gamma, 0, 100),
-        "interference_every": (config.interference_every, 0, math.inf),
-        "method.gradnorm_alpha": (config.method.gradnorm_alpha, 0, 100),
-        "optimizer.warmup_epochs": (config.optimizer.warmup_epochs, 0, 1e6),
-        "optimizer.freeze_encoder_epochs": (
-            config.optimizer.freeze_encoder_epochs,
-            0,
-            1e6,
-        ),
-        "optimizer.encoder_learning_rate_scale": (
-            config.optimizer.encoder_learning_rate_scale,
-            0,
-            1e3,
-        ),
-        "augmentation.rotation": (config.augmentation.rotation, 0, 180),
-        "augmentation.scale": (config.augmentation.scale, 0, 10),
-        "augmentation.illumination": (config.augmentation.illumination, 0, 10),
-    }
-    for name in ("shift", "brightness", "contrast", "colour"):
-        ranges[f"augmentation.{name}"] = (config.augmentation[name], 0, 1)
-    for field, (value, low, high) in ranges.items():
-        if not low <= value <= high:
-            raise UserError(
-                f"config.{field} is {value}; it must lie between {low} and {high:g}."
-            )
+    if config.model.pretrained and config.model.width != 1:
+        raise UserError(
+            f"config.model.width is {config.model.width}, but the weights of "
+            "config.model.pretrained are of width 1; set it to 1."
+        )
     needed = _SCORED.get(config.evaluation.score)
     if needed and needed not in config.tasks:
         raise UserError(
@@ -128,12 +141,6 @@ def check(config: Config) -> None:
             f"config.method.num_groups is {groups}; it must be from 1 to the number of "
             f"tasks, {len(config.tasks)}."
         )
-    for field in ("dropout", "norm_momentum"):
-        if not 0 <= config.model[field] < 1:
-            raise UserError(
-                f"config.model.{field} is {config.model[field]}; it must be at least 0 "
-                "and less than 1."
-            )
 
 
 def _check_fields(config: Config) -> None:
