@@ -13,6 +13,7 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from mtl_jax.models import MultiTaskUNet
 
@@ -21,6 +22,34 @@ hypothesis.settings.register_profile(
     "mtl_jax", deadline=None, derandomize=True, max_examples=25
 )
 hypothesis.settings.load_profile("mtl_jax")
+
+
+@pytest.fixture(scope="session")
+def shared_dir(tmp_path_factory):
+    """A folder that all workers of this test session share."""
+    base = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        base = base.parent
+    place = base / "shared"
+    place.mkdir(exist_ok=True)
+    return place
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled(shared_dir):
+    """Environment of a process that shares compiled programs; this one does as well."""
+    settings = {
+        "jax_compilation_cache_dir": str(shared_dir / "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0.2,
+    }
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    # What compiled before the folder was named has settled that there is no cache.
+    compilation_cache.reset_cache()
+    return {
+        **os.environ,
+        **{name.upper(): str(value) for name, value in settings.items()},
+    }
 
 
 def _disc(size, centres, radii):

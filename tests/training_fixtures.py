@@ -12,10 +12,8 @@ import os
 import pathlib
 import shutil
 
-import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 from configs import default
@@ -44,40 +42,12 @@ class Run:
         return place
 
 
-@pytest.fixture(scope="session")
-def shared_dir(tmp_path_factory):
-    """A folder that all workers of this test session share."""
-    base = tmp_path_factory.getbasetemp()
-    if os.environ.get("PYTEST_XDIST_WORKER"):
-        base = base.parent
-    place = base / "shared"
-    place.mkdir(exist_ok=True)
-    return place
-
-
 @contextlib.contextmanager
 def once(done, lock):
     """True for the first of several processes; the others wait, then get False."""
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield not done.exists()
-
-
-@pytest.fixture(scope="session")
-def compiled(shared_dir):
-    """Environment of a process that shares compiled programs; this one does as well."""
-    settings = {
-        "jax_compilation_cache_dir": str(shared_dir / "compiled"),
-        "jax_persistent_cache_min_compile_time_secs": 0.2,
-    }
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    # What compiled before the folder was named has settled that there is no cache.
-    compilation_cache.reset_cache()
-    return {
-        **os.environ,
-        **{name.upper(): str(value) for name, value in settings.items()},
-    }
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ The number of devices is fixed for a whole process, so this file is also a progr
 as a script it trains on four, and prints what the tests compare.
 """
 
+import functools
 import json
 import os
 import pathlib
@@ -98,7 +99,7 @@ def fresh_state(model, optimizer):
 
 def build(axis_name):
     """Everything random is on: dropout and augmentation."""
-    model = MultiTaskUNet(encoder="vgg13", width=1 / 16, axis_name=axis_name)
+    model = SmallNetwork(dropout=0.3, axis_name=axis_name)
     # Not Adam, which makes steps of full size of rounding noise: devices that share a
     # batch add up in another order.
     optimizer = optim.independent(optax.sgd(3e-3, momentum=0.9), len(tasks.NAMES))
@@ -155,8 +156,36 @@ def train_on_all_devices():
     )
 
 
+def real_network_outputs(axis_name):
+    """What the real network makes of a batch in training, statistics and dropout on.
+
+    That its layers see the whole batch shows in one pass forward; steps of it would
+    take a minute to compile.
+    """
+    model = MultiTaskUNet(encoder="vgg13", width=1 / 16, axis_name=axis_name)
+    state = fresh_state(model, optax.identity())
+
+    def forward(variables, batch):
+        return model.apply(
+            variables,
+            batch["image"] / 255.0,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(3)},
+        )
+
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    if axis_name is None:
+        logits, updated = jax.jit(forward)(variables, make_batch(0))
+    else:
+        mapped = jax.pmap(forward, axis_name=axis_name, in_axes=(None, 0))
+        shares, updated = mapped(variables, parallel.shard(make_batch(0)))
+        logits, updated = parallel.gather(shares), parallel.unreplicate(updated)
+    return as_lists({"logits": logits, "updated": updated["batch_stats"]})
+
+
 def method_losses(axis_name):
-    """Three steps of one method of each other kind by a small network.
+    """Three steps of one method of each other kind.
 
     A sequential one of groups, and a joint one that needs all of the gradients.
     """
@@ -240,11 +269,14 @@ def runs():
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        one, methods = train_without_devices(), method_losses(None)
+        one = {
+            **train_without_devices(),
+            "methods": method_losses(None),
+            "real": real_network_outputs(None),
+        }
         out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
-    four = json.loads(out.splitlines()[-1])
-    return types.SimpleNamespace(one=one, methods=methods, four=four)
+    return types.SimpleNamespace(one=one, four=json.loads(out.splitlines()[-1]))
 
 
 def test_four_devices_were_simulated(runs):
@@ -269,10 +301,18 @@ def test_the_trained_network_has_the_logits_of_one_device(runs):
     assert np.std(runs.one["logits"]["disc"]) > 1e-3
 
 
+def test_the_real_network_normalises_and_drops_by_the_whole_batch(runs):
+    one, four = runs.one["real"], runs.four["real"]
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), four, one
+    )
+    assert np.std(one["logits"]["glaucoma"]) > 1e-3
+
+
 @pytest.mark.parametrize("method", ["random_grouping", "gradnorm"])
 def test_other_methods_have_the_losses_of_one_device(runs, method):
     for step, (four, one) in enumerate(
-        zip(runs.four["methods"][method], runs.methods[method], strict=True)
+        zip(runs.four["methods"][method], runs.one["methods"][method], strict=True)
     ):
         assert set(four) == set(one)
         for name in one:
@@ -338,6 +378,7 @@ if __name__ == "__main__":
                 "trips": trips(),
                 "refusals": refusals(),
                 "methods": method_losses(parallel.AXIS),
+                "real": real_network_outputs(parallel.AXIS),
                 **train_on_all_devices(),
             }
         )
