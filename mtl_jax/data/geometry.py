@@ -9,22 +9,34 @@ import numpy as np
 from PIL import Image
 
 
-def resize_photograph(photograph: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes a uint8 [H, W, 3] photograph to `size` = (height, width), bilinear."""
-    height, width = size
-    if photograph.shape[:2] == (height, width):
-        return photograph
-    image = Image.fromarray(photograph)
-    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+def resize_photograph(
+    photograph: np.ndarray | Image.Image, size: tuple[int, int]
+) -> np.ndarray:
+    """Resizes a photograph, bilinear, to uint8 [H, W, 3].
+
+    Args:
+      photograph: uint8 [h, w, 3], or an RGB picture, which spares large ones a copy.
+      size: (H, W).
+    """
+    return _resize(photograph, size, Image.Resampling.BILINEAR)
 
 
 def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes a uint8 [H, W] mask to `size` = (height, width), nearest neighbour."""
-    height, width = size
-    if mask.shape == (height, width):
-        return mask
-    image = Image.fromarray(mask)
-    return np.asarray(image.resize((width, height), Image.Resampling.NEAREST))
+    """Resizes a uint8 [h, w] mask to `size` = (height, width), nearest neighbour."""
+    return _resize(mask, size, Image.Resampling.NEAREST)
+
+
+def _resize(
+    picture: np.ndarray | Image.Image,
+    size: tuple[int, int],
+    resampling: Image.Resampling,
+) -> np.ndarray:
+    if isinstance(picture, np.ndarray):
+        if picture.shape[:2] == size:
+            return picture
+        picture = Image.fromarray(picture)
+    # Pillow gives a picture of that size already back as it is.
+    return np.asarray(picture.resize(size[::-1], resampling))
 
 
 def rescale_xy(

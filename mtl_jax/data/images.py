@@ -37,8 +37,8 @@ _TO_UPRIGHT = {
 }
 
 
-def read_photograph(path: PathLike, contents: bytes | None = None) -> np.ndarray:
-    """Reads a photograph upright, as its EXIF orientation says.
+def open_photograph(path: PathLike, contents: bytes | None = None) -> Image.Image:
+    """Decodes a photograph, upright as its EXIF orientation says.
 
     Args:
       path: a JPEG, PNG, BMP, TIFF, WebP or GIF file with 8 bits per channel. Grey and
@@ -47,28 +47,33 @@ def read_photograph(path: PathLike, contents: bytes | None = None) -> np.ndarray
         an archive, say); `path` then only names them in messages.
 
     Returns:
-      uint8 [H, W, 3] RGB.
+      An RGB picture, all of it in memory.
 
     Raises:
       UserError: if the file is missing, not an image, truncated, has more than 8 bits
         per channel, is CMYK, holds several pictures or is too large to be one.
     """
-    return np.array(_load(path, contents, "RGB"))
+    return _load(path, contents, "RGB")
+
+
+def read_photograph(path: PathLike, contents: bytes | None = None) -> np.ndarray:
+    """The uint8 [H, W, 3] pixels of `open_photograph`, which raises the same."""
+    return np.array(open_photograph(path, contents))
 
 
 def read_mask(path: PathLike, contents: bytes | None = None) -> np.ndarray:
     """Reads a mask as grey values, upright like its photograph.
 
     Args:
-      path: a file as for `read_photograph`. Colours count by their luminance, those of
+      path: a file as for `open_photograph`. Colours count by their luminance, those of
         a palette too; a 1-bit mask becomes 0 and 255.
-      contents: as for `read_photograph`.
+      contents: as for `open_photograph`.
 
     Returns:
       uint8 [H, W].
 
     Raises:
-      UserError: as `read_photograph`.
+      UserError: as `open_photograph`.
     """
     return np.array(_load(path, contents, "L"))
 
@@ -100,7 +105,7 @@ def disc_and_cup_masks(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Returns:
       Two uint8 [H, W] masks, disc and cup, 1 inside.
     """
-    return (grey < 192).astype(np.uint8), (grey < 64).astype(np.uint8)
+    return (grey < 192).view(np.uint8), (grey < 64).view(np.uint8)
 
 
 def count_other_values(grey: np.ndarray) -> int:

@@ -81,7 +81,7 @@ def record_of(row: ManifestRow, image_size: int) -> dict[str, Any]:
     disc_mask, cup_mask = read_masks(row)
     return schema.encode_record(
         row.image_id,
-        images.read_photograph(row.image),
+        images.open_photograph(row.image),
         image_size,
         disc_mask=disc_mask,
         cup_mask=cup_mask,

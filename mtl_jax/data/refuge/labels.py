@@ -6,7 +6,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import openpyxl
@@ -91,13 +91,10 @@ def read_table(file: SourceFile) -> Table:
         rows = _json_rows if file.suffix == ".json" else _sheet_rows
         for where, cells in rows(contents):
             table.heads.update(cells)
-            try:
-                statement = _statement(f"{file.name} {where}", cells)
-            except UserError as error:
-                table.problems.append(str(error))
-            else:
-                if statement is not None:
-                    table.statements.append(statement)
+            statement, problems = _statement(f"{file.name} {where}", cells)
+            table.problems += problems
+            if statement is not None:
+                table.statements.append(statement)
     except UserError as error:
         table.heads = None
         table.problems.append(str(error))
@@ -148,10 +145,31 @@ def _key(head: Any) -> str:
     return re.sub(r"[^a-z0-9]", "", str(head).lower())
 
 
-def _statement(where: str, cells: dict[str, Any]) -> Statement | None:
+def _statement(where: str, cells: dict[str, Any]) -> tuple[Statement | None, list[str]]:
+    """What a row says, and what is wrong with it; a bad cell leaves the others."""
     stem = official.stem_of(str(cells.get(_NAME, "")))
     if stem is None or official.split_of(stem) is None:
-        return None
+        return None, []
+    problems = []
+
+    def read(parse: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return parse(where, cells, *args)
+        except UserError as error:
+            problems.append(str(error))
+            return None
+
+    statement = Statement(
+        stem,
+        where,
+        glaucoma=read(_label, stem),
+        fovea_xy=read(_pair, _FOVEA),
+        sides=_sides(read(_pair, _SIZE)),
+    )
+    return statement, problems
+
+
+def _label(where: str, cells: dict[str, Any], stem: str) -> float | None:
     labels = [_number(where, cells, head) for head in _LABELS]
     label = next((label for label in labels if label is not None), None)
     if label not in (None, 0, 1):
@@ -159,13 +177,7 @@ def _statement(where: str, cells: dict[str, Any]) -> Statement | None:
             f"{where} gives {stem} the label {label:g}; the official set has 1 for "
             "glaucoma and 0 for healthy."
         )
-    return Statement(
-        stem,
-        where,
-        glaucoma=label,
-        fovea_xy=_pair(where, cells, _FOVEA),
-        sides=_sides(_pair(where, cells, _SIZE)),
-    )
+    return label
 
 
 def _sides(size: tuple[float, float] | None) -> tuple[int, int] | None:

@@ -189,7 +189,7 @@ def draw_record(
     image_id = f"{split}-{index:05d}"
     return schema.encode_record(
         image_id,
-        fundus.photograph,
+        Image.fromarray(fundus.photograph),
         image_size,
         disc_mask=fundus.disc_mask,
         cup_mask=fundus.cup_mask,
