@@ -10,6 +10,7 @@ from mtl_jax.optim._alternating import alternating
 from mtl_jax.optim._by_step import ByStepState, by_step
 from mtl_jax.optim._gradnorm import GradNormState, gradnorm
 from mtl_jax.optim._independent import independent
+from mtl_jax.optim._interference import interference
 from mtl_jax.optim._pcgrad import PCGradState, pcgrad
 from mtl_jax.optim._per_task import per_task
 from mtl_jax.optim._random_grouping import RandomGroupingState, random_grouping
@@ -29,6 +30,7 @@ __all__ = [
     "by_step",
     "gradnorm",
     "independent",
+    "interference",
     "pcgrad",
     "per_task",
     "random_grouping",

@@ -193,14 +193,8 @@ def interference_step(
         _, stacked = gradients.stacked_gradients(
             model, tasks, batch, dropout_key, axis_name
         )(state.params, state.batch_stats)
-        rows = [x.reshape(len(tasks), -1) for x in jax.tree.leaves(stacked)]
-        gram = sum(jnp.matmul(x, x.T, precision="highest") for x in rows)
-        norm = jnp.sqrt(jnp.diag(gram))
-        product = norm[:, None] * norm[None, :]
-        return {
-            "norm": norm,
-            "cosine": jnp.where(product > 0, gram / jnp.maximum(product, 1e-30), 0.0),
-        }
+        norm, cosine = optim.interference(stacked)
+        return {"norm": norm, "cosine": cosine}
 
     return step
 

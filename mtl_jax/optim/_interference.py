@@ -1,0 +1,30 @@
+"""How the gradients of several tasks stand to each other."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtl_jax.optim import _task_axis
+
+
+def interference(updates: optax.Updates) -> tuple[jax.Array, jax.Array]:
+    """Norms of the tasks' gradients, and the cosines of the angles between them.
+
+    Two tasks with a negative cosine are in conflict (Yu et al. 2020, section 2.2). The
+    squares of neither large nor small gradients leave the range of float32 on the way.
+
+    Args:
+      updates: gradients with a leading task axis.
+
+    Returns:
+      Norms [N] and cosines [N, N], at least float32; 0 for a gradient of zero.
+
+    Raises:
+      ValueError: if the leaves do not have one task axis in common.
+    """
+    n = _task_axis.num_tasks(updates)
+    gram, exponents = _task_axis.gram(updates, n)
+    norm = jnp.sqrt(jnp.diagonal(gram))
+    product = norm[:, None] * norm[None, :]
+    cosine = jnp.where(product > 0, gram / jnp.where(product > 0, product, 1), 0)
+    return jnp.ldexp(norm, exponents), cosine
