@@ -1,39 +1,96 @@
-"""Imports an encoder: --source=FILE --architecture=vgg16 --output=weights/vgg16."""
+"""Imports weights: --source=FILE --architecture=vgg16 --output=weights/vgg16.
+
+With --architecture=glaucoma_mtl a checkpoint of the original authors' program becomes a
+workdir for scripts/evaluate.py, scripts/predict.py and scripts/train.py --resume.
+"""
 
 import pathlib
 
 from absl import flags
+from ml_collections import config_flags
 
 from mtl_jax import cli
 
 SOURCE = flags.DEFINE_string(
-    "source", None, "torchvision's .pth or .safetensors, or Keras' .h5 file."
+    "source",
+    None,
+    "torchvision's .pth or .safetensors, Keras' .h5, or a checkpoint of the authors.",
 )
 ARCHITECTURE = flags.DEFINE_enum(
-    "architecture", None, ["vgg13", "vgg13_bn", "vgg16", "vgg16_bn"], "Of the file."
+    "architecture",
+    None,
+    ["vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "glaucoma_mtl"],
+    "Of the file.",
 )
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "Of the workdir, for glaucoma_mtl; configs/refuge_authors.py unless given.",
+)
+IMAGE_SIZE = flags.DEFINE_integer(
+    "image_size", 256, "Pixels a side that the network is for, for glaucoma_mtl."
+)
 flags.mark_flags_as_required(["source", "architecture", "output"])
 
 
 def main() -> None:
-    """Imports the weights and says how to train from them."""
+    """Imports the weights and says how to go on."""
+    if ARCHITECTURE.value == "glaucoma_mtl":
+        _import_network()
+    else:
+        _import_encoder()
+
+
+def _import_encoder() -> None:
     from mtl_jax import files, weights
 
     output = pathlib.Path(OUTPUT.value)
     files.check_replaceable(output, weights.encoder.CONTENTS)
     encoder = weights.import_vgg(pathlib.Path(SOURCE.value), ARCHITECTURE.value)
     weights.save(encoder, output)
-    if encoder.ignored:
-        print(
-            f"ignored, being no part of the encoder: {', '.join(encoder.ignored[:8])}"
-            + ", ..." * (len(encoder.ignored) > 8)
-        )
+    _say_ignored(encoder.ignored, "encoder")
     norm = "batch" if encoder.has_norm else "none"
     print(
         f"{output}: now scripts/train.py --config.model.pretrained={output} "
         f"--config.model.encoder={encoder.encoder} --config.model.norm={norm}"
     )
+
+
+def _import_network() -> None:
+    from configs import refuge_authors
+    from mtl_jax import files, weights
+    from mtl_jax.training import imported
+
+    output = pathlib.Path(OUTPUT.value)
+    files.check_replaceable(output, imported.CONTENTS)
+    network = weights.import_checkpoint(pathlib.Path(SOURCE.value))
+    config = CONFIG.value or refuge_authors.get_config()
+    imported.write_workdir(output, config, network, IMAGE_SIZE.value)
+    _say_ignored(network.ignored, "network")
+    if network.classifier is None:
+        print(
+            "no logistic regression on the cup-to-disc ratio could be read: it is "
+            "fitted again at the first evaluation"
+        )
+    else:
+        print(
+            "logistic regression on the cup-to-disc ratio: coefficient "
+            f"{network.classifier.coefficient:.4f}, intercept "
+            f"{network.classifier.intercept:.4f}"
+        )
+    print(
+        f"{output}: now scripts/evaluate.py --workdir={output}, or go on training with "
+        "fresh optimizer states by scripts/train.py --resume"
+    )
+
+
+def _say_ignored(names: tuple[str, ...], of: str) -> None:
+    if names:
+        print(
+            f"ignored, being no part of the {of}: {', '.join(names[:8])}"
+            + ", ..." * (len(names) > 8)
+        )
 
 
 if __name__ == "__main__":

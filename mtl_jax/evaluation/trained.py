@@ -2,19 +2,26 @@
 
 import copy
 import dataclasses
+import json
 import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import tensorflow_datasets as tfds
 
-from mtl_jax import configuration
+from mtl_jax import configuration, files
+from mtl_jax.data import folds, pipeline
 from mtl_jax.errors import UserError
+from mtl_jax.evaluation import scoring
 from mtl_jax.evaluation.scoring import Batch, Logits
 from mtl_jax.evaluation.vcdr import VcdrClassifier
 from mtl_jax.training import parallel, workdir
 from mtl_jax.training.checkpoints import Checkpoints
 from mtl_jax.training.step import evaluation_step
+
+# Of an imported network, what was fitted here.
+_CLASSIFIER = "vcdr_classifier.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +100,8 @@ def _load_one(folder: pathlib.Path, checkpoint: str) -> TrainedNetwork:
     variables = checkpoints.restore_model(step, shapes)
     checkpoints.close()
     classifier = metadata["vcdr_classifier"]
+    if classifier is None and (folder / _CLASSIFIER).exists():
+        classifier = json.loads((folder / _CLASSIFIER).read_text())
     devices = jax.local_device_count()
     step_function = evaluation_step(model, configuration.create_tasks(config))
     return TrainedNetwork(
@@ -107,6 +116,34 @@ def _load_one(folder: pathlib.Path, checkpoint: str) -> TrainedNetwork:
             (parallel.map_evaluation(step_function), parallel.replicate(variables)),
         ),
     )
+
+
+def fit_missing_classifier(
+    network: TrainedNetwork,
+    place: pathlib.Path,
+    builder: tfds.core.DatasetBuilder,
+    fold: folds.Fold | None,
+) -> TrainedNetwork:
+    """Gives an imported network the classifier that did not come along.
+
+    Args:
+      network: as `load` returned it.
+      place: its workdir, where the classifier is kept for next time.
+      builder: of the data set whose training split the classifier is fitted on.
+      fold: as for `pipeline.open_split`.
+
+    Returns:
+      The network, as it was if it has a classifier or none can be fitted.
+    """
+    is_missing = network.classifier is None and "imported" in network.metadata
+    if not is_missing or "train" not in builder.info.splits:
+        return network
+    table = pipeline.open_split(builder, "train", fold)
+    classifier = scoring.fit_vcdr_classifier(table, network.config.evaluation.vcdr_C)
+    if classifier is None:
+        return network
+    files.write_json(pathlib.Path(place) / _CLASSIFIER, classifier._asdict())
+    return dataclasses.replace(network, classifier=classifier)
 
 
 def _join(members: list[TrainedNetwork]) -> TrainedNetwork:

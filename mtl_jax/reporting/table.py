@@ -32,5 +32,8 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
             text = "one class only" if count else "-"
         lines.append(f"{label:33}{text:>14}  n = {count}")
     lines.append(f"{'parameters':33}{metrics['num_parameters']:14,}")
-    lines.append(f"{'seconds per training step':33}{metrics['seconds_per_step']:14.3f}")
+    # Of a network trained by another program that is not known.
+    seconds = metrics["seconds_per_step"]
+    text = "-" if seconds is None else f"{seconds:.3f}"
+    lines.append(f"{'seconds per training step':33}{text:>14}")
     return "\n".join(lines)

@@ -110,19 +110,39 @@ class Checkpoints:
             metrics=None if score is None else {"score": score},
         )
 
+    def save_network(self, variables: Any, metadata: dict[str, Any]) -> None:
+        """Saves a network trained elsewhere as step 0, without optimizer and data.
+
+        Args:
+          variables: `params` and `batch_stats`.
+          metadata: of JSON values; `imported` among them tells `restore`.
+        """
+        self._manager.save(
+            0,
+            args=ocp.args.Composite(
+                model=ocp.args.StandardSave(variables),
+                metadata=ocp.args.JsonSave(metadata),
+            ),
+        )
+
     def restore(
         self, step: int, target: TrainState, batches: grain.DatasetIterator
     ) -> tuple[TrainState, dict[str, Any]]:
         """Reads a state and its metadata, and moves `batches` to where it was saved.
 
+        Of a network trained elsewhere there are variables only; all else is `target`'s.
+
         Raises:
           UserError: if the checkpoint cannot be read.
         """
+        metadata = self.restore_metadata(step)
+        if "imported" in metadata:
+            variables = self.restore_model(step, _model_item(target))
+            return target.replace(**variables), metadata
         args = ocp.args.Composite(
             model=ocp.args.StandardRestore(_model_item(target)),
             optimizer=ocp.args.StandardRestore(_optimizer_item(target)),
             data=grain.checkpoint.CheckpointRestore(batches),
-            metadata=ocp.args.JsonRestore(),
         )
         read = self._read(step, self._manager.restore, step, args=args)
         state = target.replace(
@@ -131,7 +151,7 @@ class Checkpoints:
             key=jax.random.wrap_key_data(read.optimizer["key"]),
             **read.model,
         )
-        return state, read.metadata
+        return state, metadata
 
     def restore_metadata(self, step: int) -> dict[str, Any]:
         """Reads what `save` was given as metadata.

@@ -76,7 +76,7 @@ def _train_network(
     batches = pipeline.training_batches(splits.train, config.batch_size, config.seed)
     if (latest := checkpoints.latest()) is not None:
         state, saved = checkpoints.restore(latest, state, batches)
-        if saved["num_training_images"] != len(splits.train):
+        if saved["num_training_images"] not in (None, len(splits.train)):
             raise UserError(
                 f"{splits.train.name} has {len(splits.train)} images, but this run "
                 f"began with {saved['num_training_images']}; name another workdir."

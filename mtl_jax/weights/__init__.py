@@ -1,12 +1,15 @@
 """Foreign weights in: files of other programs become variables of our networks."""
 
 from mtl_jax.weights.encoder import Encoder, check_suitable, load, save, start_from
+from mtl_jax.weights.glaucoma_mtl import OriginalNetwork, import_checkpoint
 from mtl_jax.weights.vgg import ARCHITECTURES, import_vgg
 
 __all__ = [
     "ARCHITECTURES",
     "Encoder",
+    "OriginalNetwork",
     "check_suitable",
+    "import_checkpoint",
     "import_vgg",
     "load",
     "save",

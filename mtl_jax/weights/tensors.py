@@ -2,6 +2,7 @@
 
 import pathlib
 import pickle
+from typing import Any
 
 import numpy as np
 
@@ -30,16 +31,24 @@ def read(path: pathlib.Path) -> Tensors:
       UserError: if the file is missing, damaged or of another kind, holds something
         else than tensors, or needs a package that is not installed.
     """
-    path = pathlib.Path(path).expanduser()
-    if not path.is_file():
-        raise UserError(f"There is no file {path}; name one with weights.")
+    path = _existing(path)
     if path.suffix not in _SUFFIXES:
         raise UserError(
             f"{path} is of no kind that is read here; name a file that ends in "
             f"{', '.join(_SUFFIXES)}."
         )
     readers = {".safetensors": _read_safetensors, ".h5": _read_h5, ".hdf5": _read_h5}
-    tensors = readers.get(path.suffix, _read_torch)(path)
+    return _finite(path, readers.get(path.suffix, _read_torch)(path))
+
+
+def _existing(path: pathlib.Path) -> pathlib.Path:
+    path = pathlib.Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f"There is no file {path}; name one with weights.")
+    return path
+
+
+def _finite(path: pathlib.Path, tensors: Tensors) -> Tensors:
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
             raise UserError(
@@ -49,7 +58,52 @@ def read(path: pathlib.Path) -> Tensors:
     return tensors
 
 
+class Inert:
+    """What stands in for an object of scikit-learn: its attributes and no code.
+
+    Attributes:
+      state: what the object was pickled with, as a rule a dict of its attributes.
+    """
+
+    state: Any = None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "Inert":
+        """Drops what the object was made from."""
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def read_checkpoint(path: pathlib.Path) -> tuple[Tensors, dict[str, Any]]:
+    """Reads a checkpoint of a training program that uses PyTorch.
+
+    Args:
+      path: a dict of `model_state_dict` and other things, as `torch.save` writes it.
+
+    Returns:
+      The tensors, as `read` gives them, and the other things. Objects of scikit-learn
+      among these are `Inert`.
+
+    Raises:
+      UserError: as `read`.
+    """
+    path = _existing(path)
+    content = _load_torch(path, with_objects=True)
+    if not isinstance(content, dict) or "model_state_dict" not in content:
+        raise UserError(
+            f"{path} has no model_state_dict at its top level; name a checkpoint of "
+            "the original program."
+        )
+    tensors = _named_tensors(path, content.pop("model_state_dict"))
+    return _finite(path, tensors), content
+
+
 def _read_torch(path: pathlib.Path) -> Tensors:
+    return _named_tensors(path, _load_torch(path))
+
+
+def _load_torch(path: pathlib.Path, *, with_objects: bool = False) -> Any:
     try:
         import torch
     except ImportError as error:
@@ -60,7 +114,8 @@ def _read_torch(path: pathlib.Path) -> Tensors:
     try:
         # Builds tensors and plain containers, and refuses whatever else a pickle asks
         # for, which could be any code.
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_inert(path) if with_objects else []):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # PyTorch's own text advises to load such a file without the safeguard.
         if not any(words in str(error) for words in _REFUSALS):
@@ -73,6 +128,38 @@ def _read_torch(path: pathlib.Path) -> Tensors:
     # A torn file meets the unpickler, the zip reader or the tensors' sizes.
     except Exception as error:
         raise _damaged(path, error) from error
+
+
+def _inert(path: pathlib.Path) -> list[Any]:
+    """What a pickle may ask for besides tensors, and what it gets for it.
+
+    That is arrays of NumPy, and `Inert` for whatever it calls scikit-learn's, which is
+    not even imported.
+    """
+    import torch
+
+    # As files of any version of NumPy may call them.
+    functions = {
+        f"numpy.{package}.multiarray.{name}": function
+        for package in ("core", "_core")
+        for name, function in (
+            ("_reconstruct", np.empty(0).__reduce__()[0]),
+            ("scalar", np.float64(0).__reduce__()[0]),
+        )
+    }
+    named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    return [
+        np.ndarray,
+        np.dtype,
+        *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?", "O", "U1")),
+        *((function, name) for name, function in functions.items()),
+        *((Inert, name) for name in named if name.startswith("sklearn.")),
+    ]
+
+
+def _named_tensors(path: pathlib.Path, content: Any) -> Tensors:
+    import torch
+
     if not isinstance(content, dict) or not any(map(torch.is_tensor, content.values())):
         raise UserError(
             f"{path} holds no tensors by name at its top level; export the network's "

@@ -1,0 +1,91 @@
+"""A workdir for a network that another program trained."""
+
+import pathlib
+
+import jax
+import numpy as np
+
+from mtl_jax import configuration, files
+from mtl_jax.data import schema
+from mtl_jax.errors import UserError
+from mtl_jax.training.checkpoints import Checkpoints
+from mtl_jax.weights.glaucoma_mtl import OriginalNetwork
+
+CONTENTS = ("config.json", "checkpoints/0/*")
+# What the network is, whatever else a config says.
+_NEEDED = {
+    "model.encoder": "vgg13",
+    "model.norm": "batch_no_average",
+    "model.pretrained": "",
+}
+
+
+def write_workdir(
+    workdir: pathlib.Path,
+    config: configuration.Config,
+    network: OriginalNetwork,
+    image_size: int = 256,
+) -> None:
+    """Writes a workdir that is evaluated, predicted with and resumed like a run's.
+
+    The network is checkpoint 0: a run that resumes it begins its epochs there, with
+    fresh optimizer states.
+
+    Args:
+      workdir: to write, whole or not at all.
+      config: of the run, such as `configs/refuge_authors.py`.
+      network: as imported.
+      image_size: pixels a side of the images it was trained on.
+
+    Raises:
+      UserError: if the config describes another network, or the workdir holds something
+        else or cannot be written.
+    """
+    configuration.check(config)
+    schema.check_image_size(image_size)
+    _check_config(config, network)
+    metadata = {
+        "config": configuration.to_json(config),
+        "image_size": image_size,
+        "num_training_images": None,
+        "vcdr_classifier": network.classifier and network.classifier._asdict(),
+        "epoch": 0,
+        "seconds_per_step": None,
+        "validation": {},
+        "imported": {
+            "source": network.source,
+            "epoch": network.epoch,
+            "n_iter": network.n_iter,
+        },
+    }
+    with files.whole_directory(workdir, CONTENTS) as folder:
+        checkpoints = Checkpoints(folder)
+        variables = {"params": network.params, "batch_stats": {}}
+        checkpoints.save_network(variables, metadata)
+        checkpoints.close()
+        files.write_text(folder / "config.json", configuration.to_json(config) + "\n")
+
+
+def _check_config(config: configuration.Config, network: OriginalNetwork) -> None:
+    if config.method.name == "single":
+        raise UserError(
+            f"config.method.name is 'single', but {network.source} holds one network "
+            "for all tasks; choose another method to go on training by."
+        )
+    for field, value in _NEEDED.items():
+        part, name = field.split(".")
+        if config[part][name] != value:
+            raise UserError(
+                f"config.{field} is {config[part][name]!r}, but the network of "
+                f"{network.source} needs {value!r}; see configs/refuge_authors.py."
+            )
+    model = configuration.create_model(config)
+    shapes = jax.eval_shape(
+        model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")
+    )
+    theirs = jax.tree.map(np.shape, network.params)
+    if jax.tree.map(lambda x: x.shape, shapes["params"]) != theirs:
+        raise UserError(
+            f"The config describes another network than that of {network.source}; it "
+            "has all four tasks, see configs/refuge_authors.py."
+        )

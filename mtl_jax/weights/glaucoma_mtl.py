@@ -1,0 +1,98 @@
+"""Checkpoints of the original authors' PyTorch program."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from mtl_jax.evaluation.vcdr import VcdrClassifier
+from mtl_jax.weights import names, tensors
+
+ARCHITECTURE = "glaucoma_mtl"
+
+
+@dataclasses.dataclass(frozen=True)
+class OriginalNetwork:
+    """A network that the authors' program trained.
+
+    Attributes:
+      params: of a `MultiTaskUNet` with the encoder `vgg13` and the normalisation
+        `batch_no_average`; float32 NumPy.
+      classifier: on the vertical cup-to-disc ratio; None if the file has none that
+        could be read.
+      source: name of the file.
+      epoch: at which it was saved; None if the file does not say.
+      n_iter: as `epoch`, in iterations.
+      ignored: names of the file's tensors that are no part of the network.
+    """
+
+    params: Any
+    classifier: VcdrClassifier | None
+    source: str
+    epoch: int | None
+    n_iter: int | None
+    ignored: tuple[str, ...]
+
+
+def import_checkpoint(source: pathlib.Path) -> OriginalNetwork:
+    """Reads a checkpoint of the original program.
+
+    Args:
+      source: as its `torch.save` wrote it: a dict of `model_state_dict`, `classifier`,
+        `epoch`, `n_iter` and maybe `optimizer_state_dict`, which is not read.
+
+    Raises:
+      UserError: if the file cannot be read or is of another architecture.
+    """
+    source = pathlib.Path(source).expanduser()
+    found, others = tensors.read_checkpoint(source)
+    layers = names.glaucoma_mtl()
+    names.check(source, ARCHITECTURE, found, layers)
+    params: dict[str, Any] = {}
+    for path, layer in layers.items():
+        *parents, last = path.split("/")
+        place = params
+        for name in parents:
+            place = place.setdefault(name, {})
+        kernel, bias, *norm = (found[name] for name, _ in layer)
+        if norm:
+            scale, shift = norm
+            kernel = np.ascontiguousarray(kernel.transpose(2, 3, 1, 0))
+            place[last] = {
+                "conv": {"kernel": kernel, "bias": bias},
+                "norm": {"scale": scale, "bias": shift},
+            }
+        else:
+            # A 1x1 convolution is a dense layer, [out, in, 1, 1].
+            place[last] = {"kernel": kernel.reshape(len(kernel), -1).T, "bias": bias}
+    used = {name for layer in layers.values() for name, _ in layer}
+    return OriginalNetwork(
+        params=params,
+        classifier=_classifier(others.get("classifier")),
+        source=source.name,
+        epoch=_whole_number(others.get("epoch")),
+        n_iter=_whole_number(others.get("n_iter")),
+        ignored=tuple(sorted(set(found) - used)),
+    )
+
+
+def _classifier(pickled: Any) -> VcdrClassifier | None:
+    """The two fitted numbers of scikit-learn's LogisticRegression."""
+    state = getattr(pickled, "state", None)
+    try:
+        (coefficient,) = np.ravel(state["coef_"])
+        (intercept,) = np.ravel(state["intercept_"])
+        classes = [float(x) for x in np.ravel(state["classes_"])]
+        classifier = VcdrClassifier(float(coefficient), float(intercept))
+    except (TypeError, KeyError, ValueError):
+        return None
+    is_right = classes == [0, 1] and np.isfinite(classifier).all()
+    return classifier if is_right else None
+
+
+def _whole_number(value: Any) -> int | None:
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError):
+        return None

@@ -1,0 +1,357 @@
+"""Checkpoints of the original program become workdirs."""
+
+import collections
+import json
+import pathlib
+import subprocess
+import sys
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+import weight_files
+from sklearn.linear_model import LogisticRegression
+
+from mtl_jax import configuration, weights
+from mtl_jax.data import pipeline
+from mtl_jax.errors import UserError
+from mtl_jax.evaluation import evaluate, scoring, trained
+from mtl_jax.evaluation.vcdr import VcdrClassifier
+from mtl_jax.training import imported, loop
+from mtl_jax.weights import tensors
+
+pytest_plugins = ("training_fixtures",)
+
+ROOT = pathlib.Path(__file__).parents[2]
+DECODER = ((1024, 512, 256), (512, 256, 128), (256, 128, 64), (128, 64, 64))
+
+
+def original_network(torch):
+    """The authors' architecture by its published names, with random parameters."""
+    nn = torch.nn
+
+    def block(before, after):
+        layers = collections.OrderedDict(
+            CONV=nn.Conv2d(before, after, 3, padding=1),
+            BN=nn.BatchNorm2d(after, track_running_stats=False),
+            ACT=nn.ReLU(),
+        )
+        module = nn.Module()
+        module.conv_block = nn.Sequential(layers)
+        return module
+
+    def double(before, middle, after):
+        module = nn.Module()
+        module.double_conv = nn.ModuleList(
+            [block(before, middle), block(middle, after)]
+        )
+        return module
+
+    def named(**parts):
+        module = nn.Module()
+        for name, part in parts.items():
+            setattr(module, name, part)
+        return module
+
+    widths = (64, 128, 256, 512, 512)
+    network = named(
+        inc=double(3, 64, 64),
+        **{
+            f"down{i + 1}": named(
+                maxpool_conv=nn.ModuleList([nn.MaxPool2d(2), double(a, b, b)])
+            )
+            for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False))
+        },
+        **{f"up{i + 1}": named(conv=double(*c)) for i, c in enumerate(DECODER)},
+        outcs=nn.ModuleList(named(conv=nn.Conv2d(64, 1, 1)) for _ in range(3)),
+        outfc=named(fc=nn.Linear(512, 1)),
+    )
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in network.named_parameters():
+        low, high = (0.7, 1.3) if name.endswith("BN.weight") else (-0.2, 0.2)
+        if parameter.ndim == 4:
+            high = (6 / parameter[0].numel()) ** 0.5
+            low = -high
+        with torch.no_grad():
+            parameter.uniform_(low, high, generator=generator)
+    return network
+
+
+def original_logits(torch, network, images):
+    """What the authors' program computes, image by image as its evaluation does."""
+
+    def convolve(module, x):
+        for part in module.double_conv:
+            x = part.conv_block(x)
+        return x
+
+    found = collections.defaultdict(list)
+    with torch.no_grad():
+        for image in images:
+            x = torch.tensor(image[None] / np.float32(255)).permute(0, 3, 1, 2)
+            features = [convolve(network.inc, x)]
+            for i in range(1, 5):
+                pool, conv = getattr(network, f"down{i}").maxpool_conv
+                features.append(convolve(conv, pool(features[-1])))
+            found["glaucoma"].append(network.outfc.fc(features[4].amax((2, 3)))[0, 0])
+            x = features[4]
+            for i in range(1, 5):
+                x = torch.nn.functional.interpolate(
+                    x, scale_factor=2, mode="bilinear", align_corners=True
+                )
+                x = torch.cat([features[4 - i], x], 1)
+                x = convolve(getattr(network, f"up{i}").conv, x)
+            for name, head in zip(("disc", "cup", "fovea"), network.outcs, strict=True):
+                found[name].append(head.conv(x)[0, 0])
+    return {name: torch.stack(values).numpy() for name, values in found.items()}
+
+
+@pytest.fixture(scope="module")
+def torch():
+    return pytest.importorskip("torch", exc_type=ImportError)
+
+
+@pytest.fixture(scope="module")
+def original(torch):
+    return original_network(torch)
+
+
+@pytest.fixture(scope="module")
+def regression():
+    rng = np.random.default_rng(0)
+    ratios = rng.uniform(0.2, 0.9, (40, 1))
+    return LogisticRegression().fit(ratios, (ratios[:, 0] > 0.5).astype(int))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(torch, original, regression, tmp_path_factory):
+    """A file as the original program writes it."""
+    path = tmp_path_factory.mktemp("original") / "checkpoint.pth"
+    optimizer = torch.optim.Adam(original.parameters())
+    torch.save(
+        {
+            "epoch": 120,
+            "n_iter": 6000,
+            "model_state_dict": original.state_dict(),
+            "optimizer_state_dict": optimizer.state_dict(),
+            "classifier": regression,
+        },
+        path,
+    )
+    return path
+
+
+def test_a_checkpoint_becomes_a_workdir_with_the_original_logits(
+    torch, original, regression, checkpoint, synthetic_data, tmp_path
+):
+    finished = subprocess.run(
+        [
+            sys.executable,
+            ROOT / "scripts/import_weights.py",
+            f"--source={checkpoint}",
+            "--architecture=glaucoma_mtl",
+            f"--output={tmp_path / 'run'}",
+            "--image_size=32",
+            f"--config={ROOT / 'configs/refuge_authors.py'}",
+            f"--config.data.data_dir={synthetic_data[0]}",
+            f"--config.data.dataset={synthetic_data[1]}",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    first, last = finished.stdout.splitlines()
+    assert first.startswith("logistic regression on the cup-to-disc ratio: coeff")
+    assert f"scripts/evaluate.py --workdir={tmp_path / 'run'}" in last
+
+    network = trained.load(tmp_path / "run")
+    assert network.metadata["imported"] == {
+        "source": "checkpoint.pth",
+        "epoch": 120,
+        "n_iter": 6000,
+    }
+    assert network.num_parameters == 17_268_036
+    np.testing.assert_allclose(
+        network.classifier, [regression.coef_.item(), regression.intercept_.item()]
+    )
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (network.batch_size, 32, 32, 3), np.uint8)
+    logits, _ = network({"image": images})
+    for name, wanted in original_logits(torch, original, images).items():
+        assert wanted.std() > 0.01
+        np.testing.assert_allclose(logits[name], wanted, atol=1e-4)
+    _, metrics = evaluate.evaluate(tmp_path / "run")
+    assert metrics["auc_vcdr"] is not None
+    assert metrics["seconds_per_step"] is None
+
+
+@pytest.mark.parametrize("numpy_1", [False, True])
+def test_the_classifier_needs_no_code_of_the_file(
+    torch, checkpoint, regression, numpy_1, tmp_path
+):
+    """Whatever version of NumPy and scikit-learn pickled it."""
+    path = checkpoint
+    if numpy_1:
+        path = tmp_path / "old.pth"
+        with zipfile.ZipFile(checkpoint) as old, zipfile.ZipFile(path, "w") as new:
+            for name in old.namelist():
+                content = old.read(name)
+                if name.endswith("/data.pkl"):
+                    assert b"cnumpy._core.multiarray\n" in content
+                    content = content.replace(
+                        b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"
+                    ).replace(b"linear_model._logistic\n", b"linear_model.logistic\n")
+                new.writestr(name, content)
+    _, others = tensors.read_checkpoint(path)
+    assert type(others["classifier"]) is tensors.Inert
+    found = weights.import_checkpoint(path).classifier
+    assert found == (regression.coef_.item(), regression.intercept_.item())
+
+
+class Malicious:
+    """A pickle of it calls a function when it is loaded."""
+
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+def test_code_in_the_place_of_the_classifier_does_not_run(torch, original, tmp_path):
+    from sklearn.utils import shuffle
+
+    state_dict = original.state_dict()
+    content = {
+        "model_state_dict": state_dict,
+        "classifier": Malicious(open, str(tmp_path / "ran"), "w"),
+    }
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"could run code .*refused"):
+        weights.import_checkpoint(tmp_path / "a.pth")
+    assert not (tmp_path / "ran").exists()
+    # A function of scikit-learn is not called either; the tensors are read.
+    torch.save({**content, "classifier": Malicious(shuffle, [1])}, tmp_path / "b.pth")
+    network = weights.import_checkpoint(tmp_path / "b.pth")
+    assert network.classifier is None
+    assert network.epoch is network.n_iter is None
+    np.testing.assert_array_equal(
+        network.params["head_cup"]["kernel"][:, 0],
+        state_dict["outcs.1.conv.weight"][0, :, 0, 0],
+    )
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_half_precision_is_cast(torch, original, precision, tmp_path):
+    dtype = getattr(torch, precision)
+    state_dict = {name: x.to(dtype) for name, x in original.state_dict().items()}
+    torch.save({"model_state_dict": state_dict}, tmp_path / "a.pth")
+    network = weights.import_checkpoint(tmp_path / "a.pth")
+    kernel = network.params["head_glaucoma"]["kernel"]
+    assert kernel.dtype == np.float32
+    wanted = state_dict["outfc.fc.weight"].float().numpy().T
+    np.testing.assert_array_equal(kernel, wanted)
+
+
+def test_files_of_something_else_are_named(torch, original, checkpoint, tmp_path):
+    def refused(content, message):
+        torch.save(content, tmp_path / "a.pth")
+        with pytest.raises(UserError, match=message):
+            weights.import_checkpoint(tmp_path / "a.pth")
+
+    state_dict = original.state_dict()
+    refused(state_dict, "has no model_state_dict at its top level")
+    vgg = {k: torch.tensor(v) for k, v in weight_files.torchvision("vgg13").items()}
+    refused(
+        {"model_state_dict": vgg},
+        r"no inc\.double_conv\.0\.conv_block\.CONV\.weight, and looks like "
+        r"torchvision's vgg13",
+    )
+    short = dict(state_dict)
+    del short["outcs.2.conv.bias"]
+    refused({"model_state_dict": short}, r"it has no outcs\.2\.conv\.bias, and looks")
+    short["outcs.2.conv.bias"] = torch.zeros(2)
+    refused(
+        {"model_state_dict": short},
+        r"has outcs\.2\.conv\.bias of shape \(2,\) instead of \(1,\)",
+    )
+    whole = checkpoint.read_bytes()
+    for share in (0.0, 0.5, 0.999):
+        (tmp_path / "torn.pth").write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(UserError, match="damaged, incomplete"):
+            weights.import_checkpoint(tmp_path / "torn.pth")
+    torch.save(state_dict, tmp_path / "b.pth")
+    with pytest.raises(UserError, match="looks like a network of the original authors"):
+        weights.import_vgg(tmp_path / "b.pth", "vgg13")
+
+
+def small_network(config, random_variables, classifier=None):
+    params = random_variables(configuration.create_model(config))["params"]
+    return weights.OriginalNetwork(params, classifier, "small.pth", 7, None, ())
+
+
+def of_the_authors(make_config, **fields):
+    return make_config({"model.norm": "batch_no_average"}, **fields)
+
+
+def test_a_missing_classifier_is_fitted_at_the_first_evaluation(
+    make_config, random_variables, synthetic_data, tmp_path
+):
+    config = of_the_authors(make_config)
+    network = small_network(config, random_variables)
+    imported.write_workdir(tmp_path / "run", config, network, 32)
+    assert trained.load(tmp_path / "run").classifier is None
+    _, metrics = evaluate.evaluate(tmp_path / "run")
+    assert metrics["num_images"]["auc"] == 6
+    found = trained.load(tmp_path / "run").classifier
+    table = pipeline.open_split(pipeline.open_dataset(*synthetic_data), "train")
+    assert found == scoring.fit_vcdr_classifier(table, 1.0)
+    assert (
+        VcdrClassifier(
+            **json.loads((tmp_path / "run/vcdr_classifier.json").read_text())
+        )
+        == found
+    )
+
+
+def test_training_goes_on_from_it(make_config, random_variables, tmp_path):
+    config = of_the_authors(
+        make_config, tasks=("glaucoma",), num_epochs=2, validate_every=1
+    )
+    network = small_network(config, random_variables)
+    imported.write_workdir(tmp_path / "run", config, network, 32)
+    with pytest.raises(UserError, match="go on with it by --resume"):
+        loop.train(config, tmp_path / "run")
+    config.optimizer.learning_rate = 1e-30
+    configuration.check(config)
+    (tmp_path / "run/config.json").write_text(configuration.to_json(config))
+    loop.train(config, tmp_path / "run", resume=True)
+    ((_, variables),) = trained.load(tmp_path / "run", "latest").networks
+    # So small a learning rate moves nothing: what was trained is what was imported.
+    jax.tree.map(
+        lambda ours, theirs: np.testing.assert_allclose(ours[0], theirs, atol=1e-20),
+        variables["params"],
+        network.params,
+    )
+    assert trained.load(tmp_path / "run", "latest").checkpoint == "6"
+
+
+def test_a_config_of_another_network_is_refused(
+    make_config, random_variables, tmp_path
+):
+    config = of_the_authors(make_config)
+    network = small_network(config, random_variables)
+    for fields, said in (
+        ({"model.norm": "batch"}, "norm is 'batch', but .*small.pth needs 'batch_no"),
+        ({"model.encoder": "vgg16"}, "encoder is 'vgg16', but .* needs 'vgg13'"),
+        ({"model.width": 0.25}, "another network than that of small.pth"),
+        ({"method.name": "single"}, "one network for all tasks"),
+    ):
+        other = make_config({"model.norm": "batch_no_average", **fields})
+        with pytest.raises(UserError, match=said):
+            imported.write_workdir(tmp_path / "run", other, network, 32)
+    with pytest.raises(UserError, match="multiple of 16"):
+        imported.write_workdir(tmp_path / "run", config, network, 100)
+    assert not (tmp_path / "run").exists()
