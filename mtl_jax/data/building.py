@@ -18,7 +18,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tensorflow_datasets as tfds
 import tqdm
@@ -109,6 +109,22 @@ def prepare(builder: tfds.core.DatasetBuilder) -> pathlib.Path:
                 "or name another data directory."
             ) from error
     return version_dir
+
+
+def read_metadata(version_dir: pathlib.Path) -> dict[str, Any]:
+    """What a data set on disk says of its making, its `fingerprint` at least.
+
+    Raises:
+      UserError: if there is no complete data set.
+    """
+    try:
+        metadata = tfds.builder_from_directory(version_dir).info.metadata
+        return {"fingerprint": metadata["fingerprint"], **metadata}
+    except (OSError, KeyError, ValueError, TypeError):
+        raise UserError(
+            f"{version_dir} is not a complete data set; delete this folder and build"
+            " again."
+        ) from None
 
 
 def parallel_map(

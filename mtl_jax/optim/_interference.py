@@ -21,6 +21,15 @@ def interference(updates: optax.Updates) -> tuple[jax.Array, jax.Array]:
 
     Raises:
       ValueError: if the leaves do not have one task axis in common.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mtl_jax import optim
+      >>> norms, cosines = optim.interference(jnp.array([[3.0, 4.0], [0.0, -2.0]]))
+      >>> norms.tolist()
+      [5.0, 2.0]
+      >>> round(float(cosines[0, 1]), 3)
+      -0.8
     """
     n = _task_axis.num_tasks(updates)
     gram, exponents = _task_axis.gram(updates, n)

@@ -168,14 +168,7 @@ def _stamp(path: pathlib.Path) -> str:
 
 def _check_contents(version_dir: pathlib.Path, config: FundusFolderConfig) -> None:
     """Refuses a data set that is not of these contents."""
-    try:
-        built = tfds.builder_from_directory(version_dir).info.metadata["fingerprint"]
-    except (OSError, KeyError, ValueError, TypeError):
-        raise UserError(
-            f"{version_dir} is not a complete data set; delete this folder and build"
-            " again."
-        ) from None
-    if built != config.fingerprint:
+    if building.read_metadata(version_dir)["fingerprint"] != config.fingerprint:
         raise UserError(
             f"{version_dir} was built from other contents of {config.manifest} and its"
             " files; give another name or delete this folder."

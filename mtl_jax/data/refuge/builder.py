@@ -206,15 +206,9 @@ def _metadata(version_dir: pathlib.Path, config: RefugeConfig) -> dict[str, Any]
     Raises:
       UserError: if it is not.
     """
-    try:
-        metadata = tfds.builder_from_directory(version_dir).info.metadata
-        fingerprint, problems = metadata["fingerprint"], metadata["problems"]
-    except (OSError, KeyError, ValueError, TypeError):
-        raise UserError(
-            f"{version_dir} is not a complete data set; delete this folder and build"
-            " again."
-        ) from None
-    if fingerprint != config.fingerprint:
+    metadata = building.read_metadata(version_dir)
+    problems = metadata["problems"]
+    if metadata["fingerprint"] != config.fingerprint:
         raise UserError(
             f"{version_dir} was built from other files than {config.source} holds now; "
             "delete this folder or name another data directory."
