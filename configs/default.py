@@ -26,7 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.fold_seed = 0
 
     config.model = ml_collections.ConfigDict()
-    config.model.encoder = "vgg16"  # vgg13: the authors' program
+    config.model.encoder = "vgg16"  # vgg13: the authors' program; resnet34
     config.model.width = 1.0
     config.model.norm = "batch"  # batch_no_average: the authors' program; group; none
     config.model.norm_momentum = 0.99
@@ -47,10 +47,19 @@ def get_config() -> ml_collections.ConfigDict:
     config.method = ml_collections.ConfigDict()
     # independent: MTL-IO; alternating; vanilla; gradnorm; pcgrad; per_task;
     # random_grouping; single: one network for each task.
+    # two_stage: disc on the whole image, then disc and cup in a crop around it.
     config.method.name = "independent"
     config.method.num_groups = 2  # of random_grouping
     config.method.gradnorm_alpha = 1.5
     config.method.gradnorm_learning_rate = 0.025
+
+    # What a network sees of the data set's images: "" as they are; whole: all of it at
+    # another size; disc: a square around the optic disc. two_stage sets it by itself.
+    config.view = ml_collections.ConfigDict()
+    config.view.kind = ""
+    config.view.size = 256  # pixels a side of what it sees
+    config.view.margin = 2.0  # side of the square, in times the disc's
+    config.view.jitter = 0.2  # of the square in training, as a fraction of its side
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.name = "adam"  # any of optax that needs a learning rate only

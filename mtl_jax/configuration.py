@@ -14,8 +14,11 @@ import optax
 from mtl_jax import losses, optim, tasks
 from mtl_jax.data import folds
 from mtl_jax.errors import UserError
-from mtl_jax.models import MultiTaskUNet, layers, vgg
+from mtl_jax.models import MultiTaskUNet, layers
+from mtl_jax.models.encoders import ENCODERS
+from mtl_jax.training import views
 from mtl_jax.training.augment import Augmentation
+from mtl_jax.training.step import Augment
 
 METHODS = (
     "independent",
@@ -26,7 +29,10 @@ METHODS = (
     "per_task",
     "random_grouping",
     "single",
+    "two_stage",
 )
+# The networks of the method two_stage, in the order of their use.
+STAGES = ("whole", "crop")
 OPTIMIZERS = ("adam", "adamw", "lion", "rmsprop", "sgd")
 SCHEDULES = ("constant", "cosine", "linear")
 SCORES = ("mean", "auc", "dice_disc", "dice_cup", "fovea_error", "loss")
@@ -39,10 +45,11 @@ Config = ml_collections.ConfigDict
 
 
 _CHOICES = {
-    "model.encoder": vgg.DEPTHS,
+    "model.encoder": ENCODERS,
     "model.norm": layers.NORMS,
     "model.dtype": DTYPES,
     "model.normalize_input": NORMALIZE_INPUT,
+    "view.kind": views.KINDS,
     "loss.fovea_reduction": get_args(losses.Reduction),
     "method.name": METHODS,
     "optimizer.name": OPTIMIZERS,
@@ -66,6 +73,8 @@ _RANGES = {
     "data.fold_seed": (0, 2**32 - 1),
     "loss.focal_gamma": (0, 100),
     "interference_every": (0, math.inf),
+    "view.margin": (1, 100),
+    "view.jitter": (0, 1),
     "method.gradnorm_alpha": (0, 100),
     "optimizer.warmup_epochs": (0, 1e6),
     "optimizer.freeze_encoder_epochs": (0, 1e6),
@@ -122,13 +131,9 @@ def _check_tasks(config: Config) -> None:
 
 def _check_together(config: Config) -> None:
     """Refuses values that do not go with those of other fields."""
+    _check_views(config)
     fold_names = ("official", *map(str, range(config.data.num_folds)))
     _check_choice("data.fold", config.data.fold, fold_names)
-    if config.model.pretrained and config.model.width != 1:
-        raise UserError(
-            f"config.model.width is {config.model.width}, but the weights of "
-            "config.model.pretrained are of width 1; set it to 1."
-        )
     needed = _SCORED.get(config.evaluation.score)
     if needed and needed not in config.tasks:
         raise UserError(
@@ -140,6 +145,41 @@ def _check_together(config: Config) -> None:
         raise UserError(
             f"config.method.num_groups is {groups}; it must be from 1 to the number of "
             f"tasks, {len(config.tasks)}."
+        )
+
+
+def _check_views(config: Config) -> None:
+    is_two_stage = config.method.name == "two_stage"
+    if is_two_stage and set(config.tasks) != {"disc", "cup"}:
+        raise UserError(
+            f"config.tasks is {tuple(config.tasks)}, but the method two_stage is for "
+            "the optic disc and cup; set it to ('disc', 'cup')."
+        )
+    if is_two_stage and config.view.kind:
+        raise UserError(
+            f"config.view.kind is {config.view.kind!r}, but the method two_stage sets "
+            "it by itself; leave it empty."
+        )
+    if is_two_stage or config.view.kind:
+        check_image_size(config, config.view.size, "config.view.size is")
+
+
+def check_image_size(config: Config, size: int, where: str) -> None:
+    """Refuses a size of images that the encoder cannot halve as often as it does.
+
+    Args:
+      config: of the run.
+      size: pixels a side of what the network sees.
+      where: what has this size, with its verb.
+
+    Raises:
+      UserError: saying which sizes fit.
+    """
+    stride = ENCODERS[config.model.encoder].stride
+    if size < 32 or size % stride:
+        raise UserError(
+            f"{where} {size} pixels, which does not fit the encoder "
+            f"{config.model.encoder}; a multiple of {stride}, at least 32, does."
         )
 
 
@@ -235,7 +275,7 @@ def _create_method(
     method, num_tasks = config.method, len(config.tasks)
     # Not the key of the training step, which is split from the same seed.
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
-    deepest = f"encoder/block5_conv{vgg.DEPTHS[config.model.encoder][-1]}/conv/kernel"
+    deepest = f"encoder/{ENCODERS[config.model.encoder].deepest}/conv/kernel"
     create = {
         "independent": lambda: optim.independent(tx, num_tasks),
         "alternating": lambda: optim.alternating(tx),
@@ -258,8 +298,32 @@ def _create_method(
     return create[method.name]()
 
 
-def single_task_configs(config: Config) -> dict[str, Config]:
-    """The configs of the networks that the method `single` trains, by task."""
+def part_configs(config: Config) -> dict[str, Config]:
+    """The configs of the networks that a method trains apart, by their folders' names.
+
+    They are those of single tasks for `single` and `STAGES` for `two_stage`; a method
+    of one network has none.
+    """
+    if config.method.name == "single":
+        return _single_task_configs(config)
+    if config.method.name == "two_stage":
+        return _stage_configs(config)
+    return {}
+
+
+def _stage_configs(config: Config) -> dict[str, Config]:
+    configs = {}
+    stages = (("whole", ("disc",)), ("disc", ("disc", "cup")))
+    for name, (kind, seen) in zip(STAGES, stages, strict=True):
+        one = configs[name] = copy.deepcopy(config)
+        one.method.name = "vanilla"
+        one.view.kind, one.tasks = kind, seen
+        if _SCORED.get(one.evaluation.score, "disc") not in seen:
+            one.evaluation.score = "mean"
+    return configs
+
+
+def _single_task_configs(config: Config) -> dict[str, Config]:
     configs = {}
     for name in tasks.NAMES:
         if name in config.tasks:
@@ -287,9 +351,22 @@ def _schedule(config: Config, steps_per_epoch: int) -> optax.Schedule:
     return optax.join_schedules([rise, after], [warmup])
 
 
-def create_augmentation(config: Config) -> Augmentation | None:
-    """What changes the training images; None if nothing does."""
-    return Augmentation(**config.augmentation) or None
+def create_view(config: Config) -> views.View | None:
+    """What the network sees of an image; None if that is the image."""
+    return views.View(**config.view) if config.view.kind else None
+
+
+def create_augmentation(config: Config) -> Augment | None:
+    """What becomes of the training images before the network sees them, or None."""
+    view, augmentation = create_view(config), Augmentation(**config.augmentation)
+    if view is None:
+        return augmentation or None
+
+    def augment(key, batch, index):
+        view_key, key = jax.random.split(key)
+        return augmentation(key, view(view_key, batch, index), index)
+
+    return augment if augmentation else view
 
 
 def to_json(config: Config) -> str:

@@ -23,7 +23,7 @@ METHODS = flags.DEFINE_list(
     ],
     "Also: independent_unrolled, pcgrad_vmap.",
 )
-ENCODERS = flags.DEFINE_list("encoders", ["vgg13"], "vgg13, vgg16.")
+ENCODERS = flags.DEFINE_list("encoders", ["vgg13"], "vgg13, vgg16, resnet34.")
 WIDTH = flags.DEFINE_float("width", 1.0, "Multiplier of the channels.")
 IMAGE_SIZES = flags.DEFINE_list("image_sizes", ["64"], "Pixels a side.")
 BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["8"], "Images in a batch.")
@@ -36,10 +36,10 @@ def main() -> None:
     """Prints a table and writes the results."""
     from mtl_jax import files
     from mtl_jax.experiments import benchmark
-    from mtl_jax.models import vgg
+    from mtl_jax.models import encoders
 
     cli.check_list(METHODS, benchmark.METHODS)
-    cli.check_list(ENCODERS, vgg.DEPTHS)
+    cli.check_list(ENCODERS, encoders.ENCODERS)
     cli.check_list(DTYPES, ["float32", "bfloat16"])
     results = []
     for encoder, size, batch, dtype in itertools.product(

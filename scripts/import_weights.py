@@ -14,13 +14,14 @@ from mtl_jax import cli
 SOURCE = flags.DEFINE_string(
     "source",
     None,
-    "torchvision's .pth or .safetensors, Keras' .h5, or a checkpoint of the authors.",
+    "torchvision's .pth or .safetensors, Keras' .h5, a checkpoint of the authors, or a "
+    "workdir.",
 )
 ARCHITECTURE = flags.DEFINE_enum(
     "architecture",
     None,
-    ["vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "glaucoma_mtl"],
-    "Of the file.",
+    ["vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "resnet34", "workdir", "glaucoma_mtl"],
+    "Of the file; workdir for the best checkpoint of a run of this project.",
 )
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
 CONFIG = config_flags.DEFINE_config_file(
@@ -43,17 +44,26 @@ def main() -> None:
 
 
 def _import_encoder() -> None:
-    from mtl_jax import files, weights
+    from mtl_jax import configuration, files, weights
+    from mtl_jax.evaluation import trained
 
     output = pathlib.Path(OUTPUT.value)
     files.check_replaceable(output, weights.encoder.CONTENTS)
-    encoder = weights.import_vgg(pathlib.Path(SOURCE.value), ARCHITECTURE.value)
+    source, more = pathlib.Path(SOURCE.value), ""
+    if ARCHITECTURE.value == "workdir":
+        network = trained.load(source)
+        encoder = trained.encoder_of(network)
+        more = f" --config.model.width={encoder.width:g}"
+        if not configuration.create_model(network.config).normalize_input:
+            more += " --config.model.normalize_input=off"
+    else:
+        encoder = weights.import_encoder(source, ARCHITECTURE.value)
     weights.save(encoder, output)
     _say_ignored(encoder.ignored, "encoder")
-    norm = "batch" if encoder.has_norm else "none"
     print(
         f"{output}: now scripts/train.py --config.model.pretrained={output} "
-        f"--config.model.encoder={encoder.encoder} --config.model.norm={norm}"
+        f"--config.model.encoder={encoder.encoder} --config.model.norm={encoder.norm}"
+        + more
     )
 
 

@@ -7,7 +7,7 @@ from mtl_jax.models.layers import Dropout
 
 
 class SmallNetwork(nn.Module):
-    """One convolution and a head for every task."""
+    """An encoder and a decoder of one layer each, and a head for every task."""
 
     dropout: float = 0.0
     axis_name: str | None = None
@@ -21,8 +21,9 @@ class SmallNetwork(nn.Module):
             name="norm",
         )(x)
         x = Dropout(self.dropout, self.axis_name)(nn.relu(x), train=train)
+        decoded = nn.relu(nn.Dense(4, name="decoder")(x))
         logits = {}
         for head in tasks.NAMES:
-            features = x.max((1, 2)) if head == "glaucoma" else x
+            features = x.max((1, 2)) if head == "glaucoma" else decoded
             logits[head] = nn.Dense(1, name=f"head_{head}")(features)[..., 0]
         return {head: logits[head] for head in heads}

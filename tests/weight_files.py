@@ -96,3 +96,44 @@ def write_keras(path, layers, names=("{0}_W_1:0", "{0}_b_1:0"), whole_model=Fals
             for name, array in zip(given, arrays, strict=True):
                 group[name] = array
     return path
+
+
+def resnet34(seed=0):
+    """A state dict as that of torchvision's resnet34, in NumPy."""
+    rng = np.random.default_rng(seed)
+    tensors = {}
+
+    def draw(low, high, *shape):
+        return rng.uniform(low, high, shape).astype(np.float32)
+
+    def conv(name, after, before, side):
+        bound = np.sqrt(6 / (side * side * before))
+        tensors[f"{name}.weight"] = draw(-bound, bound, after, before, side, side)
+
+    def norm(name, width, low=0.7, high=1.3):
+        tensors[f"{name}.weight"] = draw(low, high, width)
+        tensors[f"{name}.bias"] = draw(-0.2, 0.2, width)
+        tensors[f"{name}.running_mean"] = draw(-0.2, 0.2, width)
+        tensors[f"{name}.running_var"] = draw(0.7, 1.3, width)
+        tensors[f"{name}.num_batches_tracked"] = np.array(7, np.int64)
+
+    conv("conv1", 64, 3, 7)
+    norm("bn1", 64)
+    before = 64
+    for layer, (depth, width) in enumerate(
+        ((3, 64), (4, 128), (6, 256), (3, 512)), start=1
+    ):
+        for block in range(depth):
+            name = f"layer{layer}.{block}"
+            conv(f"{name}.conv1", width, before, 3)
+            norm(f"{name}.bn1", width)
+            conv(f"{name}.conv2", width, width, 3)
+            # So weak a branch keeps sixteen sums in a row from growing.
+            norm(f"{name}.bn2", width, 0.1, 0.3)
+            if before != width:
+                conv(f"{name}.downsample.0", width, before, 1)
+                norm(f"{name}.downsample.1", width)
+            before = width
+    tensors["fc.weight"] = draw(-0.1, 0.1, 1000, 512)
+    tensors["fc.bias"] = draw(-0.1, 0.1, 1000)
+    return tensors

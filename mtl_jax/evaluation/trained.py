@@ -8,15 +8,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tensorflow_datasets as tfds
 
-from mtl_jax import configuration, files
+from mtl_jax import configuration, files, weights
 from mtl_jax.data import folds, pipeline
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation import scoring
+from mtl_jax.evaluation import postprocess, scoring
 from mtl_jax.evaluation.scoring import Batch, Logits
 from mtl_jax.evaluation.vcdr import VcdrClassifier
-from mtl_jax.training import parallel, workdir
+from mtl_jax.models import unet
+from mtl_jax.training import parallel, views, workdir
 from mtl_jax.training.checkpoints import Checkpoints
 from mtl_jax.training.step import evaluation_step
 
@@ -29,7 +31,9 @@ class TrainedNetwork:
     """All that evaluation and prediction need, from the checkpoint alone.
 
     Calling it maps a batch in host memory to logits and losses in host memory, on all
-    local devices. The networks of a run by the method `single` are one model here.
+    local devices. The networks of a run that trains several are one model here: those
+    of `single` stand side by side, of those of `two_stage` the second looks where the
+    first one found the optic disc.
 
     Attributes:
       config: of the run.
@@ -53,13 +57,20 @@ class TrainedNetwork:
 
     def __call__(self, batch: Batch) -> tuple[Logits, dict[str, Any]]:
         """Logits and losses of a batch of `batch_size` images."""
-        shares = parallel.shard(batch)
         logits, losses = {}, {}
         for mapped, variables in self.networks:
+            if self.config.method.name == "two_stage" and logits:
+                batch = {**batch, "window": self._windows(logits["disc"])}
+            shares = parallel.shard(batch)
             more_logits, more_losses = parallel.gather(mapped(variables, shares))
             logits |= more_logits
             losses |= more_losses
         return logits, losses
+
+    def _windows(self, logits: np.ndarray) -> np.ndarray:
+        """Where the second of two stages looks, [B, 3]: around the discs found."""
+        discs = np.stack([postprocess.segment(one) for one in logits])
+        return np.asarray(views.around(discs, self.config.view.margin))
 
 
 def load(place: pathlib.Path, checkpoint: str = "best") -> TrainedNetwork:
@@ -78,6 +89,11 @@ def load(place: pathlib.Path, checkpoint: str = "best") -> TrainedNetwork:
     folders = workdir.networks(place)
     if not folders:
         raise UserError(f"{place} holds no checkpoint; name the workdir of a run.")
+    stages = [folder.name for folder in folders if folder != place]
+    if set(stages) & set(configuration.STAGES) and len(stages) < 2:
+        raise UserError(
+            f"{place} holds one of two stages only; train the other by --resume."
+        )
     return _join([_load_one(folder, checkpoint) for folder in folders])
 
 
@@ -103,7 +119,9 @@ def _load_one(folder: pathlib.Path, checkpoint: str) -> TrainedNetwork:
     if classifier is None and (folder / _CLASSIFIER).exists():
         classifier = json.loads((folder / _CLASSIFIER).read_text())
     devices = jax.local_device_count()
-    step_function = evaluation_step(model, configuration.create_tasks(config))
+    step_function = evaluation_step(
+        model, configuration.create_tasks(config), configuration.create_view(config)
+    )
     return TrainedNetwork(
         config=config,
         checkpoint=str(step),
@@ -115,6 +133,33 @@ def _load_one(folder: pathlib.Path, checkpoint: str) -> TrainedNetwork:
         networks=(
             (parallel.map_evaluation(step_function), parallel.replicate(variables)),
         ),
+    )
+
+
+def encoder_of(network: TrainedNetwork) -> weights.Encoder:
+    """The encoder of a network, for others to start from.
+
+    Raises:
+      UserError: if there are several networks.
+    """
+    if len(network.networks) > 1:
+        raise UserError(
+            "There are several networks in this workdir; name the folder of one of "
+            "them."
+        )
+    ((_, variables),) = network.networks
+    variables = parallel.unreplicate(variables)
+    statistics = variables["batch_stats"]
+    mean = statistics.get("input", {}).get("mean", unet.IMAGENET_MEAN)
+    model = network.config.model
+    return weights.Encoder(
+        architecture=model.encoder,
+        params=variables["params"]["encoder"],
+        batch_stats=statistics.get("encoder", {}),
+        input_mean=np.asarray(mean, np.float32),
+        norm=model.norm,
+        width=model.width,
+        source=f"checkpoint {network.checkpoint}",
     )
 
 
@@ -150,18 +195,28 @@ def _join(members: list[TrainedNetwork]) -> TrainedNetwork:
     """Several networks for different tasks as one."""
     first, *others = members
     if not others:
+        if first.config.view.kind == "disc":
+            raise UserError(
+                "This network was trained on crops around discs and does not find them "
+                "by itself; name the workdir with both stages."
+            )
         return first
+    is_two_stage = bool(first.config.view.kind)
     if len({member.image_size for member in members}) > 1:
         raise UserError(
             "The networks of this workdir were trained on images of different sizes; "
             "train them by one run of the method single."
         )
     config = copy.deepcopy(first.config)
-    config.method.name = "single"
-    config.tasks = tuple(name for member in members for name in member.config.tasks)
+    config.method.name = "two_stage" if is_two_stage else "single"
+    config.view.kind = ""
+    tasks = (name for member in members for name in member.config.tasks)
+    config.tasks = tuple(dict.fromkeys(tasks))
     return dataclasses.replace(
         first,
         config=config,
+        # As in the paper, Res34-Unet says nothing of glaucoma.
+        classifier=None if is_two_stage else first.classifier,
         checkpoint="-".join(member.checkpoint for member in members),
         metadata={
             **first.metadata,

@@ -75,7 +75,7 @@ conv_canonical.defvjp(_conv_canonical_forward, _conv_canonical_backward)
 
 
 def _conv_3x3(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
-    """What `nn.Conv` calls; it always asks for stride 1 and zero padding here."""
+    """What `nn.Conv` calls where stride and padding are 1."""
     convolve = conv_canonical if jax.default_backend() == "cpu" else _convolve
     return convolve(x, kernel)
 
@@ -108,11 +108,15 @@ class BatchNormNoAverage(nn.Module):
         return y.astype(self.dtype)
 
 
-class ConvNormRelu(nn.Module):
-    """3x3 convolution with bias, normalisation, ReLU.
+class ConvNorm(nn.Module):
+    """Convolution, normalisation and, as a rule, ReLU.
 
     Attributes:
       features: output channels.
+      kernel_size: odd side of the kernel; the padding is zeros to the same size.
+      stride: of the convolution.
+      use_bias: whether the convolution has one.
+      relu: whether ReLU follows.
       norm: `batch` (running averages), `batch_no_average`, `group` or `none`.
       norm_momentum: share of the running averages kept at each update (`batch`).
       dtype: of the computation; parameters and statistics are float32.
@@ -120,6 +124,10 @@ class ConvNormRelu(nn.Module):
     """
 
     features: int
+    kernel_size: int = 3
+    stride: int = 1
+    use_bias: bool = True
+    relu: bool = True
     norm: Norm = "batch"
     norm_momentum: float = 0.99
     dtype: Any = jnp.float32
@@ -127,13 +135,18 @@ class ConvNormRelu(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Maps [B, H, W, C] to [B, H, W, features]."""
+        """Maps [B, H, W, C] to [B, H / stride, W / stride, features]."""
+        is_plain = self.kernel_size == 3 and self.stride == 1
         x = nn.Conv(
             self.features,
-            (3, 3),
+            (self.kernel_size, self.kernel_size),
+            self.stride,
+            # Not "SAME", which pads a strided convolution at one side only.
+            padding=self.kernel_size // 2,
+            use_bias=self.use_bias,
             kernel_init=kernel_init,
             dtype=self.dtype,
-            conv_general_dilated=_conv_3x3,
+            conv_general_dilated=_conv_3x3 if is_plain else None,
             name="conv",
         )(x)
         if self.norm == "batch":
@@ -154,7 +167,7 @@ class ConvNormRelu(nn.Module):
             x = nn.GroupNorm(groups, epsilon=EPSILON, dtype=self.dtype, name="norm")(x)
         elif self.norm != "none":
             raise ValueError(f"norm must be one of {NORMS}, got {self.norm!r}")
-        return nn.relu(x)
+        return nn.relu(x) if self.relu else x
 
 
 def max_pool(x: jax.Array) -> jax.Array:
@@ -206,5 +219,8 @@ class Dropout(nn.Module):
             example_index(x.shape[0], axis_name)
         )
         keep = 1.0 - self.rate
-        kept = jax.vmap(lambda k: jax.random.bernoulli(k, keep, x.shape[1:]))(keys)
+        # Rows, as for kernels, compile faster.
+        size = math.prod(x.shape[1:])
+        kept = jax.vmap(lambda k: jax.random.bernoulli(k, keep, (size,)))(keys)
+        kept = kept.reshape(x.shape)
         return jnp.where(kept, x / keep, jnp.zeros_like(x))

@@ -8,7 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.models import layers, vgg
+from mtl_jax.models import layers
+from mtl_jax.models.encoders import ENCODERS
 
 # RGB on the scale 0 to 1, of the photographs that public weights were trained on.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -31,7 +32,10 @@ class InputNormalisation(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Four stages of upsampling, concatenation with the skip and two convolutions.
+    """Stages of upsampling, concatenation with the skip and two convolutions.
+
+    If the encoder's first features are smaller than the image, one more upsampling and
+    convolution follow.
 
     Attributes:
       widths: channels of the encoder's blocks, which fix those of the stages.
@@ -42,8 +46,10 @@ class Decoder(nn.Module):
     conv: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, features: list[jax.Array], *, train: bool) -> jax.Array:
-        """Decodes the encoder's features to [B, H, W, widths[0]]."""
+    def __call__(
+        self, features: list[jax.Array], height: int, *, train: bool
+    ) -> jax.Array:
+        """Decodes the encoder's features to [B, height, W, channels]."""
         x = features[-1]
         for i, skip in enumerate(reversed(features[:-1])):
             x = jnp.concatenate([skip, layers.upsample(x)], axis=-1)
@@ -51,17 +57,21 @@ class Decoder(nn.Module):
             middle, out = self.widths[level], self.widths[max(level - 1, 0)]
             x = self.conv(middle, name=f"stage{i + 1}_conv1")(x, train=train)
             x = self.conv(out, name=f"stage{i + 1}_conv2")(x, train=train)
+        if x.shape[1] < height:
+            x = self.conv(self.widths[0], name="last_conv")(
+                layers.upsample(x), train=train
+            )
         return x
 
 
 class MultiTaskUNet(nn.Module):
-    """U-Net with a VGG encoder, a shared decoder, and one head per task.
+    """U-Net with a shared encoder and decoder, and one head per task.
 
     A network with classification heads alone has no decoder; one with dense heads alone
-    is a plain U-Net. Sides of the image must be divisible by 16.
+    is a plain U-Net. Sides of the image must be divisible by 16, by 32 for `resnet34`.
 
     Attributes:
-      encoder: `vgg16` or `vgg13` (the original authors' program).
+      encoder: `vgg16`, `vgg13` (the original authors' program) or `resnet34`.
       width: multiplier of all channel counts, for small models.
       classification_heads: names of the heads on the encoder's deepest features.
       dense_heads: names of the heads on the decoder's features.
@@ -103,18 +113,21 @@ class MultiTaskUNet(nn.Module):
           float32 logits by head: [B] for classification, [B, H, W] for dense heads.
 
         Raises:
-          ValueError: for an unknown head, or a side that 16 does not divide.
+          ValueError: for an unknown head, or a side that the encoder cannot halve.
         """
         everything = (*self.classification_heads, *self.dense_heads)
         wanted = everything if heads is None else tuple(heads)
         if unknown := set(wanted) - set(everything):
             raise ValueError(f"heads {sorted(unknown)} are not among {everything}")
-        if images.shape[1] % 16 or images.shape[2] % 16:
-            raise ValueError(f"sides of {images.shape} must be divisible by 16")
+        encoder = ENCODERS[self.encoder]
+        if images.shape[1] % encoder.stride or images.shape[2] % encoder.stride:
+            raise ValueError(
+                f"sides of {images.shape} must be divisible by {encoder.stride}"
+            )
 
-        widths = tuple(max(1, round(self.width * width)) for width in vgg.WIDTHS)
+        widths = tuple(max(1, round(self.width * width)) for width in encoder.widths)
         conv = functools.partial(
-            layers.ConvNormRelu,
+            layers.ConvNorm,
             norm=self.norm,
             norm_momentum=self.norm_momentum,
             dtype=self.dtype,
@@ -122,9 +135,9 @@ class MultiTaskUNet(nn.Module):
         )
         if self.normalize_input:
             images = InputNormalisation(name="input")(images)
-        features = vgg.VggEncoder(
-            vgg.DEPTHS[self.encoder], widths, conv, name="encoder"
-        )(images.astype(self.dtype), train=train)
+        features = encoder.create(widths, conv, name="encoder")(
+            images.astype(self.dtype), train=train
+        )
 
         logits = {}
         if any(head in wanted for head in self.classification_heads):
@@ -133,7 +146,9 @@ class MultiTaskUNet(nn.Module):
             for head in self.classification_heads:
                 logits[head] = self._head(head)(pooled)
         if any(head in wanted for head in self.dense_heads):
-            decoded = Decoder(widths, conv, name="decoder")(features, train=train)
+            decoded = Decoder(widths, conv, name="decoder")(
+                features, images.shape[1], train=train
+            )
             for head in self.dense_heads:
                 logits[head] = self._head(head)(decoded)
         return {head: logits[head][..., 0].astype(jnp.float32) for head in wanted}

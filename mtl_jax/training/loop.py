@@ -33,7 +33,7 @@ def train(
     Args:
       config: as in `configs/default.py`.
       workdir: gets `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`; of
-        the method `single`, a folder with these for each task's network.
+        a method that trains several networks, a folder with these for each.
       resume: go on from the latest checkpoint of this workdir, if there is one.
 
     Raises:
@@ -43,9 +43,9 @@ def train(
     configuration.check(config)
     parallel.check_batch_size(config.batch_size)
     workdir = pathlib.Path(workdir)
-    if config.method.name == "single":
+    if parts := configuration.part_configs(config):
         claim(workdir, config, resume)
-        for name, one in configuration.single_task_configs(config).items():
+        for name, one in parts.items():
             # What is finished is found finished.
             _train_network(one, workdir / name, resume=True)
     else:
@@ -148,7 +148,8 @@ def _load_pretrained(config: configuration.Config) -> weights.Encoder | None:
     if not config.model.pretrained:
         return None
     encoder = weights.load(pathlib.Path(config.model.pretrained))
-    weights.check_suitable(encoder, config.model.encoder, config.model.norm)
+    model = config.model
+    weights.check_suitable(encoder, model.encoder, model.norm, model.width)
     return encoder
 
 
@@ -191,7 +192,10 @@ def _open_splits(config: configuration.Config) -> _Splits:
     train, validation = pipeline.open_training_splits(
         dataset, configuration.create_fold(config)
     )
-    return _Splits(train, validation, pipeline.image_size(dataset))
+    side = pipeline.image_size(dataset)
+    if not config.view.kind:
+        configuration.check_image_size(config, side, f"{train.name} has images of")
+    return _Splits(train, validation, side)
 
 
 def _create_validation(
@@ -204,7 +208,8 @@ def _create_validation(
     """What scores a replicated state; it says nothing without a validation split."""
     if splits.validation is None:
         return lambda state: {}
-    network = parallel.map_evaluation(steps.evaluation_step(model, tasks))
+    view = configuration.create_view(config)
+    network = parallel.map_evaluation(steps.evaluation_step(model, tasks, view))
 
     def validate(state):
         variables = {"params": state.params, "batch_stats": state.batch_stats}

@@ -12,9 +12,10 @@ from jax import lax
 from mtl_jax import optim
 from mtl_jax.models.layers import example_index
 from mtl_jax.tasks import Batch, Task
-from mtl_jax.training import gradients
+from mtl_jax.training import gradients, views
 from mtl_jax.training.gradients import psum
 from mtl_jax.training.state import TrainState
+from mtl_jax.training.views import View
 
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -254,9 +255,15 @@ def _finish(
 
 
 def evaluation_step(
-    model: nn.Module, tasks: Sequence[Task]
+    model: nn.Module, tasks: Sequence[Task], view: View | None = None
 ) -> Callable[[Any, Batch], tuple[dict[str, jax.Array], dict[str, jax.Array]]]:
     """What a trained network says of a batch.
+
+    Args:
+      model: network with a head for every task.
+      tasks: whose losses are wanted.
+      view: what the network sees of an image, if not all of it; its maps are pasted
+        into the image, its losses are of what it sees.
 
     Returns:
       `step(variables, batch) -> (logits, losses)`, dicts by task: logits as the network
@@ -265,11 +272,19 @@ def evaluation_step(
     """
 
     def step(variables, batch):
-        images = as_unit_range(batch["image"])
-        logits = model.apply(variables, images, train=False)
-        if "has_label" not in batch:
-            return logits, {}
-        return logits, {t.name: t.loss(logits[t.name], batch) for t in tasks}
+        batch = {**batch, "image": as_unit_range(batch["image"])}
+        size = batch["image"].shape[1]
+        if view is not None:
+            windows = view.windows(batch)
+            batch = view.look(batch, windows)
+        logits = model.apply(variables, batch["image"], train=False)
+        losses = {}
+        if "has_label" in batch:
+            losses = {t.name: t.loss(logits[t.name], batch) for t in tasks}
+        if view is not None:
+            for task in (t for t in tasks if t.is_dense):
+                logits[task.name] = views.paste(logits[task.name], windows, size)
+        return logits, losses
 
     return step
 

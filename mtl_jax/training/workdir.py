@@ -1,6 +1,6 @@
 """A run's folder: whose it is, and where its networks are.
 
-A workdir holds one network, or, of the method `single`, a folder like it for each task.
+A workdir holds one network, or, of a method that trains several, a folder for each.
 """
 
 import pathlib
@@ -12,8 +12,9 @@ from mtl_jax.training.checkpoints import Checkpoints
 
 
 def networks(workdir: pathlib.Path) -> list[pathlib.Path]:
-    """The folders with checkpoints: the workdir itself, or those of single tasks."""
-    places = [workdir, *(workdir / name for name in tasks.NAMES)]
+    """The folders with checkpoints: the workdir itself, or those of its networks."""
+    parts = (*tasks.NAMES, *configuration.STAGES)
+    places = [workdir, *(workdir / name for name in parts)]
     return [
         place for place in places if Checkpoints(place, read_only=True).steps() != []
     ]

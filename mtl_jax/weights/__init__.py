@@ -2,7 +2,7 @@
 
 from mtl_jax.weights.encoder import Encoder, check_suitable, load, save, start_from
 from mtl_jax.weights.glaucoma_mtl import OriginalNetwork, import_checkpoint
-from mtl_jax.weights.vgg import ARCHITECTURES, import_vgg
+from mtl_jax.weights.public import ARCHITECTURES, import_encoder
 
 __all__ = [
     "ARCHITECTURES",
@@ -10,7 +10,7 @@ __all__ = [
     "OriginalNetwork",
     "check_suitable",
     "import_checkpoint",
-    "import_vgg",
+    "import_encoder",
     "load",
     "save",
     "start_from",

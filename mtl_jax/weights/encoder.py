@@ -14,6 +14,20 @@ from mtl_jax.models import unet
 _TENSORS, _RECORD = "encoder.safetensors", "weights.json"
 CONTENTS = (_TENSORS, _RECORD)
 
+# By an encoder's normalisation, those that a network starting from it may have.
+_SUITABLE = {
+    "batch": ("batch", "batch_no_average"),
+    "batch_no_average": ("batch_no_average",),
+    "group": ("group",),
+    "none": ("none",),
+}
+_NORM_NAMES = {
+    "batch": "BatchNorm",
+    "batch_no_average": "BatchNorm without averages",
+    "group": "GroupNorm",
+    "none": "no normalisation",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
@@ -24,6 +38,8 @@ class Encoder:
       params: by layer, as under `encoder` in the network's params; float32 NumPy.
       batch_stats: BatchNorm's running averages likewise; empty without BatchNorm.
       input_mean: [3], RGB on the scale 0 to 1, of the images it was trained on.
+      norm: what follows its convolutions, as in `config.model.norm`.
+      width: multiplier of its channels.
       source: name of the file it is from.
       ignored: names of the file's tensors that are no part of the encoder.
     """
@@ -32,6 +48,8 @@ class Encoder:
     params: Any
     batch_stats: Any
     input_mean: np.ndarray
+    norm: str = "batch"
+    width: float = 1.0
     source: str = ""
     ignored: tuple[str, ...] = ()
 
@@ -39,11 +57,6 @@ class Encoder:
     def encoder(self) -> str:
         """Name of the network's encoder, as in `config.model.encoder`."""
         return self.architecture.removesuffix("_bn")
-
-    @property
-    def has_norm(self) -> bool:
-        """Whether its convolutions are followed by BatchNorm."""
-        return bool(self.batch_stats)
 
 
 def save(encoder: Encoder, output: pathlib.Path) -> None:
@@ -61,7 +74,8 @@ def save(encoder: Encoder, output: pathlib.Path) -> None:
             folder / _RECORD,
             {
                 "architecture": encoder.architecture,
-                "norm": "batch" if encoder.has_norm else "none",
+                "norm": encoder.norm,
+                "width": encoder.width,
                 "input_mean": [float(x) for x in encoder.input_mean],
                 # Of every import, and so for the reader only.
                 "input_std": unet.IMAGENET_STD,
@@ -93,6 +107,8 @@ def load(folder: pathlib.Path) -> Encoder:
             params=variables["params"],
             batch_stats=variables.get("batch_stats", {}),
             input_mean=np.array(record["input_mean"], np.float32),
+            norm=record["norm"],
+            width=record.get("width", 1.0),
             source=record["source"],
         )
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
@@ -102,13 +118,16 @@ def load(folder: pathlib.Path) -> Encoder:
         ) from error
 
 
-def check_suitable(encoder: Encoder, encoder_name: str, norm: str) -> None:
+def check_suitable(
+    encoder: Encoder, encoder_name: str, norm: str, width: float = 1.0
+) -> None:
     """Refuses a network that these weights do not fit.
 
     Args:
       encoder: the weights.
       encoder_name: `config.model.encoder`.
       norm: `config.model.norm`.
+      width: `config.model.width`.
 
     Raises:
       UserError: naming the field to change.
@@ -119,17 +138,17 @@ def check_suitable(encoder: Encoder, encoder_name: str, norm: str) -> None:
             f"config.model.encoder is {encoder_name!r}; set it to "
             f"{encoder.encoder!r}."
         )
-    if not encoder.has_norm and norm != "none":
+    if norm not in _SUITABLE[encoder.norm]:
+        choices = " or ".join(repr(name) for name in _SUITABLE[encoder.norm])
         raise UserError(
-            f"config.model.pretrained holds {encoder.architecture}, which has no "
-            f"BatchNorm, but config.model.norm is {norm!r}; set it to 'none', or "
-            f"import {encoder.architecture}_bn."
+            f"config.model.pretrained holds {encoder.architecture}, whose convolutions "
+            f"are followed by {_NORM_NAMES[encoder.norm]}, but config.model.norm is "
+            f"{norm!r}; set it to {choices}, or import other weights."
         )
-    if encoder.has_norm and norm not in ("batch", "batch_no_average"):
+    if width != encoder.width:
         raise UserError(
-            f"config.model.pretrained holds {encoder.architecture}, which has "
-            f"BatchNorm, but config.model.norm is {norm!r}; set it to 'batch' or "
-            f"'batch_no_average', or import {encoder.encoder}."
+            f"config.model.width is {width}, but config.model.pretrained holds weights "
+            f"of width {encoder.width:g}; set it to {encoder.width:g}."
         )
 
 

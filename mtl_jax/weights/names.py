@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from mtl_jax.errors import UserError
-from mtl_jax.models import vgg
+from mtl_jax.models import resnet, vgg
 
 Layers = dict[str, list[tuple[str, tuple[int, ...]]]]
 
@@ -64,6 +64,34 @@ def keras_vgg16() -> Layers:
                 (f"{name}/kernel", (3, 3, channels, width)),
                 (f"{name}/bias", (width,)),
             ]
+            channels = width
+    return layers
+
+
+def torchvision_resnet34() -> Layers:
+    """ResNet-34 of torchvision without its classifier: kernel (OIHW), BatchNorm's four.
+
+    Convolutions have no bias; a layer's first block has a shortcut of its own where its
+    input is of another shape.
+    """
+    first, *widths = resnet.WIDTHS
+    layers = {"stem": [("conv1.weight", (first, 3, 7, 7)), *batch_norm("bn1", first)]}
+    channels = first
+    for i, (depth, width) in enumerate(
+        zip(resnet.DEPTHS["resnet34"], widths, strict=True), 1
+    ):
+        for j in range(depth):
+            ours, theirs = f"layer{i}_block{j + 1}", f"layer{i}.{j}"
+            for k, before in ((1, channels), (2, width)):
+                layers[f"{ours}_conv{k}"] = [
+                    (f"{theirs}.conv{k}.weight", (width, before, 3, 3)),
+                    *batch_norm(f"{theirs}.bn{k}", width),
+                ]
+            if channels != width:
+                layers[f"{ours}_shortcut"] = [
+                    (f"{theirs}.downsample.0.weight", (width, channels, 1, 1)),
+                    *batch_norm(f"{theirs}.downsample.1", width),
+                ]
             channels = width
     return layers
 

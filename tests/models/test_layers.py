@@ -217,7 +217,7 @@ def test_dropout_of_an_example_does_not_depend_on_its_device():
 
 def test_conv_norm_relu_is_what_its_name_says():
     x = random_array(2, 6, 6, 3)
-    layer = layers.ConvNormRelu(4, norm="batch_no_average")
+    layer = layers.ConvNorm(4, norm="batch_no_average")
     kernel, bias = random_array(3, 3, 3, 4, seed=7), random_array(4, seed=8)
     scale, shift = random_array(4, seed=9), random_array(4, seed=10)
     params = {

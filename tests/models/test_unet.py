@@ -78,6 +78,24 @@ def test_logits_are_float32_of_the_images_size(sides, dtype):
     assert dtypes == {jnp.dtype("float32")}
 
 
+@pytest.mark.parametrize("sides", [(32, 32), (96, 64)], ids=str)
+def test_a_resnet_encoder_halves_once_more(sides):
+    model = MultiTaskUNet(encoder="resnet34", width=1 / 16)
+    images = jax.ShapeDtypeStruct((3, *sides, 3), jnp.float32)
+    outputs, variables = jax.eval_shape(
+        model.init_with_output, jax.random.key(0), images
+    )
+    assert outputs["glaucoma"].shape == (3,)
+    assert all(outputs[head].shape == (3, *sides) for head in DENSE)
+    # The convolutions before the heads and their normalisation, nothing else.
+    names = set(variables["params"]["decoder"])
+    assert names == {"last_conv"} | {
+        f"stage{i}_conv{j}" for i in range(1, 5) for j in (1, 2)
+    }
+    with pytest.raises(ValueError, match="divisible by 32"):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 48, 32, 3)))
+
+
 def test_logits_differ_between_heads_and_images(logits):
     for i, head in enumerate(DENSE):
         assert not np.allclose(logits[head], logits[DENSE[i - 1]], atol=1e-2)

@@ -43,8 +43,7 @@ def test_every_config_file_describes_something(name):
     module = __import__(f"configs.{name}", fromlist=["get_config"])
     config = module.get_config()
     configuration.check(config)
-    one_each = configuration.single_task_configs(config).values()
-    for one in one_each if config.method.name == "single" else [config]:
+    for one in configuration.part_configs(config).values() or [config]:
         configuration.check(one)
         configuration.create_optimizer(one, 10)
     if "_" in name:
@@ -58,7 +57,7 @@ def test_every_config_file_describes_something(name):
 def test_single_task_networks_have_the_papers_number_of_parameters(encoder, count):
     config = default.get_config()
     config.method.name, config.model.encoder = "single", encoder
-    configs = configuration.single_task_configs(config)
+    configs = configuration.part_configs(config)
     assert list(configs) == ["glaucoma", "disc", "cup", "fovea"]
     assert sum(map(num_parameters, configs.values())) == count
 

@@ -65,22 +65,22 @@ def moved(old, new):
 
 
 @pytest.fixture(scope="module")
-def real(tiny_model, random_variables):
-    """The real network, its compiled step and evaluation, and a state to start from."""
+def whole(random_variables):
+    """A network, its compiled step and evaluation, and a state to start from."""
+    model, built = SmallNetwork(), tasks.build()
     optimizer = optim.independent(ADAM(), len(NAMES))
-    built = tasks.build()
     return types.SimpleNamespace(
-        model=tiny_model,
-        step=jax.jit(steps.sequential_step(tiny_model, built, optimizer)),
-        evaluate=jax.jit(steps.evaluation_step(tiny_model, built)),
-        state=train_state(tiny_model, optimizer, random_variables(tiny_model)),
+        model=model,
+        step=jax.jit(steps.sequential_step(model, built, optimizer)),
+        evaluate=jax.jit(steps.evaluation_step(model, built)),
+        state=train_state(model, optimizer, random_variables(model)),
     )
 
 
 @pytest.fixture(scope="module")
-def stepped(real, tiny_batch):
+def stepped(whole, tiny_batch):
     """A state whose moving averages are no longer zero."""
-    return real.step(real.state, tiny_batch)[0]
+    return whole.step(whole.state, tiny_batch)[0]
 
 
 def log_sigmoid(x):
@@ -125,7 +125,9 @@ def gradient_by_hand(model, names):
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
-def test_two_steps_are_a_loop_over_tasks_with_optimizers_of_their_own(real, make_batch):
+def test_two_steps_are_a_loop_over_tasks_with_optimizers_of_their_own(
+    whole, make_batch
+):
     batches = [
         with_labels(
             make_batch(seed=11),
@@ -136,16 +138,16 @@ def test_two_steps_are_a_loop_over_tasks_with_optimizers_of_their_own(real, make
             [(0, 1, 0, 1), (1, 1, 1, 1), (0, 0, 1, 0), (1, 1, 0, 1)],
         ),
     ]
-    glaucoma = gradient_by_hand(real.model, NAMES[:1])
-    dense = gradient_by_hand(real.model, NAMES[1:])
+    glaucoma = gradient_by_hand(whole.model, NAMES[:1])
+    dense = gradient_by_hand(whole.model, NAMES[1:])
     one_hot = np.eye(3, dtype=np.float32)
     visits = [(glaucoma, np.ones(1, np.float32)), *((dense, row) for row in one_hot)]
 
-    params, batch_stats = real.state.params, real.state.batch_stats
+    params, batch_stats = whole.state.params, whole.state.batch_stats
     # One call per task of an ordinary optax optimizer.
     update, apply_updates = jax.jit(ADAM().update), jax.jit(optax.apply_updates)
     own = [ADAM().init(params) for _ in NAMES]
-    state = real.state
+    state = whole.state
     for batch in batches:
         expected = []
         for k, (gradient_of, weights) in enumerate(visits):
@@ -155,7 +157,7 @@ def test_two_steps_are_a_loop_over_tasks_with_optimizers_of_their_own(real, make
             updates, own[k] = update(gradient, own[k], params)
             params = apply_updates(params, updates)
             expected.append(loss)
-        state, metrics = real.step(state, batch)
+        state, metrics = whole.step(state, batch)
         np.testing.assert_allclose(metrics["loss"], expected, atol=1e-5)
         np.testing.assert_array_equal(
             metrics["num_labels"], batch["has_label"].sum(axis=0)
@@ -167,12 +169,12 @@ def test_two_steps_are_a_loop_over_tasks_with_optimizers_of_their_own(real, make
         batch_stats,
     )
     last = make_batch(seed=13)
-    ours, _ = real.evaluate(
+    ours, _ = whole.evaluate(
         {"params": state.params, "batch_stats": state.batch_stats}, last
     )
-    theirs, _ = real.evaluate({"params": params, "batch_stats": batch_stats}, last)
-    start, _ = real.evaluate(
-        {"params": real.state.params, "batch_stats": real.state.batch_stats}, last
+    theirs, _ = whole.evaluate({"params": params, "batch_stats": batch_stats}, last)
+    start, _ = whole.evaluate(
+        {"params": whole.state.params, "batch_stats": whole.state.batch_stats}, last
     )
     for name in NAMES:
         np.testing.assert_allclose(ours[name], theirs[name], atol=1e-5)
@@ -180,18 +182,18 @@ def test_two_steps_are_a_loop_over_tasks_with_optimizers_of_their_own(real, make
     assert state.step == 2
 
 
-def test_tasks_without_a_label_in_the_batch_are_left_out(real, stepped, tiny_batch):
+def test_tasks_without_a_label_in_the_batch_are_left_out(whole, stepped, tiny_batch):
     batch = with_labels(
         tiny_batch, [(1, 0, 0, 1), (0, 1, 0, 0), (0, 0, 0, 0), (0, 0, 0, 0)]
     )
-    after, metrics = real.step(stepped, batch)
+    after, metrics = whole.step(stepped, batch)
     for head in ("head_cup", "head_fovea"):
         assert_trees_equal(after.params[head], stepped.params[head])
     for task in (CUP, FOVEA):
         before = task_rows(stepped.opt_state, task)
         assert moved(before, jax.tree.map(np.zeros_like, before))
         assert_trees_equal(task_rows(after.opt_state, task), before)
-    for part in ("encoder", "decoder", "head_glaucoma", "head_disc"):
+    for part in ("trunk", "decoder", "head_glaucoma", "head_disc"):
         assert moved(stepped.params[part], after.params[part])
     np.testing.assert_array_equal(metrics["num_labels"], [2, 1, 0, 0])
     np.testing.assert_array_equal(metrics["loss"][CUP:], 0)
@@ -199,10 +201,10 @@ def test_tasks_without_a_label_in_the_batch_are_left_out(real, stepped, tiny_bat
 
 
 def test_a_batch_without_any_label_changes_nothing_but_the_step(
-    real, stepped, tiny_batch
+    whole, stepped, tiny_batch
 ):
     batch = with_labels(tiny_batch, np.zeros((4, 4)))
-    after, metrics = real.step(stepped, batch)
+    after, metrics = whole.step(stepped, batch)
     assert after.step == stepped.step + 1
     assert_trees_equal(
         without_key(after), without_key(stepped).replace(step=after.step)
@@ -211,7 +213,7 @@ def test_a_batch_without_any_label_changes_nothing_but_the_step(
     np.testing.assert_array_equal(metrics["num_labels"], 0)
 
 
-def test_targets_of_unlabelled_images_have_no_influence(real, stepped, tiny_batch):
+def test_targets_of_unlabelled_images_have_no_influence(whole, stepped, tiny_batch):
     labels = np.array([(1, 0, 1, 1), (0, 1, 1, 0), (1, 0, 0, 1), (0, 1, 1, 0)], bool)
     batch = with_labels(tiny_batch, labels)
     rubbish = {key: np.array(value) for key, value in batch.items()}
@@ -219,18 +221,18 @@ def test_targets_of_unlabelled_images_have_no_influence(real, stepped, tiny_batc
     rubbish["disc_mask"][~labels[DISC]] = 200
     rubbish["cup_mask"][~labels[CUP]] = 77
     rubbish["fovea_xy"][~labels[FOVEA]] = (-1e20, 1e9)
-    after, metrics = real.step(stepped, batch)
-    spoilt_after, spoilt_metrics = real.step(stepped, rubbish)
+    after, metrics = whole.step(stepped, batch)
+    spoilt_after, spoilt_metrics = whole.step(stepped, rubbish)
     assert_trees_equal(without_key(spoilt_after), without_key(after))
     assert_trees_equal(spoilt_metrics, metrics)
     # Pixels of an image count without its labels: they are part of the statistics.
     rubbish["image"][1] = 0
-    other, _ = real.step(stepped, rubbish)
+    other, _ = whole.step(stepped, rubbish)
     assert moved(other.batch_stats, after.batch_stats)
 
 
-def test_metrics_are_losses_and_label_counts_by_task(real, tiny_batch):
-    _, metrics = real.step(real.state, tiny_batch)
+def test_metrics_are_losses_and_label_counts_by_task(whole, tiny_batch):
+    _, metrics = whole.step(whole.state, tiny_batch)
     assert set(metrics) == {"loss", "num_labels"}
     assert metrics["loss"].shape == metrics["num_labels"].shape == (4,)
     assert metrics["loss"].dtype == jnp.float32
@@ -238,15 +240,15 @@ def test_metrics_are_losses_and_label_counts_by_task(real, tiny_batch):
     np.testing.assert_array_equal(metrics["num_labels"], 4)
 
 
-def test_the_loss_goes_down(real, tiny_batch):
-    state, first = real.step(real.state, tiny_batch)
+def test_the_loss_goes_down(whole, tiny_batch):
+    state, first = whole.step(whole.state, tiny_batch)
     for _ in range(25):
-        state, last = real.step(state, tiny_batch)
+        state, last = whole.step(state, tiny_batch)
     assert (last["loss"] < first["loss"]).all()
     # The key never changes; only `step` makes the difference between steps.
     assert state.step == 26
     assert jnp.array_equal(
-        jax.random.key_data(state.key), jax.random.key_data(real.state.key)
+        jax.random.key_data(state.key), jax.random.key_data(whole.state.key)
     )
 
 

@@ -21,7 +21,9 @@ def imported(tmp_path_factory):
                 place / f"{architecture}.safetensors",
                 weight_files.torchvision(architecture),
             )
-            weights.save(weights.import_vgg(path, architecture), place / architecture)
+            weights.save(
+                weights.import_encoder(path, architecture), place / architecture
+            )
         return place / architecture
 
     return make
@@ -65,7 +67,7 @@ def test_what_differs_from_scratch(norm, imported, random_variables):
 
 def test_keras_brings_its_mean(tmp_path):
     path = weight_files.write_keras(tmp_path / "a.h5", weight_files.keras_vgg16())
-    weights.save(weights.import_vgg(path, "vgg16"), tmp_path / "k")
+    weights.save(weights.import_encoder(path, "vgg16"), tmp_path / "k")
     record = json.loads((tmp_path / "k" / "weights.json").read_text())
     assert record["architecture"] == "vgg16"
     assert record["norm"] == "none"
@@ -79,7 +81,12 @@ def test_keras_brings_its_mean(tmp_path):
     ("architecture", "encoder", "norm", "said"),
     [
         ("vgg13", "vgg16", "none", "encoder is 'vgg16'; set it to 'vgg13'"),
-        ("vgg13", "vgg13", "batch", "norm is 'batch'; set it to 'none', or import"),
+        (
+            "vgg13",
+            "vgg13",
+            "batch",
+            "norm is 'batch'; set it to 'none', or import",
+        ),
         ("vgg13_bn", "vgg13", "none", "norm is 'none'; set it to 'batch' or"),
         ("vgg13_bn", "vgg13", "group", "norm is 'group'; set it to 'batch' or"),
     ],

@@ -284,7 +284,7 @@ def test_files_of_something_else_are_named(torch, original, checkpoint, tmp_path
             weights.import_checkpoint(tmp_path / "torn.pth")
     torch.save(state_dict, tmp_path / "b.pth")
     with pytest.raises(UserError, match="looks like a network of the original authors"):
-        weights.import_vgg(tmp_path / "b.pth", "vgg13")
+        weights.import_encoder(tmp_path / "b.pth", "vgg13")
 
 
 def small_network(config, random_variables, classifier=None):

@@ -1,4 +1,4 @@
-"""From a public file to a trained network, at the full width such files have."""
+"""From weights to a trained network."""
 
 import pathlib
 import shutil
@@ -48,11 +48,10 @@ def place(tmp_path_factory):
     return place
 
 
-def make(make_config, place, fields=None):
+def make(make_config, pretrained, fields=None):
     return make_config(
         {
-            "model.width": 1.0,
-            "model.pretrained": str(place / "imported"),
+            "model.pretrained": str(pretrained),
             "evaluation.score": "loss",
             "optimizer.freeze_encoder_epochs": 1.0,
             **(fields or {}),
@@ -64,18 +63,17 @@ def make(make_config, place, fields=None):
 
 
 def test_training_starts_from_it_and_evaluation_normalises(
-    place, make_config, compiled, tmp_path
+    tiny_run, make_config, tmp_path
 ):
-    config = make(make_config, place)
+    """By an encoder of a run here: public files have 256 times its parameters."""
+    encoder = trained.encoder_of(trained.load(tiny_run.workdir))
+    weights.save(encoder, tmp_path / "own")
+    config = make(make_config, tmp_path / "own")
     loop.train(config, tmp_path / "run")
-    encoder = weights.load(place / "imported")
-    shutil.move(place / "imported", place / "moved")
-    try:
-        # What the run needs of the weights is in its checkpoint.
-        loop.train(config, tmp_path / "run", resume=True)
-        network = trained.load(tmp_path / "run")
-    finally:
-        shutil.move(place / "moved", place / "imported")
+    shutil.rmtree(tmp_path / "own")
+    # What the run needs of the weights is in its checkpoint.
+    loop.train(config, tmp_path / "run", resume=True)
+    network = trained.load(tmp_path / "run")
     ((_, variables),) = network.networks
     variables = parallel.unreplicate(variables)
     jax.tree.map(
@@ -86,7 +84,7 @@ def test_training_starts_from_it_and_evaluation_normalises(
 
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
     logits, _ = network({"image": images})
-    plain = MultiTaskUNet(encoder="vgg13", dense_heads=())
+    plain = MultiTaskUNet(encoder="vgg13", width=1 / 16, dense_heads=())
     normalised = (images / 255 - mean) / np.array([0.229, 0.224, 0.225])
     wanted = plain.apply(variables, jnp.asarray(normalised, jnp.float32))
     np.testing.assert_allclose(logits["glaucoma"], wanted["glaucoma"], atol=1e-4)
@@ -99,8 +97,10 @@ def test_weights_that_do_not_fit_leave_no_trace(place, make_config, tmp_path):
         ({"model.width": 0.5}, "width is 0.5, but .* set it to 1"),
         ({"model.pretrained": str(place / "none")}, "no imported weights"),
     ):
+        fields = {"model.width": 1.0, **fields}
+        config = make(make_config, place / "imported", fields)
         with pytest.raises(UserError, match=said):
-            loop.train(make(make_config, place, fields), tmp_path / "run")
+            loop.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -123,3 +123,30 @@ def test_when_images_are_normalised(pretrained, normalize, wanted, make_config):
     )
     configuration.check(config)
     assert configuration.create_model(config).normalize_input is wanted
+
+
+def test_an_encoder_of_a_run_of_this_project(
+    tiny_run, glaucoma_run, random_variables, tmp_path
+):
+    network = trained.load(tiny_run.workdir)
+    weights.save(trained.encoder_of(network), tmp_path / "own")
+    encoder = weights.load(tmp_path / "own")
+    assert (encoder.encoder, encoder.norm, encoder.width) == ("vgg13", "batch", 1 / 16)
+    with pytest.raises(UserError, match="width is 0.5, but .* set it to 0.0625"):
+        weights.check_suitable(encoder, "vgg13", "batch", 0.5)
+    weights.check_suitable(encoder, "vgg13", "batch", 1 / 16)
+    model = configuration.create_model(glaucoma_run.config)
+    fresh = random_variables(model)
+    params, batch_stats = weights.start_from(
+        encoder, fresh["params"], fresh["batch_stats"]
+    )
+    ((_, variables),) = network.networks
+    variables = parallel.unreplicate(variables)
+    for ours, theirs in (
+        (params, variables["params"]),
+        (batch_stats, variables["batch_stats"]),
+    ):
+        jax.tree.map(np.testing.assert_array_equal, ours["encoder"], theirs["encoder"])
+    np.testing.assert_array_equal(
+        params["head_glaucoma"]["kernel"], fresh["params"]["head_glaucoma"]["kernel"]
+    )

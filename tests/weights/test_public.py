@@ -25,7 +25,7 @@ def encoder_features(encoder, images, random_variables, norm=None):
     """Activations of the five blocks inside the network that starts from `encoder`."""
     model = MultiTaskUNet(
         encoder=encoder.encoder,
-        norm=norm or ("batch" if encoder.has_norm else "none"),
+        norm=norm or encoder.norm,
         dense_heads=(),
         normalize_input=True,
     )
@@ -82,11 +82,11 @@ def assert_same_features(found, wanted):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("architecture", weights.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ["vgg13", "vgg13_bn", "vgg16", "vgg16_bn"])
 def test_safetensors_activations(architecture, tmp_path, images, random_variables):
     tensors = weight_files.torchvision(architecture)
     path = weight_files.write_safetensors(tmp_path / "a.safetensors", tensors)
-    encoder = weights.import_vgg(path, architecture)
+    encoder = weights.import_encoder(path, architecture)
     assert encoder.ignored == ()
     weights.save(encoder, tmp_path / "imported")
     assert_same_features(
@@ -103,7 +103,7 @@ def test_safetensors_activations(architecture, tmp_path, images, random_variable
 def test_keras_activations(form, tmp_path, images, random_variables):
     layers = weight_files.keras_vgg16()
     path = weight_files.write_keras(tmp_path / "a.h5", layers, **form)
-    encoder = weights.import_vgg(path, "vgg16")
+    encoder = weights.import_encoder(path, "vgg16")
     x = jnp.asarray(images[..., ::-1] * 255 - [103.939, 116.779, 123.68], jnp.float32)
     wanted = []
     for name, (kernel, bias) in layers.items():
@@ -150,7 +150,7 @@ def test_pth_activations(architecture, zipped, tmp_path, images, random_variable
             x = layer(x)
             if i in ends:
                 wanted.append(x.permute(0, 2, 3, 1).numpy())
-    encoder = weights.import_vgg(path, architecture)
+    encoder = weights.import_encoder(path, architecture)
     assert_same_features(encoder_features(encoder, images, random_variables), wanted)
 
 
@@ -160,7 +160,7 @@ def test_half_precision_is_cast(tmp_path):
         for name, tensor in weight_files.torchvision("vgg13").items()
     }
     path = weight_files.write_safetensors(tmp_path / "a.safetensors", tensors)
-    encoder = weights.import_vgg(path, "vgg13")
+    encoder = weights.import_encoder(path, "vgg13")
     assert {x.dtype for x in jax.tree.leaves(encoder.params)} == {np.dtype(np.float32)}
     np.testing.assert_array_equal(
         encoder.params["block1_conv1"]["conv"]["kernel"],
@@ -176,7 +176,7 @@ def test_half_precision_pth(tmp_path):
             for name, tensor in weight_files.torchvision("vgg13").items()
         }
         torch.save(tensors, tmp_path / "a.pth")
-        encoder = weights.import_vgg(tmp_path / "a.pth", "vgg13")
+        encoder = weights.import_encoder(tmp_path / "a.pth", "vgg13")
         np.testing.assert_array_equal(
             encoder.params["block1_conv2"]["conv"]["bias"],
             tensors["features.2.bias"].float().numpy(),
@@ -186,7 +186,7 @@ def test_half_precision_pth(tmp_path):
 def test_classifier_layers_are_ignored_and_said(tmp_path):
     tensors = weight_files.torchvision("vgg13", classifier=True)
     path = weight_files.write_safetensors(tmp_path / "a.safetensors", tensors)
-    encoder = weights.import_vgg(path, "vgg13")
+    encoder = weights.import_encoder(path, "vgg13")
     assert encoder.ignored == ("classifier.0.bias", "classifier.0.weight")
 
 
@@ -205,7 +205,7 @@ def test_another_architecture(theirs, wanted, said, tmp_path):
         tmp_path / "a.safetensors", weight_files.torchvision(theirs)
     )
     with pytest.raises(UserError, match=f"architecture {wanted}: it {said}"):
-        weights.import_vgg(path, wanted)
+        weights.import_encoder(path, wanted)
 
 
 def test_a_resnet_and_a_misshapen_layer(tmp_path):
@@ -215,24 +215,24 @@ def test_a_resnet_and_a_misshapen_layer(tmp_path):
     }
     path = weight_files.write_safetensors(tmp_path / "r.safetensors", resnet)
     with pytest.raises(UserError, match=r"no features\.0\.weight.*resnet34"):
-        weights.import_vgg(path, "vgg16")
+        weights.import_encoder(path, "vgg16")
     narrow = weight_files.torchvision("vgg13")
     narrow["features.5.bias"] = np.zeros(12, np.float32)
     path = weight_files.write_safetensors(tmp_path / "n.safetensors", narrow)
     with pytest.raises(UserError, match=r"5\.bias of shape \(12,\) instead of \(128,"):
-        weights.import_vgg(path, "vgg13")
+        weights.import_encoder(path, "vgg13")
 
 
 def test_keras_has_one_vgg(tmp_path):
     layers = weight_files.keras_vgg16()
     path = weight_files.write_keras(tmp_path / "a.h5", layers)
     with pytest.raises(UserError, match="Keras, which has no vgg13"):
-        weights.import_vgg(path, "vgg13")
+        weights.import_encoder(path, "vgg13")
     layers["block3_conv4"] = layers["block3_conv3"]
     layers["block5_conv4"] = layers["block5_conv3"]
     path = weight_files.write_keras(tmp_path / "b.h5", layers)
     with pytest.raises(UserError, match="has block3_conv4/kernel besides.*vgg19"):
-        weights.import_vgg(path, "vgg16")
+        weights.import_encoder(path, "vgg16")
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".h5"])
@@ -247,7 +247,7 @@ def test_truncated(suffix, share, tmp_path):
     torn = tmp_path / f"torn{suffix}"
     torn.write_bytes(content[: int(share * len(content))])
     with pytest.raises(UserError, match=r"torn.*is damaged, incomplete.*again \("):
-        weights.import_vgg(torn, "vgg16")
+        weights.import_encoder(torn, "vgg16")
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -264,7 +264,7 @@ def test_truncated_pth(zipped, share, tmp_path):
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
     with pytest.raises(UserError, match=r"a\.pth is damaged, incomplete"):
-        weights.import_vgg(path, "vgg13")
+        weights.import_encoder(path, "vgg13")
 
 
 class Malicious:
@@ -284,7 +284,7 @@ def test_code_in_a_pickle_is_refused(zipped, tmp_path):
     path = tmp_path / "a.pth"
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(UserError, match=r"a\.pth .*could run code .*refused"):
-        weights.import_vgg(path, "vgg16")
+        weights.import_encoder(path, "vgg16")
     assert not (tmp_path / "run").exists()
 
 
@@ -295,7 +295,7 @@ def test_not_a_file_of_torch(content, tmp_path):
     pytest.importorskip("torch", exc_type=ImportError)
     (tmp_path / "a.pth").write_bytes(content)
     with pytest.raises(UserError, match=r"a\.pth is damaged, incomplete, or not") as e:
-        weights.import_vgg(tmp_path / "a.pth", "vgg16")
+        weights.import_encoder(tmp_path / "a.pth", "vgg16")
     assert "weights_only" not in str(e.value)
 
 
@@ -304,14 +304,14 @@ def test_pth_of_something_else(tmp_path):
     for content in ([torch.zeros(2)], {"state_dict": {"w": torch.zeros(2)}}):
         torch.save(content, tmp_path / "a.pth")
         with pytest.raises(UserError, match="no tensors by name at its top level"):
-            weights.import_vgg(tmp_path / "a.pth", "vgg16")
+            weights.import_encoder(tmp_path / "a.pth", "vgg16")
 
 
 def test_pth_without_torch(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     (tmp_path / "a.pth").write_bytes(b"anything")
     with pytest.raises(UserError, match=r"not installed; run pip .*\[torch\]"):
-        weights.import_vgg(tmp_path / "a.pth", "vgg16")
+        weights.import_encoder(tmp_path / "a.pth", "vgg16")
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ def test_pth_without_torch(tmp_path, monkeypatch):
 def test_no_file_of_weights(name, said, tmp_path):
     (tmp_path / "a.npz").write_bytes(b"")
     with pytest.raises(UserError, match=said):
-        weights.import_vgg(tmp_path / name, "vgg16")
+        weights.import_encoder(tmp_path / name, "vgg16")
 
 
 def test_not_a_number(tmp_path):
@@ -329,4 +329,4 @@ def test_not_a_number(tmp_path):
     tensors["features.7.bias"][3] = np.nan
     path = weight_files.write_safetensors(tmp_path / "a.safetensors", tensors)
     with pytest.raises(UserError, match=r"features\.7\.bias that are not finite"):
-        weights.import_vgg(path, "vgg13")
+        weights.import_encoder(path, "vgg13")

@@ -1,4 +1,4 @@
-"""VGG encoders from torchvision's and Keras' files."""
+"""Encoders from torchvision's and Keras' files."""
 
 import pathlib
 
@@ -9,14 +9,14 @@ from mtl_jax.models import unet
 from mtl_jax.weights import names, tensors
 from mtl_jax.weights.encoder import Encoder
 
-ARCHITECTURES = ("vgg13", "vgg13_bn", "vgg16", "vgg16_bn")
+ARCHITECTURES = ("vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "resnet34")
 
 # Keras' networks want BGR on the scale 0..255 minus this mean, here as RGB.
 _KERAS_MEAN = np.array([123.68, 116.779, 103.939])
 
 
-def import_vgg(source: pathlib.Path, architecture: str) -> Encoder:
-    """Reads the convolutions of a VGG.
+def import_encoder(source: pathlib.Path, architecture: str) -> Encoder:
+    """Reads the convolutions of a VGG or a ResNet.
 
     Args:
       source: torchvision's file as `.pth` or `.safetensors`, or Keras' VGG16 as `.h5`.
@@ -45,18 +45,27 @@ def import_vgg(source: pathlib.Path, architecture: str) -> Encoder:
             f"{source} is a file of Keras, which has no {architecture}; name a file of "
             "torchvision, or --architecture=vgg16."
         )
-    layers = names.keras_vgg16() if is_keras else names.torchvision_vgg(architecture)
+    if is_keras:
+        layers = names.keras_vgg16()
+    elif architecture == "resnet34":
+        layers = names.torchvision_resnet34()
+    else:
+        layers = names.torchvision_vgg(architecture)
     names.check(source, architecture, found, layers)
-    names.check_no_more(source, architecture, found, layers, ("features.", "block"))
+    encoders = ("features.", "block", "layer")
+    names.check_no_more(source, architecture, found, layers, encoders)
 
     params, batch_stats = {}, {}
     for ours, layer in layers.items():
-        kernel, bias, *norm = (found[name] for name, _ in layer)
+        kernel, *others = (found[name] for name, _ in layer)
         if not is_keras:
             kernel = kernel.transpose(2, 3, 1, 0)  # OIHW to HWIO.
-        params[ours] = {"conv": {"kernel": np.ascontiguousarray(kernel), "bias": bias}}
-        if norm:
-            scale, shift, mean, var = norm
+        params[ours] = {"conv": {"kernel": np.ascontiguousarray(kernel)}}
+        # A bias comes before the four of a BatchNorm, if there are either.
+        if len(others) % 4:
+            params[ours]["conv"]["bias"] = others.pop(0)
+        if others:
+            scale, shift, mean, var = others
             params[ours]["norm"] = {"scale": scale, "bias": shift}
             batch_stats[ours] = {"norm": {"mean": mean, "var": var}}
     used = {name for layer in layers.values() for name, _ in layer}
@@ -70,6 +79,7 @@ def import_vgg(source: pathlib.Path, architecture: str) -> Encoder:
         params=params,
         batch_stats=batch_stats,
         input_mean=input_mean,
+        norm="batch" if batch_stats else "none",
         source=source.name,
         ignored=tuple(sorted(set(found) - used)),
     )

@@ -1,0 +1,15 @@
+"""GradNorm on REFUGE from an ImageNet encoder, else as refuge_gradnorm.py.
+
+python scripts/import_weights.py --source=vgg16_bn-6c64b313.pth \
+        --architecture=vgg16_bn --output=weights/vgg16_bn
+python scripts/train.py --config=configs/refuge_gradnorm_pretrained.py \
+        --workdir=runs/gradnorm_pretrained
+"""
+
+from configs import refuge_gradnorm
+
+
+def get_config():
+    config = refuge_gradnorm.get_config()
+    config.model.pretrained = "weights/vgg16_bn"
+    return config

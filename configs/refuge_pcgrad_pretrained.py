@@ -1,0 +1,15 @@
+"""PCGrad on REFUGE from an ImageNet encoder, else as refuge_pcgrad.py.
+
+python scripts/import_weights.py --source=vgg16_bn-6c64b313.pth \
+        --architecture=vgg16_bn --output=weights/vgg16_bn
+python scripts/train.py --config=configs/refuge_pcgrad_pretrained.py \
+        --workdir=runs/pcgrad_pretrained
+"""
+
+from configs import refuge_pcgrad
+
+
+def get_config():
+    config = refuge_pcgrad.get_config()
+    config.model.pretrained = "weights/vgg16_bn"
+    return config

@@ -1,0 +1,15 @@
+"""Vanilla MTL on REFUGE from an ImageNet encoder, otherwise as refuge_vanilla.py.
+
+python scripts/import_weights.py --source=vgg16_bn-6c64b313.pth \
+        --architecture=vgg16_bn --output=weights/vgg16_bn
+python scripts/train.py --config=configs/refuge_vanilla_pretrained.py \
+        --workdir=runs/vanilla_pretrained
+"""
+
+from configs import refuge_vanilla
+
+
+def get_config():
+    config = refuge_vanilla.get_config()
+    config.model.pretrained = "weights/vgg16_bn"
+    return config

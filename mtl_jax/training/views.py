@@ -1,0 +1,164 @@
+"""What a network sees of an image: all of it made smaller, or a square around the disc.
+
+In two stages (Yu et al. 2019) a first network finds the optic disc on the whole image;
+a second one segments disc and cup in a crop around it, of which it sees more pixels.
+
+A window is (left, top, side) in pixels of the image, whose upper left corner is (0, 0);
+the centre of the first pixel is at (0.5, 0.5) then.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from mtl_jax.tasks import Batch
+
+KINDS = ("", "whole", "disc")
+# The logit of what lies outside of the window: nothing is there.
+OUTSIDE = -20.0
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """How images become those that a network is trained on.
+
+    Attributes:
+      kind: `whole` image, or the square around the optic `disc`.
+      size: pixels a side of what the network sees, whatever the window.
+      margin: side of the square, in times the disc's larger side.
+      jitter: in training the square is moved by up to this fraction of its side either
+        way along x and y, and its side changed by up to this fraction.
+    """
+
+    kind: str
+    size: int
+    margin: float = 2.0
+    jitter: float = 0.0
+
+    def windows(self, batch: Batch) -> jax.Array:
+        """The windows [B, 3]: around the true discs, unless the batch brings others.
+
+        A batch's own are its key `window`; they take effect on the kind `disc` only.
+        """
+        if self.kind == "whole":
+            batch_size, side = batch["image"].shape[:2]
+            return jnp.tile(jnp.float32([0, 0, side]), (batch_size, 1))
+        if "window" in batch:
+            return batch["window"]
+        return around(batch["disc_mask"], self.margin)
+
+    def __call__(self, key: jax.Array, batch: Batch, index: jax.Array) -> Batch:
+        """A training batch as the network is to see it.
+
+        Args:
+          key: of the step.
+          batch: with images float [B, H, H, 3].
+          index: [B] of each example in the batch of all devices.
+
+        Returns:
+          The batch with images and masks [B, size, size] and foveas to match.
+        """
+        windows = self.windows(batch)
+        if self.kind == "disc" and self.jitter:
+            side = batch["image"].shape[1]
+
+            def moved(window, index):
+                draws = jax.random.uniform(
+                    jax.random.fold_in(key, index), (3,), minval=-1.0, maxval=1.0
+                )
+                x, y, scale = self.jitter * draws
+                left, top, length = window
+                longer = jnp.minimum(length * (1 + scale), side)
+                shift = (length - longer) / 2
+                return _inside(
+                    left + shift + x * length, top + shift + y * length, longer, side
+                )
+
+            windows = jax.vmap(moved)(windows, index)
+        return self.look(batch, windows)
+
+    def look(self, batch: Batch, windows: jax.Array) -> Batch:
+        """The batch through windows; of its keys, those that follow the image."""
+        seen = {"image": crop(batch["image"], windows, self.size)}
+        for key in ("disc_mask", "cup_mask"):
+            if key in batch:
+                mask = crop(batch[key][..., None], windows, self.size)[..., 0]
+                seen[key] = (mask >= 0.5).astype(batch[key].dtype)
+        if "fovea_xy" in batch:
+            scale = self.size / windows[:, 2:]
+            seen["fovea_xy"] = (batch["fovea_xy"] + 0.5 - windows[:, :2]) * scale - 0.5
+        return {**batch, **seen}
+
+
+def around(masks: jax.Array, margin: float) -> jax.Array:
+    """Square windows [B, 3] around masks [B, H, H], non-zero inside.
+
+    Args:
+      masks: an empty one gets the whole image.
+      margin: side of the window, in times the larger side of the mask's box; no more
+        than the image, and moved to lie inside of it.
+    """
+
+    def one(mask):
+        size = mask.shape[0]
+
+        def extent(axis):
+            there = (mask != 0).any(axis)
+            return jnp.argmax(there), size - jnp.argmax(there[::-1])
+
+        (left, right), (top, bottom) = extent(0), extent(1)
+        side = margin * jnp.maximum(right - left, bottom - top)
+        side = jnp.where((mask != 0).any(), jnp.minimum(side, size), size)
+        return _inside((left + right - side) / 2, (top + bottom - side) / 2, side, size)
+
+    return jax.vmap(one)(masks)
+
+
+def crop(images: jax.Array, windows: jax.Array, size: int) -> jax.Array:
+    """float32 [B, size, size, C] of images [B, H, H, C] through windows [B, 3].
+
+    Bilinear, with an anti-aliasing filter where pixels are lost.
+    """
+
+    def one(image, window):
+        scale = size / window[2]
+        return jax.image.scale_and_translate(
+            image.astype(jnp.float32),
+            (size, size, image.shape[-1]),
+            (0, 1),
+            jnp.stack([scale, scale]),
+            # Rows before columns.
+            -scale * window[1::-1],
+            "linear",
+        )
+
+    return jax.vmap(one)(images, windows)
+
+
+def paste(maps: jax.Array, windows: jax.Array, size: int) -> jax.Array:
+    """Undoes `crop` for logits [B, h, h]: [B, size, size], `OUTSIDE` elsewhere."""
+
+    def one(values, window):
+        left, top, side = window
+        scale = side / values.shape[0]
+        pasted = jax.image.scale_and_translate(
+            values,
+            (size, size),
+            (0, 1),
+            jnp.stack([scale, scale]),
+            jnp.stack([top, left]),
+            "linear",
+        )
+        centres = jnp.arange(size) + 0.5
+        rows = (centres >= top) & (centres <= top + side)
+        columns = (centres >= left) & (centres <= left + side)
+        return jnp.where(rows[:, None] & columns[None, :], pasted, OUTSIDE)
+
+    return jax.vmap(one)(maps, windows)
+
+
+def _inside(left, top, side, size):
+    """The window moved so that it lies inside of an image of this size."""
+    corner = jnp.clip(jnp.stack([left, top]), 0, size - side)
+    return jnp.append(corner, side).astype(jnp.float32)

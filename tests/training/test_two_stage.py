@@ -1,0 +1,139 @@
+"""Two networks, the second of which looks where the first found the optic disc."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+
+from configs import refuge_res34_unet
+from mtl_jax import configuration
+from mtl_jax.data import pipeline, synthetic
+from mtl_jax.data.synthetic import write_example
+from mtl_jax.errors import UserError
+from mtl_jax.evaluation import evaluate, postprocess, predict
+from mtl_jax.evaluation.trained import load
+from mtl_jax.training import loop, views
+
+pytest_plugins = ("training_fixtures",)
+
+SIZE, SEEN = 64, 32
+
+
+@pytest.fixture(scope="module")
+def run(trained, make_config, shared_dir):
+    """Both stages by a small VGG, which compiles faster than a ResNet."""
+    version_dir = synthetic.build(
+        shared_dir / "data", image_size=SIZE, num_images=(12, 4, 4)
+    )
+    config = make_config(
+        {
+            "data.dataset": f"synthetic_fundus/{version_dir.parent.name}",
+            "method.name": "two_stage",
+            "view.size": SEEN,
+        },
+        tasks=("disc", "cup"),
+        num_epochs=6,
+        validate_every=6,
+    )
+    return trained("two_stage_run", config)
+
+
+def test_the_config_of_the_paper_describes_two_unets():
+    config = refuge_res34_unet.get_config()
+    whole, crop = configuration.part_configs(config).values()
+    assert (whole.view.kind, tuple(whole.tasks)) == ("whole", ("disc",))
+    assert (crop.view.kind, tuple(crop.tasks)) == ("disc", ("disc", "cup"))
+    for one in (whole, crop):
+        configuration.check(one)
+        assert configuration.create_model(one).encoder == "resnet34"
+        assert one.view.size == 256
+
+
+def test_the_second_stage_looks_where_the_first_found_the_disc(run):
+    model = load(run.workdir)
+    whole = load(run.workdir / "whole")
+    assert model.image_size == SIZE
+    assert list(model.config.tasks) == ["disc", "cup"]
+    assert model.num_parameters == 2 * whole.num_parameters + 5
+    table = pipeline.open_split(
+        pipeline.open_dataset(run.config.data.data_dir, run.config.data.dataset), "test"
+    )
+    batch = {"image": table.take(range(4))["image"]}
+    first, _ = whole(batch)
+    assert first["disc"].shape == (4, SIZE, SIZE)
+    discs = np.stack([postprocess.segment(one) for one in first["disc"]])
+    windows = np.asarray(views.around(discs, 2.0))
+    logits, losses = model(batch)
+    assert losses == {}
+    # Somewhere else there is nothing.
+    y, x = np.mgrid[:SIZE, :SIZE] + 0.5
+    for name in ("disc", "cup"):
+        for values, (left, top, side) in zip(logits[name], windows, strict=True):
+            outside = (x < left) | (x > left + side) | (y < top) | (y > top + side)
+            np.testing.assert_array_equal(values == views.OUTSIDE, outside)
+
+
+def test_evaluated_and_predicted_with_like_any_other(run, tmp_path):
+    workdir = run.copy(tmp_path / "run")
+    _, metrics = evaluate.evaluate(workdir, resolution="native")
+    assert metrics["dice_disc"] is not None
+    assert metrics["dice_cup"] is not None
+    assert metrics["vcdr_mae"] is not None
+    # As in the paper's tables.
+    for name in ("auc", "auc_fc", "auc_vcdr", "fovea_error"):
+        assert metrics[name] is None
+    write_example(tmp_path / "photographs")
+    predict.predict(workdir, str(tmp_path / "photographs/images"), tmp_path / "out")
+    with (tmp_path / "out" / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6
+    assert all(row["mask"] and row["disc_area"] for row in rows)
+    assert not any(row["probability"] or row["fovea_x"] for row in rows)
+
+
+def test_one_stage_alone_is_no_model(run, tmp_path):
+    with pytest.raises(UserError, match="trained on crops around discs"):
+        load(run.workdir / "crop")
+    half = run.copy(tmp_path / "half")
+    shutil.rmtree(half / "crop")
+    with pytest.raises(UserError, match="one of two stages only.*--resume"):
+        load(half)
+    # What is left of the training is done, and the rest left alone.
+    before = (half / "whole/metrics.jsonl").read_text()
+    loop.train(run.config, half, resume=True)
+    assert (half / "whole/metrics.jsonl").read_text() == before
+    assert load(half).checkpoint == "18-18"
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            {"tasks": ("disc", "fovea")},
+            r"\('disc', 'fovea'\), but .* two_stage",
+        ),
+        ({"view.kind": "whole"}, "view.kind is 'whole', but .* leave it empty"),
+        ({"view.kind": "half"}, "view.kind has 'half'; choose from"),
+        ({"view.size": 40}, "view.size is 40 pixels, which does not fit .* of 16"),
+        ({"model.encoder": "resnet34", "view.size": 48}, "resnet34; a multiple of 32"),
+        ({"view.margin": 0.5}, "view.margin is 0.5; it must lie between 1"),
+    ],
+)
+def test_what_does_not_go_together(make_config, fields, said):
+    config = make_config({"method.name": "two_stage", "view.size": SEEN})
+    config.tasks = ("disc", "cup")
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(UserError, match=said):
+        configuration.check(config)
+
+
+def test_images_that_the_encoder_cannot_halve(make_config, synthetic_data, tmp_path):
+    config = make_config({"model.encoder": "resnet34", "model.width": 1 / 16})
+    version_dir = synthetic.build(
+        synthetic_data[0], image_size=48, num_images=(4, 2, 2), glaucoma_fraction=0.5
+    )
+    config.data.dataset = f"synthetic_fundus/{version_dir.parent.name}"
+    with pytest.raises(UserError, match="has images of 48 pixels.*multiple of 32"):
+        loop.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
