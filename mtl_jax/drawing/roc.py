@@ -1,7 +1,7 @@
 """ROC curves of glaucoma classifiers in one figure (Pascal et al. 2022, figure 1)."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import cycle
 
 from matplotlib.axes import Axes
@@ -35,15 +35,20 @@ def plot_roc(
     figure = Figure(figsize=(5.6, 5.6), layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    _draw_frame(axes)
-    styles = zip(cycle(_COLOURS), cycle(_LINE_STYLES), strict=False)
-    for (name, (scores, labels)), style in zip(curves.items(), styles, strict=False):
+    draw_frame(axes)
+    for (name, (scores, labels)), style in zip(curves.items(), styles(), strict=False):
         _draw_curve(axes, name, scores, labels, *style)
     axes.legend(loc="lower right", frameon=True, framealpha=0.9, fontsize=9)
     canvas.print_figure(path, format="png", dpi=150)
 
 
-def _draw_frame(axes: Axes) -> None:
+def styles() -> Iterator[tuple[str, str]]:
+    """Colours and dashes of the first, second, ... curve."""
+    return zip(cycle(_COLOURS), cycle(_LINE_STYLES), strict=False)
+
+
+def draw_frame(axes: Axes) -> None:
+    """Axes of a ROC figure: chance, and the challenge's operating point."""
     grey = "#767676"
     axes.plot([0, 1], [0, 1], color=grey, linewidth=0.8, label="chance")
     axes.axvline(1 - metrics.SPECIFICITY, color=grey, linewidth=0.8, linestyle=":")

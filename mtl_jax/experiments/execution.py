@@ -1,0 +1,158 @@
+"""Carries out the runs of an experiment, by any number of processes at once.
+
+What is finished is not done again, what was interrupted goes on from its checkpoint,
+and each run is one process's at a time: a lock that ends with the process claims it.
+"""
+
+import contextlib
+import itertools
+import json
+import pathlib
+import shutil
+from collections.abc import Iterator, Sequence
+
+import jax
+
+from mtl_jax import configuration, files
+from mtl_jax.errors import UserError
+from mtl_jax.evaluation import evaluate
+from mtl_jax.experiments import results
+from mtl_jax.experiments.plan import Run
+from mtl_jax.training import loop
+
+try:
+    import fcntl
+except ImportError:  # Not a POSIX system: runs are not guarded from one another.
+    fcntl = None
+
+_RECORD = "experiment.json"
+
+
+def execute(
+    directory: pathlib.Path,
+    kind: str,
+    config: configuration.Config,
+    runs: Sequence[Run],
+    *,
+    redo_damaged: bool = False,
+) -> int:
+    """Trains and evaluates runs.
+
+    Args:
+      directory: of the experiment; gets `experiment.json`, `runs/NAME/` and, whenever
+        a run is finished, `results.csv` with the rows of all that are.
+      kind: of the experiment, such as `cross_validation`.
+      config: that the runs' are made from.
+      runs: those to carry out here. Others, of more methods or seeds, may be added to
+        the directory by another call.
+      redo_damaged: whether a run whose checkpoint cannot be read begins anew.
+
+    Returns:
+      How many of the runs other processes were at; they may not be finished.
+
+    Raises:
+      UserError: if the directory holds another experiment, a checkpoint is damaged, or
+        a run cannot be trained or evaluated.
+    """
+    directory = pathlib.Path(directory)
+    _claim_directory(directory, kind, config)
+    skipped = 0
+    for number, run in enumerate(runs, 1):
+        workdir = directory / "runs" / run.name
+        with _claimed(directory, run) as is_ours:
+            if results.finished(workdir) is not None:
+                state = "finished"
+            elif is_ours:
+                state = "training"
+            else:
+                state, skipped = "another process is at it", skipped + 1
+            print(f"run {number} of {len(runs)}, {run.name}: {state}", flush=True)
+            if state == "training":
+                _carry_out(run, workdir, redo_damaged)
+                _collect(directory)
+    _collect(directory)
+    return skipped
+
+
+def _collect(directory: pathlib.Path) -> None:
+    """Writes `results.csv` from the runs that are finished."""
+    with _locked(directory / "locks" / "results", wait=True):
+        workdirs = sorted((directory / "runs").iterdir())
+        rows = [results.finished(workdir) or [] for workdir in workdirs]
+        results.write(directory, itertools.chain(*rows))
+
+
+def _carry_out(run: Run, workdir: pathlib.Path, redo_damaged: bool) -> None:
+    try:
+        _train_and_evaluate(run, workdir)
+    except UserError as error:
+        if "is damaged or of another version" not in str(error):
+            raise
+        if not redo_damaged:
+            raise UserError(
+                f"{error} Or let --redo_damaged begin the run {run.name} anew."
+            ) from error
+        shutil.rmtree(workdir)
+        _train_and_evaluate(run, workdir)
+    # The programs of one run are of no use to the next.
+    jax.clear_caches()
+
+
+def _train_and_evaluate(run: Run, workdir: pathlib.Path) -> None:
+    loop.train(run.config, workdir, resume=True)
+    evaluations = [
+        evaluate.evaluate(workdir, resolution=resolution)[1]
+        for resolution in ("model", "native")
+    ]
+    rows = results.rows_of(run, workdir, evaluations)
+    files.write_json(workdir / results.RESULT, rows)
+
+
+def _claim_directory(
+    directory: pathlib.Path, kind: str, config: configuration.Config
+) -> None:
+    """Makes the directory this experiment's, unless it is another's."""
+    path = directory / _RECORD
+    ours = {"kind": kind, "config": json.loads(configuration.to_json(config))}
+    try:
+        (directory / "runs").mkdir(parents=True, exist_ok=True)
+        with _locked(directory / "locks" / "results", wait=True):
+            if not path.exists():
+                files.write_json(path, ours)
+            theirs = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{directory} cannot be used ({error}); name another directory."
+        ) from error
+    differing = configuration.differences(
+        config, configuration.from_json(json.dumps(theirs["config"]))
+    )
+    # Data that have moved are the same data.
+    fields = [field for field in differing if field != "data.data_dir"]
+    if kind != theirs["kind"] or fields:
+        what = f"of the kind {theirs['kind']}"
+        if kind == theirs["kind"]:
+            what = f"its config differs in {', '.join(fields)}"
+        raise UserError(
+            f"{directory} holds another experiment ({what}); name another directory."
+        )
+
+
+@contextlib.contextmanager
+def _claimed(directory: pathlib.Path, run: Run) -> Iterator[bool]:
+    """Whether this process may carry out the run while it is in the block."""
+    with _locked(directory / "locks" / run.name, wait=False) as is_ours:
+        yield is_ours
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path, *, wait: bool) -> Iterator[bool]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        is_ours = True
+        if fcntl:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                is_ours = False
+        yield is_ours

@@ -1,0 +1,112 @@
+"""What the runs of an experiment have come to: one row for each run and metric."""
+
+import csv
+import json
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from mtl_jax import files
+from mtl_jax.experiments.plan import Run
+
+COLUMNS = (
+    "method",
+    "fold",
+    "seed",
+    "learning_rate",
+    "split",
+    "resolution",
+    "metric",
+    "value",
+)
+
+# Larger is better; of all others, losses and errors, smaller is.
+RISING = (
+    "auc",
+    "auc_fc",
+    "auc_vcdr",
+    "sensitivity_at_85_specificity",
+    "dice_disc",
+    "dice_cup",
+)
+# Written when a run has been evaluated: with it, a run is finished.
+RESULT = "result.json"
+
+Row = dict[str, Any]
+
+
+def rows_of(
+    run: Run, workdir: pathlib.Path, evaluations: Sequence[dict[str, Any]]
+) -> list[Row]:
+    """The rows of a finished run.
+
+    Args:
+      run: which it is.
+      workdir: of the run.
+      evaluations: what `evaluation.evaluate` said of it, once for each resolution.
+
+    Returns:
+      Test metrics at each resolution; of the validation split, whatever the epoch, the
+      best value of each metric and the smallest loss of each task; parameters and
+      seconds a step. Nothing for what could not be computed.
+    """
+    key = {
+        "method": run.method,
+        "fold": run.fold,
+        "seed": run.seed,
+        "learning_rate": run.learning_rate,
+    }
+    rows = []
+
+    def add(split: str, resolution: str, metric: str, value: Any) -> None:
+        if isinstance(value, int | float):
+            place = {"split": split, "resolution": resolution, "metric": metric}
+            rows.append({**key, **place, "value": float(value)})
+
+    for metrics in evaluations:
+        for name in metrics["num_images"]:
+            add(metrics["split"], metrics["resolution"], name, metrics[name])
+    for name, value in _best_validation(workdir).items():
+        add("validation", "model", name, value)
+    add("", "", "num_parameters", evaluations[0]["num_parameters"])
+    add("", "", "seconds_per_step", evaluations[0]["seconds_per_step"])
+    return rows
+
+
+def write(directory: pathlib.Path, rows: Iterable[Row]) -> None:
+    """Writes `results.csv` into the experiment's directory, at once or not at all."""
+    path = directory / "results.csv"
+    lines = [",".join(COLUMNS)]
+    lines += [",".join(str(row[column]) for column in COLUMNS) for row in rows]
+    files.write_text(path, "\n".join(lines) + "\n")
+
+
+def read(directory: pathlib.Path) -> list[Row]:
+    """The rows of `results.csv`."""
+    with (directory / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    numbers = {"seed": int, "learning_rate": float, "value": float}
+    return [
+        {name: numbers.get(name, str)(value) for name, value in row.items()}
+        for row in rows
+    ]
+
+
+def finished(workdir: pathlib.Path) -> list[Row] | None:
+    """The rows of a run, or None if it is not finished."""
+    path = workdir / RESULT
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _best_validation(workdir: pathlib.Path) -> dict[str, float]:
+    """Best values over the epochs; of several networks, each of the tasks it has."""
+    best: dict[str, float] = {}
+    for log in sorted(workdir.rglob("metrics.jsonl")):
+        for line in log.read_text().splitlines():
+            for key, value in json.loads(line).items():
+                split, _, name = key.partition("/")
+                if split != "validation" or value is None:
+                    continue
+                choose = max if name in (*RISING, "score") else min
+                best[name] = choose(best.get(name, value), value)
+    return best

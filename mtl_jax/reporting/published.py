@@ -1,0 +1,49 @@
+"""Figures of Pascal et al. on REFUGE, to stand beside those of a report.
+
+They are of the test split, 256 x 256 pixels, from the paper's first version on arXiv
+(official splits, three runs) and, `JOURNAL_AUC`, from Scientific Reports 12:12361
+(cross-validation). AUC and Dice in %, fovea error in pixels of the model image.
+"""
+
+# By method: metric to mean and standard deviation.
+FROM_SCRATCH = {
+    "single": {
+        "auc": (87.37, 1.51),
+        "dice_disc": (93.87, 0.74),
+        "dice_cup": (80.62, 1.25),
+        "fovea_error": (5.96, 0.17),
+    },
+    "independent": {
+        "auc": (92.61, 0.38),
+        "dice_disc": (91.61, 0.64),
+        "dice_cup": (81.21, 0.99),
+        "fovea_error": (5.71, 0.24),
+    },
+    "gradnorm": {
+        "auc": (86.31, 1.35),
+        "dice_disc": (80.32, 1.10),
+        "dice_cup": (68.93, 4.78),
+        "fovea_error": (28.48, 0.65),
+    },
+    "pcgrad": {
+        "auc": (85.51, 1.71),
+        "dice_disc": (85.23, 1.52),
+        "dice_cup": (71.08, 7.40),
+        "fovea_error": (34.45, 0.33),
+    },
+}
+PRETRAINED = {
+    "single": {
+        "auc": (94.30, 1.68),
+        "dice_disc": (95.29, 0.01),
+        "dice_cup": (85.86, 0.21),
+        "fovea_error": (5.42, 0.06),
+    },
+    "independent": {
+        "auc": (96.15, 0.14),
+        "dice_disc": (94.24, 0.38),
+        "dice_cup": (83.95, 0.90),
+        "fovea_error": (5.22, 0.18),
+    },
+}
+JOURNAL_AUC = {"single": (93.56, 1.48), "independent": (96.76, 0.96)}

@@ -1,0 +1,170 @@
+"""Experiments: what is planned, who does it, and what comes of it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from mtl_jax import configuration
+from mtl_jax.errors import UserError
+from mtl_jax.experiments import execution, plan, results
+from mtl_jax.reporting import report
+
+pytest_plugins = ("training_fixtures",)
+
+METHODS = ("independent", "vanilla")
+
+
+@pytest.fixture(scope="module")
+def config(make_config):
+    """The encoder alone, one epoch."""
+    return make_config(tasks=("glaucoma",), num_epochs=1, validate_every=1)
+
+
+@pytest.fixture(scope="module")
+def experiment(config, tmp_path_factory):
+    """Two methods on two folds; nobody writes to it."""
+    directory = tmp_path_factory.mktemp("experiment") / "cv"
+    runs = plan.cross_validation(config, METHODS, 2)
+    assert execution.execute(directory, "cross_validation", config, runs) == 0
+    return directory
+
+
+def logs(directory):
+    """What was trained, with the seconds it took."""
+    return {path: path.read_text() for path in directory.rglob("metrics.jsonl")}
+
+
+def test_a_row_for_every_run_and_metric(experiment, config):
+    rows = results.read(experiment)
+    test = {
+        (row["method"], row["fold"]): row["value"]
+        for row in rows
+        if (row["split"], row["resolution"], row["metric"]) == ("test", "native", "auc")
+    }
+    assert set(test) == {(method, fold) for method in METHODS for fold in ("0", "1")}
+    for (method, fold), value in test.items():
+        name = f"{method}-fold_{fold}-seed_0-lr_0.01"
+        evaluation = experiment / "runs" / name / "evaluation/test-native/metrics.json"
+        metrics = json.loads(evaluation.read_text())
+        assert metrics["auc"] == value
+        assert metrics["fold"] == "official" or metrics["fold"] == fold
+    kinds = {(row["split"], row["metric"]) for row in rows}
+    assert ("validation", "loss_glaucoma") in kinds
+    assert ("", "num_parameters") in kinds
+    # What this network does not predict has no row.
+    assert not any(metric in ("dice_disc", "fovea_error") for _, metric in kinds)
+
+
+def test_what_is_finished_is_not_done_again(experiment, config, capsys):
+    before = logs(experiment)
+    runs = plan.cross_validation(config, METHODS, 2)
+    execution.execute(experiment, "cross_validation", config, runs)
+    assert logs(experiment) == before
+    assert capsys.readouterr().out.count(": finished") == 4
+
+
+def test_another_experiments_directory_is_refused(experiment, config, make_config):
+    runs = plan.cross_validation(config, METHODS, 2)
+    with pytest.raises(UserError, match="of the kind cross_validation.*name another"):
+        execution.execute(experiment, "repeats", config, runs)
+    other = make_config(tasks=("glaucoma",), num_epochs=2, validate_every=1)
+    runs = plan.cross_validation(other, METHODS, 2)
+    with pytest.raises(UserError, match="config differs in num_epochs"):
+        execution.execute(experiment, "cross_validation", other, runs)
+
+
+def test_a_run_is_one_process_s_until_that_ends(experiment, config, tmp_path):
+    directory = tmp_path / "cv"
+    shutil.copytree(experiment, directory)
+    runs = plan.cross_validation(config, METHODS, 2)[:1]
+    workdir = directory / "runs" / runs[0].name
+    (workdir / results.RESULT).unlink()
+    code = (
+        "import fcntl, sys, time\n"
+        "file = open(sys.argv[1], 'w')\n"
+        "fcntl.flock(file, fcntl.LOCK_EX)\n"
+        "print('locked', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    lock = directory / "locks" / runs[0].name
+    with subprocess.Popen(
+        [sys.executable, "-c", code, lock], stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "locked\n"
+        assert execution.execute(directory, "cross_validation", config, runs) == 1
+        assert results.finished(workdir) is None
+        names = {row["method"] + row["fold"] for row in results.read(directory)}
+        assert names == {"independent1", "vanilla0", "vanilla1"}
+        os.kill(other.pid, signal.SIGKILL)
+    # Only evaluated: its training is finished.
+    before = logs(directory)
+    assert execution.execute(directory, "cross_validation", config, runs) == 0
+    assert logs(directory) == before
+    assert len(results.read(directory)) == len(results.read(experiment))
+
+
+def test_a_damaged_checkpoint_is_named_or_done_again(experiment, config, tmp_path):
+    directory = tmp_path / "cv"
+    shutil.copytree(experiment, directory)
+    runs = plan.cross_validation(config, METHODS, 2)[:1]
+    workdir = directory / "runs" / runs[0].name
+    (workdir / results.RESULT).unlink()
+    for path in (workdir / "checkpoints").rglob("*"):
+        if path.is_file() and path.stat().st_size > 2000:
+            path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"is damaged.*--redo_damaged begin the run in"):
+        execution.execute(directory, "cross_validation", config, runs)
+    execution.execute(directory, "cross_validation", config, runs, redo_damaged=True)
+    assert results.finished(workdir) is not None
+
+
+def test_the_report_of_an_experiment(experiment, tmp_path):
+    directory = tmp_path / "cv"
+    shutil.copytree(experiment, directory)
+    output = report.write(directory)
+    names = {path.name for path in output.iterdir()}
+    assert names == {
+        *(f"table-{r}.{s}" for r in ("model", "native") for s in ("md", "csv", "tex")),
+        "comparisons.md",
+        "roc.png",
+        "roc.pdf",
+    }
+    table = (output / "table-model.md").read_text()
+    assert "| MTL-IO |" in table
+    assert "96.76 ± 0.96" in table
+    assert "fovea" not in table
+    assert "MTL-IO minus Vanilla MTL" in (output / "comparisons.md").read_text()
+    assert "\\bottomrule" in (output / "table-model.tex").read_text()
+    with pytest.raises(UserError, match="holds no results"):
+        report.write(tmp_path)
+
+
+def test_plans(config, make_config):
+    runs = plan.learning_rates(config, ["independent"], [1e-3, 1e-4], 2)
+    assert [(run.learning_rate, run.seed) for run in runs] == [
+        (1e-3, 0),
+        (1e-4, 0),
+        (1e-3, 1),
+        (1e-4, 1),
+    ]
+    assert all(run.config.optimizer.learning_rate == run.learning_rate for run in runs)
+    parts = [plan.share(runs, i, 3) for i in range(3)]
+    assert sorted(run.name for part in parts for run in part) == sorted(
+        run.name for run in runs
+    )
+    with pytest.raises(UserError, match="--shard=3/3 is none of 0/3 to 2/3"):
+        plan.share(runs, 3, 3)
+    with pytest.raises(UserError, match="nothing to run"):
+        plan.repeats(config, METHODS, 0)
+    with pytest.raises(UserError, match="no learning rate twice"):
+        plan.learning_rates(config, METHODS, [1e-3, 1e-3], 1)
+    everything = make_config({"evaluation.score": "fovea_error"})
+    (run,) = plan.repeats(everything, ["res34_unet"], 1)
+    assert run.config.method.name == "two_stage"
+    assert run.config.model.encoder == "resnet34"
+    configuration.check(run.config)
