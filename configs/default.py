@@ -54,7 +54,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.method.gradnorm_learning_rate = 0.025
 
     # What a network sees of the data set's images: "" as they are; whole: all of it at
-    # another size; disc: a square around the optic disc. two_stage sets it by itself.
+    # another size. The second network of two_stage sees a square around the optic disc.
     config.view = ml_collections.ConfigDict()
     config.view.kind = ""
     config.view.size = 256  # pixels a side of what it sees

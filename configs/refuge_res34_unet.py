@@ -8,7 +8,9 @@ A U-Net with a ResNet-34 encoder finds the disc on the whole image at 256 x 256 
 a second one segments disc and cup in a square around it, twice as large as the disc, at
 256 x 256 pixels of its own. Evaluated and predicted with like any other workdir; of
 fovea and glaucoma it says nothing. With --config.model.pretrained=weights/resnet34
-both start from torchvision's resnet34 (docs/pretrained.md).
+both start from torchvision's resnet34 (docs/pretrained.md). At 1024 x 1024 pixels a
+photograph with its masks takes 5 MB of memory, that is 4 GB for training and
+validation; where so much is not free they are read from disk.
 """
 
 from configs import refuge_mtl_io

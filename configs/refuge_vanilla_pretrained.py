@@ -1,9 +1,11 @@
 """Vanilla MTL on REFUGE from an ImageNet encoder, otherwise as refuge_vanilla.py.
 
-python scripts/import_weights.py --source=vgg16_bn-6c64b313.pth \
+    python scripts/import_weights.py --source=vgg16_bn-6c64b313.pth \
         --architecture=vgg16_bn --output=weights/vgg16_bn
-python scripts/train.py --config=configs/refuge_vanilla_pretrained.py \
+    python scripts/train.py --config=configs/refuge_vanilla_pretrained.py \
         --workdir=runs/vanilla_pretrained
+
+docs/pretrained.md says where that file is from.
 """
 
 from configs import refuge_vanilla

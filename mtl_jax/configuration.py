@@ -90,8 +90,12 @@ _RANGES = {
 _FRACTIONS = ("model.dropout", "model.norm_momentum")
 
 
-def check(config: Config) -> None:
+def check(config: Config, *, is_part: bool = False) -> None:
     """Refuses a config with values that nothing can be made of.
+
+    Args:
+      config: of a run.
+      is_part: whether the run is a part of another, see `part_configs`.
 
     Raises:
       UserError: naming the field, its value, and what it may be.
@@ -117,6 +121,11 @@ def check(config: Config) -> None:
             )
     _check_tasks(config)
     _check_together(config)
+    if config.view.kind == "disc" and not is_part:
+        raise UserError(
+            "config.view.kind is 'disc', which leaves it open who finds the disc; set "
+            "config.method.name to 'two_stage', of which it is the second."
+        )
 
 
 def _check_tasks(config: Config) -> None:
@@ -154,6 +163,11 @@ def _check_views(config: Config) -> None:
         raise UserError(
             f"config.tasks is {tuple(config.tasks)}, but the method two_stage is for "
             "the optic disc and cup; set it to ('disc', 'cup')."
+        )
+    if is_two_stage and config.evaluation.score == "auc":
+        raise UserError(
+            "config.evaluation.score is 'auc', but the method two_stage says nothing "
+            "of glaucoma; choose mean, dice_disc, dice_cup or loss."
         )
     if is_two_stage and config.view.kind:
         raise UserError(
@@ -201,7 +215,8 @@ def _check_fields(config: Config) -> None:
 def _check_choice(field: str, value: Any, choices: Collection[str]) -> None:
     if value not in choices:
         raise UserError(
-            f"config.{field} has {value!r}; choose from {', '.join(choices)}."
+            f"config.{field} has {value!r}; choose from "
+            f"{', '.join(choice or repr(choice) for choice in choices)}."
         )
 
 

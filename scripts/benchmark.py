@@ -9,6 +9,7 @@ import pathlib
 from absl import flags
 
 from mtl_jax import cli
+from mtl_jax.errors import UserError
 
 METHODS = flags.DEFINE_list(
     "methods",
@@ -41,6 +42,15 @@ def main() -> None:
     cli.check_list(METHODS, benchmark.METHODS)
     cli.check_list(ENCODERS, encoders.ENCODERS)
     cli.check_list(DTYPES, ["float32", "bfloat16"])
+    for encoder, size in itertools.product(
+        ENCODERS.value, cli.whole_numbers(IMAGE_SIZES)
+    ):
+        stride = encoders.ENCODERS[encoder].stride
+        if size < 32 or size % stride:
+            raise UserError(
+                f"--image_sizes has {size}, which does not fit {encoder}; name a "
+                f"multiple of {stride}, at least 32."
+            )
     results = []
     for encoder, size, batch, dtype in itertools.product(
         ENCODERS.value,

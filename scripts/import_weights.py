@@ -26,8 +26,8 @@ ARCHITECTURE = flags.DEFINE_enum(
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
 CONFIG = config_flags.DEFINE_config_file(
     "config",
-    None,
-    "Of the workdir, for glaucoma_mtl; configs/refuge_authors.py unless given.",
+    str(pathlib.Path(__file__).parents[1] / "configs/refuge_authors.py"),
+    "Of the workdir, for glaucoma_mtl.",
 )
 IMAGE_SIZE = flags.DEFINE_integer(
     "image_size", 256, "Pixels a side that the network is for, for glaucoma_mtl."
@@ -53,7 +53,7 @@ def _import_encoder() -> None:
     if ARCHITECTURE.value == "workdir":
         network = trained.load(source)
         encoder = trained.encoder_of(network)
-        more = f" --config.model.width={encoder.width:g}"
+        more = f" --config.model.width={encoder.width}"
         if not configuration.create_model(network.config).normalize_input:
             more += " --config.model.normalize_input=off"
     else:
@@ -68,15 +68,13 @@ def _import_encoder() -> None:
 
 
 def _import_network() -> None:
-    from configs import refuge_authors
     from mtl_jax import files, weights
     from mtl_jax.training import imported
 
     output = pathlib.Path(OUTPUT.value)
     files.check_replaceable(output, imported.CONTENTS)
     network = weights.import_checkpoint(pathlib.Path(SOURCE.value))
-    config = CONFIG.value or refuge_authors.get_config()
-    imported.write_workdir(output, config, network, IMAGE_SIZE.value)
+    imported.write_workdir(output, CONFIG.value, network, IMAGE_SIZE.value)
     _say_ignored(network.ignored, "network")
     if network.classifier is None:
         print(

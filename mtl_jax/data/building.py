@@ -111,15 +111,19 @@ def prepare(builder: tfds.core.DatasetBuilder) -> pathlib.Path:
     return version_dir
 
 
-def read_metadata(version_dir: pathlib.Path) -> dict[str, Any]:
-    """What a data set on disk says of its making, its `fingerprint` at least.
+def read_metadata(version_dir: pathlib.Path, *keys: str) -> dict[str, Any]:
+    """What a data set on disk says of its making.
+
+    Args:
+      version_dir: of the data set.
+      *keys: that it must have something to say of.
 
     Raises:
       UserError: if there is no complete data set.
     """
     try:
         metadata = tfds.builder_from_directory(version_dir).info.metadata
-        return {"fingerprint": metadata["fingerprint"], **metadata}
+        return {**metadata, **{key: metadata[key] for key in keys}}
     except (OSError, KeyError, ValueError, TypeError):
         raise UserError(
             f"{version_dir} is not a complete data set; delete this folder and build"

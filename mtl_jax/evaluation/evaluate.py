@@ -61,7 +61,8 @@ def evaluate(
     is_own = dataset in (None, own.dataset)
     fold = configuration.create_fold(network.config) if is_own else None
     table = pipeline.open_split(builder, split, fold)
-    network = trained.fit_missing_classifier(network, workdir, builder, fold)
+    if is_own:
+        network = trained.fit_missing_classifier(network, workdir, builder, fold)
     rows = scoring.score_split(
         network, table, network.batch_size, network.classifier, resolution
     )

@@ -57,6 +57,11 @@ class TrainedNetwork:
 
     def __call__(self, batch: Batch) -> tuple[Logits, dict[str, Any]]:
         """Logits and losses of a batch of `batch_size` images."""
+        if self.config.view.kind == "disc":
+            raise UserError(
+                "This network was trained on crops around discs and does not find them "
+                "by itself; name the workdir with both stages."
+            )
         logits, losses = {}, {}
         for mapped, variables in self.networks:
             if self.config.method.name == "two_stage" and logits:
@@ -103,7 +108,7 @@ def _load_one(folder: pathlib.Path, checkpoint: str) -> TrainedNetwork:
     metadata = checkpoints.restore_metadata(step)
     config = configuration.from_json(metadata["config"])
     try:
-        configuration.check(config)
+        configuration.check(config, is_part=True)
     except UserError as error:
         raise UserError(
             f"{checkpoints.path(step)} is of another version of mtl_jax: {error}"
@@ -117,7 +122,7 @@ def _load_one(folder: pathlib.Path, checkpoint: str) -> TrainedNetwork:
     checkpoints.close()
     classifier = metadata["vcdr_classifier"]
     if classifier is None and (folder / _CLASSIFIER).exists():
-        classifier = json.loads((folder / _CLASSIFIER).read_text())
+        classifier = _read_classifier(folder / _CLASSIFIER)
     devices = jax.local_device_count()
     step_function = evaluation_step(
         model, configuration.create_tasks(config), configuration.create_view(config)
@@ -163,6 +168,15 @@ def encoder_of(network: TrainedNetwork) -> weights.Encoder:
     )
 
 
+def _read_classifier(path: pathlib.Path) -> dict[str, float]:
+    try:
+        return VcdrClassifier(**json.loads(path.read_text()))._asdict()
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); delete it to have it made again."
+        ) from error
+
+
 def fit_missing_classifier(
     network: TrainedNetwork,
     place: pathlib.Path,
@@ -195,21 +209,17 @@ def _join(members: list[TrainedNetwork]) -> TrainedNetwork:
     """Several networks for different tasks as one."""
     first, *others = members
     if not others:
-        if first.config.view.kind == "disc":
-            raise UserError(
-                "This network was trained on crops around discs and does not find them "
-                "by itself; name the workdir with both stages."
-            )
         return first
-    is_two_stage = bool(first.config.view.kind)
+    is_two_stage = any(member.config.view.kind == "disc" for member in members)
     if len({member.image_size for member in members}) > 1:
         raise UserError(
             "The networks of this workdir were trained on images of different sizes; "
-            "train them by one run of the method single."
+            "train them by one run."
         )
     config = copy.deepcopy(first.config)
     config.method.name = "two_stage" if is_two_stage else "single"
-    config.view.kind = ""
+    if is_two_stage:
+        config.view.kind = ""
     tasks = (name for member in members for name in member.config.tasks)
     config.tasks = tuple(dict.fromkeys(tasks))
     return dataclasses.replace(

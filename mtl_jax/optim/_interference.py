@@ -20,7 +20,7 @@ def interference(updates: optax.Updates) -> tuple[jax.Array, jax.Array]:
       Norms [N] and cosines [N, N], at least float32; 0 for a gradient of zero.
 
     Raises:
-      ValueError: if the leaves do not have one task axis in common.
+      ValueError: if the leaves do not have one task axis in common, or there are none.
 
     Example:
       >>> import jax.numpy as jnp
@@ -32,8 +32,11 @@ def interference(updates: optax.Updates) -> tuple[jax.Array, jax.Array]:
       -0.8
     """
     n = _task_axis.num_tasks(updates)
+    if n is None:
+        raise ValueError("there are no gradients in an empty tree")
     gram, exponents = _task_axis.gram(updates, n)
     norm = jnp.sqrt(jnp.diagonal(gram))
     product = norm[:, None] * norm[None, :]
-    cosine = jnp.where(product > 0, gram / jnp.where(product > 0, product, 1), 0)
+    is_zero = product == 0
+    cosine = jnp.where(is_zero, 0, gram / jnp.where(is_zero, 1, product))
     return jnp.ldexp(norm, exponents), cosine

@@ -86,6 +86,6 @@ def _check_config(config: configuration.Config, network: OriginalNetwork) -> Non
     theirs = jax.tree.map(np.shape, network.params)
     if jax.tree.map(lambda x: x.shape, shapes["params"]) != theirs:
         raise UserError(
-            f"The config describes another network than that of {network.source}; it "
-            "has all four tasks, see configs/refuge_authors.py."
+            f"The config describes another network than that of {network.source}, by "
+            "its tasks or model.width; see configs/refuge_authors.py."
         )

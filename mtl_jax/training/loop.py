@@ -1,5 +1,6 @@
 """The training loop: epochs, validation, checkpoints, resuming."""
 
+import functools
 import itertools
 import pathlib
 import sys
@@ -43,25 +44,30 @@ def train(
     configuration.check(config)
     parallel.check_batch_size(config.batch_size)
     workdir = pathlib.Path(workdir)
-    if parts := configuration.part_configs(config):
-        claim(workdir, config, resume)
-        for name, one in parts.items():
-            # What is finished is found finished.
-            _train_network(one, workdir / name, resume=True)
-    else:
-        _train_network(config, workdir, resume=resume)
+    claim_run = functools.partial(claim, workdir, config, resume)
+    parts = configuration.part_configs(config)
+    if not parts:
+        _train_network(config, workdir, claim_run)
+    for number, (name, one) in enumerate(parts.items()):
+        # What is finished is found finished.
+        claim_part = functools.partial(claim, workdir / name, one, resume=True)
+        # The first part's data and weights are all parts': they are looked at before
+        # the run leaves a trace.
+        before = [] if number else [claim_run]
+        _train_network(one, workdir / name, *before, claim_part)
 
 
 def _train_network(
-    config: configuration.Config, workdir: pathlib.Path, *, resume: bool
+    config: configuration.Config, workdir: pathlib.Path, *claims: Callable[[], None]
 ) -> None:
-    """Trains one network into a folder of its own."""
+    """Trains one network into a folder of its own, which `claims` are to make it."""
     splits = _open_splits(config)
     epoch_steps = pipeline.steps_per_epoch(splits.train, config.batch_size)
     is_begun = Checkpoints(workdir, read_only=True).latest() is not None
     # Before the folder is claimed: weights that do not fit leave no trace.
     pretrained = None if is_begun else _load_pretrained(config)
-    claim(workdir, config, resume)
+    for claim_folder in claims:
+        claim_folder()
     checkpoints = Checkpoints(workdir)
 
     tasks = configuration.create_tasks(config)
@@ -88,7 +94,10 @@ def _train_network(
     }
     train_step = parallel.map_step(steps.train_step(model, tasks, optimizer, **inside))
     probe = _create_probe(config, steps.interference_step(model, tasks, **inside))
-    classifier = scoring.fit_vcdr_classifier(splits.train, config.evaluation.vcdr_C)
+    classifier = None
+    # Of the second of two stages, as of both, nothing is said of glaucoma.
+    if config.view.kind != "disc":
+        classifier = scoring.fit_vcdr_classifier(splits.train, config.evaluation.vcdr_C)
     validate = _create_validation(config, splits, model, tasks, classifier)
     metadata = {
         "config": configuration.to_json(config),

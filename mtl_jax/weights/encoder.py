@@ -101,6 +101,8 @@ def load(folder: pathlib.Path) -> Encoder:
         )
     try:
         record = json.loads((folder / _RECORD).read_text())
+        if record["norm"] not in _SUITABLE:
+            raise ValueError(f"its norm is {record['norm']!r}")
         variables = _unflatten(load_file(folder / _TENSORS))
         return Encoder(
             architecture=record["architecture"],
@@ -148,7 +150,7 @@ def check_suitable(
     if width != encoder.width:
         raise UserError(
             f"config.model.width is {width}, but config.model.pretrained holds weights "
-            f"of width {encoder.width:g}; set it to {encoder.width:g}."
+            f"of width {encoder.width}; set it to {encoder.width}."
         )
 
 

@@ -40,13 +40,16 @@ def import_checkpoint(source: pathlib.Path) -> OriginalNetwork:
 
     Args:
       source: as its `torch.save` wrote it: a dict of `model_state_dict`, `classifier`,
-        `epoch`, `n_iter` and maybe `optimizer_state_dict`, which is not read.
+        `epoch`, `n_iter` and maybe `optimizer_state_dict`, which is not read; or the
+        state dict alone.
 
     Raises:
       UserError: if the file cannot be read or is of another architecture.
     """
     source = pathlib.Path(source).expanduser()
     found, others = tensors.read_checkpoint(source)
+    # As torch.nn.DataParallel calls what it wraps.
+    found = {name.removeprefix("module."): tensor for name, tensor in found.items()}
     layers = names.glaucoma_mtl()
     names.check(source, ARCHITECTURE, found, layers)
     params: dict[str, Any] = {}
@@ -80,19 +83,22 @@ def import_checkpoint(source: pathlib.Path) -> OriginalNetwork:
 def _classifier(pickled: Any) -> VcdrClassifier | None:
     """The two fitted numbers of scikit-learn's LogisticRegression."""
     state = getattr(pickled, "state", None)
-    try:
-        (coefficient,) = np.ravel(state["coef_"])
-        (intercept,) = np.ravel(state["intercept_"])
-        classes = [float(x) for x in np.ravel(state["classes_"])]
-        classifier = VcdrClassifier(float(coefficient), float(intercept))
-    except (TypeError, KeyError, ValueError):
+    if not isinstance(state, dict):
         return None
-    is_right = classes == [0, 1] and np.isfinite(classifier).all()
-    return classifier if is_right else None
+    try:
+        (coefficient,) = tensors.read_numbers(state["coef_"])
+        (intercept,) = tensors.read_numbers(state["intercept_"])
+        classes = tensors.read_numbers(state["classes_"])
+    # Whatever a file may hold in their place.
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError):
+        return None
+    is_right = classes == [0, 1] and np.isfinite([coefficient, intercept]).all()
+    return VcdrClassifier(coefficient, intercept) if is_right else None
 
 
 def _whole_number(value: Any) -> int | None:
     try:
-        return int(value)
-    except (TypeError, ValueError, OverflowError):
+        (number,) = tensors.read_numbers(value)
+        return int(number)
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError):
         return None

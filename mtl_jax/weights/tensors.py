@@ -2,6 +2,7 @@
 
 import pathlib
 import pickle
+import re
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,9 @@ Tensors = dict[str, np.ndarray]
 
 _SUFFIXES = (".pth", ".pt", ".safetensors", ".h5", ".hdf5")
 # What PyTorch's unpickler says of what is well-formed but might run code.
+# Objects beside the tensors that get a stand-in, by the beginning of their names.
+_STOOD_IN = ("sklearn.", "numpy.", "scipy.")
+_NUMBER_KINDS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
 _REFUSALS = ("Unsupported global", "Unsupported class", "Trying to", "Can only")
 
 
@@ -59,17 +63,21 @@ def _finite(path: pathlib.Path, tensors: Tensors) -> Tensors:
 
 
 class Inert:
-    """What stands in for an object of scikit-learn: its attributes and no code.
+    """What stands in for an object that a pickle describes: what it says, and no code.
 
     Attributes:
-      state: what the object was pickled with, as a rule a dict of its attributes.
+      args: what the object was to be made from.
+      state: what it was to be given then, as a rule a dict of its attributes.
     """
 
+    args: tuple[Any, ...]
     state: Any = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Inert":
-        """Drops what the object was made from."""
-        return super().__new__(cls)
+        """Keeps the arguments of whatever was to be called."""
+        self = super().__new__(cls)
+        self.args = args
+        return self
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -79,82 +87,84 @@ def read_checkpoint(path: pathlib.Path) -> tuple[Tensors, dict[str, Any]]:
     """Reads a checkpoint of a training program that uses PyTorch.
 
     Args:
-      path: a dict of `model_state_dict` and other things, as `torch.save` writes it.
+      path: a dict of `model_state_dict` and other things, or that state dict alone, as
+        `torch.save` writes it.
 
     Returns:
-      The tensors, as `read` gives them, and the other things. Objects of scikit-learn
-      among these are `Inert`.
+      The tensors, as `read` gives them, and the other things. Objects of NumPy and
+      scikit-learn among these are `Inert`; see `read_numbers`.
 
     Raises:
       UserError: as `read`.
     """
     path = _existing(path)
-    content = _load_torch(path, with_objects=True)
-    if not isinstance(content, dict) or "model_state_dict" not in content:
-        raise UserError(
-            f"{path} has no model_state_dict at its top level; name a checkpoint of "
-            "the original program."
-        )
-    tensors = _named_tensors(path, content.pop("model_state_dict"))
-    return _finite(path, tensors), content
+    content = _load_torch(path, stand_in=True)
+    others: dict[str, Any] = {}
+    if isinstance(content, dict) and "model_state_dict" in content:
+        others = dict(content)
+        content = others.pop("model_state_dict")
+    return _finite(path, _named_tensors(path, content)), others
+
+
+def read_numbers(value: Any) -> list[float]:
+    """The numbers in what a checkpoint holds, which may be an array of NumPy's.
+
+    The array's bytes are read here: NumPy's own way of restoring one trusts the file
+    with its layout, down to pointers.
+
+    Raises:
+      ValueError: if it is no number and no array of real numbers.
+    """
+    if isinstance(value, bool | int | float):
+        return [float(value)]
+    if not isinstance(value, Inert):
+        raise ValueError("no number and no array")
+    is_array = isinstance(value.state, tuple) and len(value.state) == 5
+    described, content = value.state[2::2] if is_array else value.args[:2]
+    kind, order = described.args[0], described.state[1]
+    if not isinstance(content, bytes) or kind not in _NUMBER_KINDS:
+        raise ValueError("no array of real numbers")
+    order = order if order in ("<", ">") else "="
+    return np.frombuffer(content, np.dtype(f"{order}{kind}")).astype(float).tolist()
 
 
 def _read_torch(path: pathlib.Path) -> Tensors:
     return _named_tensors(path, _load_torch(path))
 
 
-def _load_torch(path: pathlib.Path, *, with_objects: bool = False) -> Any:
+def _load_torch(path: pathlib.Path, *, stand_in: bool = False) -> Any:
     try:
         import torch
     except ImportError as error:
+        instead = "" if stand_in else ", or name the same weights as .safetensors"
         raise UserError(
             f"{path} can be read only with PyTorch, which is not installed; run "
-            "pip install -e '.[torch]', or name the same weights as .safetensors."
+            f"pip install -e '.[torch]'{instead}."
         ) from error
-    try:
-        # Builds tensors and plain containers, and refuses whatever else a pickle asks
-        # for, which could be any code.
-        with torch.serialization.safe_globals(_inert(path) if with_objects else []):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # PyTorch's own text advises to load such a file without the safeguard.
-        if not any(words in str(error) for words in _REFUSALS):
-            reason = ValueError("its pickle is not one that torch.save writes")
-            raise _damaged(path, reason) from error
-        raise UserError(
-            f"{path} holds something else than tensors, which could run code on "
-            "loading and is refused; export its state_dict alone."
-        ) from error
-    # A torn file meets the unpickler, the zip reader or the tensors' sizes.
-    except Exception as error:
-        raise _damaged(path, error) from error
-
-
-def _inert(path: pathlib.Path) -> list[Any]:
-    """What a pickle may ask for besides tensors, and what it gets for it.
-
-    That is arrays of NumPy, and `Inert` for whatever it calls scikit-learn's, which is
-    not even imported.
-    """
-    import torch
-
-    # As files of any version of NumPy may call them.
-    functions = {
-        f"numpy.{package}.multiarray.{name}": function
-        for package in ("core", "_core")
-        for name, function in (
-            ("_reconstruct", np.empty(0).__reduce__()[0]),
-            ("scalar", np.float64(0).__reduce__()[0]),
-        )
-    }
-    named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    return [
-        np.ndarray,
-        np.dtype,
-        *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?", "O", "U1")),
-        *((function, name) for name, function in functions.items()),
-        *((Inert, name) for name in named if name.startswith("sklearn.")),
-    ]
+    stood_in: list[tuple[type, str]] = []
+    while True:
+        try:
+            # Builds tensors and plain containers, and refuses whatever else a pickle
+            # asks for, which could be any code.
+            with torch.serialization.safe_globals(stood_in):
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            # PyTorch's own text advises to load such a file without the safeguard.
+            if not any(words in str(error) for words in _REFUSALS):
+                reason = ValueError("its pickle is not one that torch.save writes")
+                raise _damaged(path, reason) from error
+            asked = re.search(r"GLOBAL (\S+)", str(error))
+            name = asked[1] if asked and stand_in else ""
+            known = {known for _, known in stood_in}
+            if not name.startswith(_STOOD_IN) or name in known:
+                raise UserError(
+                    f"{path} holds something else than tensors, which could run code "
+                    "on loading and is refused; export its state_dict alone."
+                ) from error
+            stood_in.append((Inert, name))
+        # A torn file meets the unpickler, the zip reader or the tensors' sizes.
+        except Exception as error:
+            raise _damaged(path, error) from error
 
 
 def _named_tensors(path: pathlib.Path, content: Any) -> Tensors:
@@ -165,11 +175,18 @@ def _named_tensors(path: pathlib.Path, content: Any) -> Tensors:
             f"{path} holds no tensors by name at its top level; export the network's "
             "state_dict alone."
         )
-    return {
-        str(name): tensor.detach().to(torch.float32).numpy()
-        for name, tensor in content.items()
-        if torch.is_tensor(tensor) and tensor.is_floating_point()
-    }
+    try:
+        return {
+            str(name): tensor.detach().to(torch.float32).numpy()
+            for name, tensor in content.items()
+            if torch.is_tensor(tensor) and tensor.is_floating_point()
+        }
+    # Sparse ones, nested ones, ones without storage.
+    except (TypeError, RuntimeError, NotImplementedError) as error:
+        raise UserError(
+            f"{path} holds tensors of an unusual layout ({error}); export them as "
+            "plain ones."
+        ) from error
 
 
 def _read_safetensors(path: pathlib.Path) -> Tensors:

@@ -44,7 +44,7 @@ def test_every_config_file_describes_something(name):
     config = module.get_config()
     configuration.check(config)
     for one in configuration.part_configs(config).values() or [config]:
-        configuration.check(one)
+        configuration.check(one, is_part=True)
         configuration.create_optimizer(one, 10)
     if "_" in name:
         # The first command is the one that runs this file.

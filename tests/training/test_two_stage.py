@@ -1,5 +1,6 @@
 """Two networks, the second of which looks where the first found the optic disc."""
 
+import copy
 import csv
 import shutil
 
@@ -12,7 +13,7 @@ from mtl_jax.data import pipeline, synthetic
 from mtl_jax.data.synthetic import write_example
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluate, postprocess, predict
-from mtl_jax.evaluation.trained import load
+from mtl_jax.evaluation.trained import encoder_of, load
 from mtl_jax.training import loop, views
 
 pytest_plugins = ("training_fixtures",)
@@ -45,7 +46,7 @@ def test_the_config_of_the_paper_describes_two_unets():
     assert (whole.view.kind, tuple(whole.tasks)) == ("whole", ("disc",))
     assert (crop.view.kind, tuple(crop.tasks)) == ("disc", ("disc", "cup"))
     for one in (whole, crop):
-        configuration.check(one)
+        configuration.check(one, is_part=True)
         assert configuration.create_model(one).encoder == "resnet34"
         assert one.view.size == 256
 
@@ -93,8 +94,11 @@ def test_evaluated_and_predicted_with_like_any_other(run, tmp_path):
 
 
 def test_one_stage_alone_is_no_model(run, tmp_path):
+    crop = load(run.workdir / "crop")
     with pytest.raises(UserError, match="trained on crops around discs"):
-        load(run.workdir / "crop")
+        crop({"image": np.zeros((4, SIZE, SIZE, 3), np.uint8)})
+    # Others may start from it all the same.
+    assert encoder_of(crop).encoder == "vgg13"
     half = run.copy(tmp_path / "half")
     shutil.rmtree(half / "crop")
     with pytest.raises(UserError, match="one of two stages only.*--resume"):
@@ -114,7 +118,9 @@ def test_one_stage_alone_is_no_model(run, tmp_path):
             r"\('disc', 'fovea'\), but .* two_stage",
         ),
         ({"view.kind": "whole"}, "view.kind is 'whole', but .* leave it empty"),
-        ({"view.kind": "half"}, "view.kind has 'half'; choose from"),
+        ({"view.kind": "half"}, "view.kind has 'half'; choose from '', whole, disc"),
+        ({"method.name": "vanilla", "view.kind": "disc"}, "open who finds the disc"),
+        ({"evaluation.score": "auc"}, "two_stage says nothing of glaucoma"),
         ({"view.size": 40}, "view.size is 40 pixels, which does not fit .* of 16"),
         ({"model.encoder": "resnet34", "view.size": 48}, "resnet34; a multiple of 32"),
         ({"view.margin": 0.5}, "view.margin is 0.5; it must lie between 1"),
@@ -126,6 +132,35 @@ def test_what_does_not_go_together(make_config, fields, said):
     config.update_from_flattened_dict(fields)
     with pytest.raises(UserError, match=said):
         configuration.check(config)
+
+
+def test_what_cannot_begin_leaves_no_trace(run, tmp_path):
+    for field in ("data.data_dir", "model.pretrained"):
+        config = copy.deepcopy(run.config)
+        config.update_from_flattened_dict({field: str(tmp_path / "nowhere")})
+        with pytest.raises(UserError, match="nowhere"):
+            loop.train(config, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+def test_networks_of_single_tasks_may_see_a_smaller_image(run, make_config, tmp_path):
+    config = make_config(
+        {
+            "data.dataset": run.config.data.dataset,
+            "method.name": "single",
+            "view.kind": "whole",
+            "view.size": SEEN,
+        },
+        tasks=("glaucoma", "disc"),
+        num_epochs=1,
+        validate_every=1,
+    )
+    loop.train(config, tmp_path / "run")
+    model = load(tmp_path / "run")
+    assert model.config.method.name == "single"
+    logits, _ = model({"image": np.zeros((4, SIZE, SIZE, 3), np.uint8)})
+    assert logits["glaucoma"].shape == (4,)
+    assert logits["disc"].shape == (4, SIZE, SIZE)
 
 
 def test_images_that_the_encoder_cannot_halve(make_config, synthetic_data, tmp_path):

@@ -243,6 +243,77 @@ def test_code_in_the_place_of_the_classifier_does_not_run(torch, original, tmp_p
     )
 
 
+def test_an_array_is_not_restored_by_numpy(torch, original, tmp_path):
+    """NumPy would follow the bytes of an array that is called one of objects."""
+    fitted = LogisticRegression()
+    fitted.classes_, fitted.intercept_ = np.array([0, 1]), np.zeros(1)
+    fitted.coef_ = PointerArray()
+    content = {
+        "model_state_dict": original.state_dict(),
+        "classifier": fitted,
+        "epoch": np.int64(7),
+    }
+    torch.save(content, tmp_path / "a.pth")
+    network = weights.import_checkpoint(tmp_path / "a.pth")
+    assert network.classifier is None
+    assert network.epoch == 7
+
+
+class PointerArray:
+    """Pickled as an array of one object whose pointer is 1."""
+
+    def __reduce__(self):
+        reconstruct, args, state = np.zeros((1, 1)).__reduce__()
+        kind = np.dtype("O").__reduce__()
+        # The last number, the flags, would say that it holds objects.
+        flawed = Kind(*kind[:2], (*kind[2][:-1], 0))
+        return reconstruct, args, (*state[:2], flawed, False, (1).to_bytes(8, "little"))
+
+
+class Kind:
+    """Pickled as it is told."""
+
+    def __init__(self, *reduced):
+        self.reduced = reduced
+
+    def __reduce__(self):
+        return self.reduced
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("kind", ["float16", "float64", "int8"])
+def test_numbers_of_any_kind_and_both_formats(torch, original, zipped, kind, tmp_path):
+    fitted = LogisticRegression(random_state=np.random.RandomState(0))
+    fitted.classes_ = np.array([0, 1], "u1")
+    fitted.coef_, fitted.intercept_ = np.array([[3]], kind), np.array([-2], kind)
+    torch.save(
+        {
+            "model_state_dict": {
+                f"module.{name}": x for name, x in original.state_dict().items()
+            },
+            "classifier": fitted,
+        },
+        tmp_path / "a.pth",
+        _use_new_zipfile_serialization=zipped,
+    )
+    network = weights.import_checkpoint(tmp_path / "a.pth")
+    assert network.classifier == (3, -2)
+
+
+@pytest.mark.parametrize(
+    "value", [[10**400], "1.5", np.array(1 + 2j), np.array(["a"]), {"state": 1}, None]
+)
+def test_what_is_no_number_is_no_classifier(torch, original, value, tmp_path):
+    fitted = LogisticRegression()
+    fitted.classes_, fitted.intercept_ = np.array([0, 1]), np.zeros(1)
+    fitted.coef_ = value
+    content = {"model_state_dict": original.state_dict(), "classifier": fitted}
+    torch.save(content, tmp_path / "a.pth")
+    assert weights.import_checkpoint(tmp_path / "a.pth").classifier is None
+    torch.save(original.state_dict(), tmp_path / "bare.pth")
+    assert weights.import_checkpoint(tmp_path / "bare.pth").classifier is None
+
+
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
 def test_half_precision_is_cast(torch, original, precision, tmp_path):
     dtype = getattr(torch, precision)
@@ -262,7 +333,9 @@ def test_files_of_something_else_are_named(torch, original, checkpoint, tmp_path
             weights.import_checkpoint(tmp_path / "a.pth")
 
     state_dict = original.state_dict()
-    refused(state_dict, "has no model_state_dict at its top level")
+    refused([1, 2], "holds no tensors by name")
+    sparse = {"a": torch.ones(3), "b": torch.eye(3).to_sparse()}
+    refused({"model_state_dict": sparse}, "tensors of an unusual layout")
     vgg = {k: torch.tensor(v) for k, v in weight_files.torchvision("vgg13").items()}
     refused(
         {"model_state_dict": vgg},

@@ -168,7 +168,8 @@ def _stamp(path: pathlib.Path) -> str:
 
 def _check_contents(version_dir: pathlib.Path, config: FundusFolderConfig) -> None:
     """Refuses a data set that is not of these contents."""
-    if building.read_metadata(version_dir)["fingerprint"] != config.fingerprint:
+    built = building.read_metadata(version_dir, "fingerprint")
+    if built["fingerprint"] != config.fingerprint:
         raise UserError(
             f"{version_dir} was built from other contents of {config.manifest} and its"
             " files; give another name or delete this folder."

@@ -206,7 +206,7 @@ def _metadata(version_dir: pathlib.Path, config: RefugeConfig) -> dict[str, Any]
     Raises:
       UserError: if it is not.
     """
-    metadata = building.read_metadata(version_dir)
+    metadata = building.read_metadata(version_dir, "fingerprint", "problems", "found")
     problems = metadata["problems"]
     if metadata["fingerprint"] != config.fingerprint:
         raise UserError(
