@@ -192,3 +192,17 @@ def test_no_augmentation_by_default():
     assert configuration.create_augmentation(make()) is None
     augment = configuration.create_augmentation(make({"augmentation.rotation": 5.0}))
     assert augment.rotation == 5.0
+
+
+def test_a_config_of_an_earlier_version_gets_the_new_fields_defaults():
+    config = default.get_config()
+    config.optimizer.learning_rate = 7.0
+    earlier = json.loads(configuration.to_json(config))
+    del earlier["view"], earlier["model"]["pretrained"]
+    stored = configuration.stored(json.dumps(earlier))
+    assert configuration.differences(stored, config) == []
+    configuration.check(stored)
+    # What nobody knows any more is still refused.
+    earlier["model"]["magic"] = 1
+    with pytest.raises(UserError, match=r"config\.model\.magic is unknown"):
+        configuration.check(configuration.stored(json.dumps(earlier)))

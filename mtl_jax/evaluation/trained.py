@@ -106,7 +106,7 @@ def _load_one(folder: pathlib.Path, checkpoint: str) -> TrainedNetwork:
     checkpoints = Checkpoints(folder, read_only=True)
     step = _step_of(checkpoints, folder, checkpoint)
     metadata = checkpoints.restore_metadata(step)
-    config = configuration.from_json(metadata["config"])
+    config = configuration.stored(metadata["config"])
     try:
         configuration.check(config, is_part=True)
     except UserError as error:

@@ -125,7 +125,7 @@ def _claim_directory(
             f"{directory} cannot be used ({error}); name another directory."
         ) from error
     differing = configuration.differences(
-        config, configuration.from_json(json.dumps(theirs["config"]))
+        config, configuration.stored(json.dumps(theirs["config"]))
     )
     # Data that have moved are the same data.
     fields = [field for field in differing if field != "data.data_dir"]

@@ -57,7 +57,7 @@ def write(directory: pathlib.Path) -> pathlib.Path:
         ) from error
     if not rows:
         raise UserError(f"No run in {directory} is finished; there is nothing to tell.")
-    config = configuration.from_json(json.dumps(record["config"]))
+    config = configuration.stored(json.dumps(record["config"]))
     theirs = _published(record["kind"], config)
     output = directory / "report"
     with files.whole_directory(output, CONTENTS) as folder:
