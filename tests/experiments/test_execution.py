@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from training_fixtures import once
 
 from mtl_jax import configuration
 from mtl_jax.errors import UserError
@@ -26,11 +27,14 @@ def config(make_config):
 
 
 @pytest.fixture(scope="module")
-def experiment(config, tmp_path_factory):
+def experiment(config, shared_dir):
     """Two methods on two folds; nobody writes to it."""
-    directory = tmp_path_factory.mktemp("experiment") / "cv"
+    directory = shared_dir / "experiment"
     runs = plan.cross_validation(config, METHODS, 2)
-    assert execution.execute(directory, "cross_validation", config, runs) == 0
+    # Of several workers one carries it out.
+    with once(directory / "results.csv", shared_dir / "experiment.lock") as first:
+        if first:
+            execution.execute(directory, "cross_validation", config, runs)
     return directory
 
 
@@ -39,6 +43,7 @@ def logs(directory):
     return {path: path.read_text() for path in directory.rglob("metrics.jsonl")}
 
 
+@pytest.mark.slow
 def test_a_row_for_every_run_and_metric(experiment, config):
     rows = results.read(experiment)
     test = {
@@ -60,6 +65,7 @@ def test_a_row_for_every_run_and_metric(experiment, config):
     assert not any(metric in ("dice_disc", "fovea_error") for _, metric in kinds)
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_done_again(experiment, config, capsys):
     before = logs(experiment)
     runs = plan.cross_validation(config, METHODS, 2)
@@ -68,6 +74,7 @@ def test_what_is_finished_is_not_done_again(experiment, config, capsys):
     assert capsys.readouterr().out.count(": finished") == 4
 
 
+@pytest.mark.slow
 def test_another_experiments_directory_is_refused(experiment, config, make_config):
     runs = plan.cross_validation(config, METHODS, 2)
     with pytest.raises(UserError, match="of the kind cross_validation.*name another"):
@@ -78,6 +85,7 @@ def test_another_experiments_directory_is_refused(experiment, config, make_confi
         execution.execute(experiment, "cross_validation", other, runs)
 
 
+@pytest.mark.slow
 def test_a_run_is_one_process_s_until_that_ends(experiment, config, tmp_path):
     directory = tmp_path / "cv"
     shutil.copytree(experiment, directory)
@@ -108,6 +116,7 @@ def test_a_run_is_one_process_s_until_that_ends(experiment, config, tmp_path):
     assert len(results.read(directory)) == len(results.read(experiment))
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_or_done_again(experiment, config, tmp_path):
     directory = tmp_path / "cv"
     shutil.copytree(experiment, directory)
@@ -123,6 +132,7 @@ def test_a_damaged_checkpoint_is_named_or_done_again(experiment, config, tmp_pat
     assert results.finished(workdir) is not None
 
 
+@pytest.mark.slow
 def test_the_report_of_an_experiment(experiment, tmp_path):
     directory = tmp_path / "cv"
     shutil.copytree(experiment, directory)

@@ -55,7 +55,8 @@ def updates(config, num_steps, steps_per_epoch):
     return trace
 
 
-METHODS = [name for name in configuration.METHODS if name != "single"]
+# Those of several networks are trained by others of these.
+METHODS = [m for m in configuration.METHODS if m not in ("single", "two_stage")]
 
 
 def make(method, **fields):

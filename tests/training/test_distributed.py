@@ -74,6 +74,7 @@ def read_log(workdir):
     ]
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one(config, compiled, tmp_path):
     loop.train(config, tmp_path / "one")
     # SLURM's number of the job chooses the port at which the processes meet.

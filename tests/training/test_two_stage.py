@@ -13,7 +13,8 @@ from mtl_jax.data import pipeline, synthetic
 from mtl_jax.data.synthetic import write_example
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluate, postprocess, predict
-from mtl_jax.evaluation.trained import encoder_of, load
+from mtl_jax.evaluation.trained import TrainedNetwork, _join, encoder_of, load
+from mtl_jax.evaluation.vcdr import VcdrClassifier
 from mtl_jax.training import loop, views
 
 pytest_plugins = ("training_fixtures",)
@@ -31,6 +32,7 @@ def run(trained, make_config, shared_dir):
         {
             "data.dataset": f"synthetic_fundus/{version_dir.parent.name}",
             "method.name": "two_stage",
+            "model.norm": "none",
             "view.size": SEEN,
         },
         tasks=("disc", "cup"),
@@ -51,6 +53,7 @@ def test_the_config_of_the_paper_describes_two_unets():
         assert one.view.size == 256
 
 
+@pytest.mark.slow
 def test_the_second_stage_looks_where_the_first_found_the_disc(run):
     model = load(run.workdir)
     whole = load(run.workdir / "whole")
@@ -75,6 +78,7 @@ def test_the_second_stage_looks_where_the_first_found_the_disc(run):
             np.testing.assert_array_equal(values == views.OUTSIDE, outside)
 
 
+@pytest.mark.slow
 def test_evaluated_and_predicted_with_like_any_other(run, tmp_path):
     workdir = run.copy(tmp_path / "run")
     _, metrics = evaluate.evaluate(workdir, resolution="native")
@@ -93,6 +97,7 @@ def test_evaluated_and_predicted_with_like_any_other(run, tmp_path):
     assert not any(row["probability"] or row["fovea_x"] for row in rows)
 
 
+@pytest.mark.slow
 def test_one_stage_alone_is_no_model(run, tmp_path):
     crop = load(run.workdir / "crop")
     with pytest.raises(UserError, match="trained on crops around discs"):
@@ -134,6 +139,7 @@ def test_what_does_not_go_together(make_config, fields, said):
         configuration.check(config)
 
 
+@pytest.mark.slow
 def test_what_cannot_begin_leaves_no_trace(run, tmp_path):
     for field in ("data.data_dir", "model.pretrained"):
         config = copy.deepcopy(run.config)
@@ -143,24 +149,29 @@ def test_what_cannot_begin_leaves_no_trace(run, tmp_path):
         assert not (tmp_path / "run").exists()
 
 
-def test_networks_of_single_tasks_may_see_a_smaller_image(run, make_config, tmp_path):
+def test_a_view_does_not_make_two_stages(make_config):
     config = make_config(
-        {
-            "data.dataset": run.config.data.dataset,
-            "method.name": "single",
-            "view.kind": "whole",
-            "view.size": SEEN,
-        },
+        {"method.name": "single", "view.kind": "whole", "view.size": SEEN},
         tasks=("glaucoma", "disc"),
-        num_epochs=1,
-        validate_every=1,
     )
-    loop.train(config, tmp_path / "run")
-    model = load(tmp_path / "run")
-    assert model.config.method.name == "single"
-    logits, _ = model({"image": np.zeros((4, SIZE, SIZE, 3), np.uint8)})
-    assert logits["glaucoma"].shape == (4,)
-    assert logits["disc"].shape == (4, SIZE, SIZE)
+    members = [
+        TrainedNetwork(
+            config=one,
+            checkpoint="1",
+            metadata={"seconds_per_step": 1.0},
+            image_size=SIZE,
+            batch_size=4,
+            classifier=VcdrClassifier(1.0, 2.0),
+            num_parameters=3,
+            networks=(),
+        )
+        for one in configuration.part_configs(config).values()
+    ]
+    joined = _join(members)
+    assert joined.config.method.name == "single"
+    assert joined.config.view.kind == "whole"
+    assert joined.classifier == (1, 2)
+    assert joined.num_parameters == 6
 
 
 def test_images_that_the_encoder_cannot_halve(make_config, synthetic_data, tmp_path):

@@ -142,6 +142,7 @@ def checkpoint(torch, original, regression, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_a_checkpoint_becomes_a_workdir_with_the_original_logits(
     torch, original, regression, checkpoint, synthetic_data, tmp_path
 ):
@@ -389,6 +390,7 @@ def test_a_missing_classifier_is_fitted_at_the_first_evaluation(
     )
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_it(make_config, random_variables, tmp_path):
     config = of_the_authors(
         make_config, tasks=("glaucoma",), num_epochs=2, validate_every=1
