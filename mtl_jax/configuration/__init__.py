@@ -1,0 +1,34 @@
+"""Configs: checking them, and making the objects that they describe."""
+
+from mtl_jax.configuration.checks import check, check_image_size
+from mtl_jax.configuration.create import (
+    create_augmentation,
+    create_fold,
+    create_model,
+    create_optimizer,
+    create_tasks,
+    create_view,
+)
+from mtl_jax.configuration.parts import part_configs
+from mtl_jax.configuration.text import differences, from_json, stored, to_json
+from mtl_jax.configuration.values import METHODS, OPTIMIZERS, STAGES, Config
+
+__all__ = [
+    "METHODS",
+    "OPTIMIZERS",
+    "STAGES",
+    "Config",
+    "check",
+    "check_image_size",
+    "create_augmentation",
+    "create_fold",
+    "create_model",
+    "create_optimizer",
+    "create_tasks",
+    "create_view",
+    "differences",
+    "from_json",
+    "part_configs",
+    "stored",
+    "to_json",
+]

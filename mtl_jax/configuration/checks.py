@@ -1,0 +1,198 @@
+"""A sentence for every value of a config that nothing can be made of."""
+
+import json
+import math
+from collections.abc import Collection
+from typing import Any, get_args
+
+from mtl_jax import losses, tasks
+from mtl_jax.configuration.text import flatten, to_json
+from mtl_jax.configuration.values import (
+    DTYPES,
+    METHODS,
+    NORMALIZE_INPUT,
+    OPTIMIZERS,
+    SCHEDULES,
+    SCORED,
+    SCORES,
+    Config,
+)
+from mtl_jax.errors import UserError
+from mtl_jax.models import layers
+from mtl_jax.models.encoders import ENCODERS
+from mtl_jax.training import views
+
+_CHOICES = {
+    "model.encoder": ENCODERS,
+    "model.norm": layers.NORMS,
+    "model.dtype": DTYPES,
+    "model.normalize_input": NORMALIZE_INPUT,
+    "view.kind": views.KINDS,
+    "loss.fovea_reduction": get_args(losses.Reduction),
+    "method.name": METHODS,
+    "optimizer.name": OPTIMIZERS,
+    "optimizer.schedule": SCHEDULES,
+    "evaluation.score": SCORES,
+}
+_POSITIVE = (
+    "model.width",
+    "loss.fovea_sigma",
+    "optimizer.learning_rate",
+    "batch_size",
+    "num_epochs",
+    "validate_every",
+    "evaluation.vcdr_C",
+    "method.gradnorm_learning_rate",
+)
+# Lowest and highest value.
+_RANGES = {
+    "seed": (0, 2**32 - 1),
+    "data.num_folds": (2, 1e6),
+    "data.fold_seed": (0, 2**32 - 1),
+    "loss.focal_gamma": (0, 100),
+    "interference_every": (0, math.inf),
+    "view.margin": (1, 100),
+    "view.jitter": (0, 1),
+    "method.gradnorm_alpha": (0, 100),
+    "optimizer.warmup_epochs": (0, 1e6),
+    "optimizer.freeze_encoder_epochs": (0, 1e6),
+    "optimizer.encoder_learning_rate_scale": (0, 1e3),
+    "augmentation.rotation": (0, 180),
+    "augmentation.scale": (0, 10),
+    "augmentation.illumination": (0, 10),
+    "augmentation.shift": (0, 1),
+    "augmentation.brightness": (0, 1),
+    "augmentation.contrast": (0, 1),
+    "augmentation.colour": (0, 1),
+}
+_FRACTIONS = ("model.dropout", "model.norm_momentum")
+
+
+def check(config: Config, *, is_part: bool = False) -> None:
+    """Refuses a config with values that nothing can be made of.
+
+    Args:
+      config: of a run.
+      is_part: whether the run is a part of another, see `part_configs`.
+
+    Raises:
+      UserError: naming the field, its value, and what it may be.
+    """
+    _check_fields(config)
+    values = dict(flatten(json.loads(to_json(config))))
+    for field, choices in _CHOICES.items():
+        _check_choice(field, values[field], choices)
+    for field in _POSITIVE:
+        if not 0 < values[field] < math.inf:
+            raise UserError(f"config.{field} is {values[field]}; it must be positive.")
+    for field, (low, high) in _RANGES.items():
+        if not low <= values[field] <= high:
+            raise UserError(
+                f"config.{field} is {values[field]}; it must lie between {low} and "
+                f"{high:g}."
+            )
+    for field in _FRACTIONS:
+        if not 0 <= values[field] < 1:
+            raise UserError(
+                f"config.{field} is {values[field]}; it must be at least 0 and less "
+                "than 1."
+            )
+    _check_tasks(config)
+    _check_together(config)
+    if config.view.kind == "disc" and not is_part:
+        raise UserError(
+            "config.view.kind is 'disc', which leaves it open who finds the disc; set "
+            "config.method.name to 'two_stage', of which it is the second."
+        )
+
+
+def _check_tasks(config: Config) -> None:
+    for name in config.tasks:
+        _check_choice("tasks", name, tasks.NAMES)
+    if not config.tasks or len(set(config.tasks)) < len(config.tasks):
+        raise UserError(
+            f"config.tasks is {tuple(config.tasks)}; name at least one task, and none "
+            "twice."
+        )
+
+
+def _check_together(config: Config) -> None:
+    """Refuses values that do not go with those of other fields."""
+    _check_views(config)
+    fold_names = ("official", *map(str, range(config.data.num_folds)))
+    _check_choice("data.fold", config.data.fold, fold_names)
+    needed = SCORED.get(config.evaluation.score)
+    if needed and needed not in config.tasks:
+        raise UserError(
+            f"config.evaluation.score is {config.evaluation.score!r}, but {needed} is "
+            "not among config.tasks; choose mean or loss."
+        )
+    groups = config.method.num_groups
+    if config.method.name == "random_grouping" and not 1 <= groups <= len(config.tasks):
+        raise UserError(
+            f"config.method.num_groups is {groups}; it must be from 1 to the number of "
+            f"tasks, {len(config.tasks)}."
+        )
+
+
+def _check_views(config: Config) -> None:
+    is_two_stage = config.method.name == "two_stage"
+    if is_two_stage and set(config.tasks) != {"disc", "cup"}:
+        raise UserError(
+            f"config.tasks is {tuple(config.tasks)}, but the method two_stage is for "
+            "the optic disc and cup; set it to ('disc', 'cup')."
+        )
+    if is_two_stage and config.evaluation.score == "auc":
+        raise UserError(
+            "config.evaluation.score is 'auc', but the method two_stage says nothing "
+            "of glaucoma; choose mean, dice_disc, dice_cup or loss."
+        )
+    if is_two_stage and config.view.kind:
+        raise UserError(
+            f"config.view.kind is {config.view.kind!r}, but the method two_stage sets "
+            "it by itself; leave it empty."
+        )
+    if is_two_stage or config.view.kind:
+        check_image_size(config, config.view.size, "config.view.size is")
+
+
+def check_image_size(config: Config, size: int, where: str) -> None:
+    """Refuses a size of images that the encoder cannot halve as often as it does.
+
+    Args:
+      config: of the run.
+      size: pixels a side of what the network sees.
+      where: what has this size, with its verb.
+
+    Raises:
+      UserError: saying which sizes fit.
+    """
+    stride = ENCODERS[config.model.encoder].stride
+    if size < 32 or size % stride:
+        raise UserError(
+            f"{where} {size} pixels, which does not fit the encoder "
+            f"{config.model.encoder}; a multiple of {stride}, at least 32, does."
+        )
+
+
+def _check_fields(config: Config) -> None:
+    """Refuses fields that `configs/default.py` does not have, and their absence."""
+    from configs import default  # Not needed to use the package without its programs.
+
+    theirs, ours = (
+        {field for field, _ in flatten(json.loads(to_json(c)))}
+        for c in (config, default.get_config())
+    )
+    for fields, what in ((theirs - ours, "unknown"), (ours - theirs, "missing")):
+        if fields:
+            raise UserError(
+                f"config.{min(fields)} is {what}; configs/default.py lists all fields."
+            )
+
+
+def _check_choice(field: str, value: Any, choices: Collection[str]) -> None:
+    if value not in choices:
+        raise UserError(
+            f"config.{field} has {value!r}; choose from "
+            f"{', '.join(choice or repr(choice) for choice in choices)}."
+        )

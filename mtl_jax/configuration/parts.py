@@ -1,0 +1,43 @@
+"""Runs that consist of several: their configs."""
+
+import copy
+
+from mtl_jax import tasks
+from mtl_jax.configuration.values import SCORED, STAGES, Config
+
+
+def part_configs(config: Config) -> dict[str, Config]:
+    """The configs of the networks that a method trains apart, by their folders' names.
+
+    They are those of single tasks for `single` and `STAGES` for `two_stage`; a method
+    of one network has none.
+    """
+    if config.method.name == "single":
+        return _single_task_configs(config)
+    if config.method.name == "two_stage":
+        return _stage_configs(config)
+    return {}
+
+
+def _stage_configs(config: Config) -> dict[str, Config]:
+    configs = {}
+    stages = (("whole", ("disc",)), ("disc", ("disc", "cup")))
+    for name, (kind, seen) in zip(STAGES, stages, strict=True):
+        one = configs[name] = copy.deepcopy(config)
+        one.method.name = "vanilla"
+        one.view.kind, one.tasks = kind, seen
+        if SCORED.get(one.evaluation.score, "disc") not in seen:
+            one.evaluation.score = "mean"
+    return configs
+
+
+def _single_task_configs(config: Config) -> dict[str, Config]:
+    configs = {}
+    for name in tasks.NAMES:
+        if name in config.tasks:
+            one = configs[name] = copy.deepcopy(config)
+            one.tasks = (name,)
+            one.method.name = "independent"
+            if SCORED.get(one.evaluation.score, name) != name:
+                one.evaluation.score = "mean"
+    return configs

@@ -1,0 +1,56 @@
+"""Configs as text, and what distinguishes two of them."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+
+from mtl_jax.configuration.values import Config
+
+
+def to_json(config: Config) -> str:
+    """A config as text; `from_json` reads it back."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True)
+
+
+def from_json(text: str) -> Config:
+    """The config that `to_json` was given; tuples have become lists."""
+    return ml_collections.ConfigDict(json.loads(text))
+
+
+def stored(text: str) -> Config:
+    """The config of a run, as its files hold it, for the code of today.
+
+    Fields that `configs/default.py` has been given since have their default, which is
+    what the code did before it had them.
+    """
+    from configs import default
+
+    def complete(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+        merged = {**ours, **theirs}
+        for key in ours.keys() & theirs.keys():
+            if isinstance(ours[key], dict) and isinstance(theirs[key], dict):
+                merged[key] = complete(ours[key], theirs[key])
+        return merged
+
+    defaults = json.loads(to_json(default.get_config()))
+    return ml_collections.ConfigDict(complete(defaults, json.loads(text)))
+
+
+def differences(a: Config, b: Config) -> list[str]:
+    """Names of the fields in which two configs differ, such as `model.width`."""
+    flat_a, flat_b = (dict(flatten(json.loads(to_json(c)))) for c in (a, b))
+    fields = sorted({*flat_a, *flat_b})
+    return [field for field in fields if flat_a.get(field) != flat_b.get(field)]
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> Sequence[tuple[str, Any]]:
+    """The fields of nested dicts as pairs of dotted name and value."""
+    pairs = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            pairs.extend(flatten(value, f"{prefix}{key}."))
+        else:
+            pairs.append((f"{prefix}{key}", value))
+    return pairs
