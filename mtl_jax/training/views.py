@@ -142,8 +142,10 @@ def paste(maps: jax.Array, windows: jax.Array, size: int) -> jax.Array:
     def one(values, window):
         left, top, side = window
         scale = side / values.shape[0]
+        # Zeros stand where, by rounding, an edge lies out of the crop: as logits they
+        # would be on the verge of something being there.
         pasted = jax.image.scale_and_translate(
-            values,
+            values - OUTSIDE,
             (size, size),
             (0, 1),
             jnp.stack([scale, scale]),
@@ -153,7 +155,8 @@ def paste(maps: jax.Array, windows: jax.Array, size: int) -> jax.Array:
         centres = jnp.arange(size) + 0.5
         rows = (centres >= top) & (centres <= top + side)
         columns = (centres >= left) & (centres <= left + side)
-        return jnp.where(rows[:, None] & columns[None, :], pasted, OUTSIDE)
+        inside = rows[:, None] & columns[None, :]
+        return jnp.where(inside, pasted + OUTSIDE, OUTSIDE)
 
     return jax.vmap(one)(maps, windows)
 

@@ -75,7 +75,8 @@ def test_the_second_stage_looks_where_the_first_found_the_disc(run):
     for name in ("disc", "cup"):
         for values, (left, top, side) in zip(logits[name], windows, strict=True):
             outside = (x < left) | (x > left + side) | (y < top) | (y > top + side)
-            np.testing.assert_array_equal(values == views.OUTSIDE, outside)
+            np.testing.assert_array_equal(values[outside], views.OUTSIDE)
+            assert (values[~outside] != views.OUTSIDE).mean() > 0.9
 
 
 @pytest.mark.slow
