@@ -83,7 +83,7 @@ def test_pasting_puts_a_crop_back(left, top, side):
 
 @pytest.mark.parametrize("window", [(22, 10.5, 26), (30, 16.5, 18), (15.5, 24.5, 10)])
 def test_nothing_appears_at_the_edges_of_a_crop(window):
-    """Edges that go through the middle of pixels, which rounding puts on either side."""
+    """Edges through the middle of pixels, which rounding puts on either side."""
     pasted = paste(jnp.full((1, 32, 32), -3.0), jnp.float32([window]), SIZE)
     assert pasted.max() <= -3 + 1e-4
 
