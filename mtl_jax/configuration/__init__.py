@@ -8,6 +8,7 @@ from mtl_jax.configuration.create import (
     create_optimizer,
     create_tasks,
     create_view,
+    method_key,
 )
 from mtl_jax.configuration.parts import part_configs
 from mtl_jax.configuration.text import differences, from_json, stored, to_json
@@ -28,6 +29,7 @@ __all__ = [
     "create_view",
     "differences",
     "from_json",
+    "method_key",
     "part_configs",
     "stored",
     "to_json",

@@ -53,18 +53,31 @@ def create_model(config: Config, axis_name: str | None = None) -> MultiTaskUNet:
 
 
 def create_optimizer(
-    config: Config, steps_per_epoch: int
+    config: Config, steps_per_epoch: int, key: jax.Array | None = None
 ) -> optim.SequentialOptimizer | optax.GradientTransformation:
     """The method's optimizer.
 
-    Schedules of the learning rate count the steps of a state of their own. The first
-    epochs, in which the encoder may be frozen, are those of the training.
+    Schedules of the learning rate count the steps of a state of their own; its peak is
+    part of the state, as `optax.inject_hyperparams` makes it, so that one program can
+    serve runs of several learning rates. The first epochs, in which the encoder may be
+    frozen, are those of the training.
+
+    Args:
+      config: of the run.
+      steps_per_epoch: of the training.
+      key: of what is random in the method; None for `method_key` of the config.
     """
-    tx = getattr(optax, config.optimizer.name)(_schedule(config, steps_per_epoch))
+
+    def with_peak(learning_rate):
+        schedule = _schedule(config, steps_per_epoch, learning_rate)
+        return getattr(optax, config.optimizer.name)(schedule)
+
+    tx = optax.inject_hyperparams(with_peak)(config.optimizer.learning_rate)
+    key = method_key(config) if key is None else key
     frozen = round(config.optimizer.freeze_encoder_epochs * steps_per_epoch)
     scale = config.optimizer.encoder_learning_rate_scale
     if not frozen and scale == 1:
-        return _create_method(config, tx)
+        return _create_method(config, tx, key)
 
     def at_step(count):
         # After the optimizer, whose moving averages see the gradients all the same.
@@ -72,18 +85,22 @@ def create_optimizer(
             lambda path: path.startswith("encoder/"),
             jnp.where(count < frozen, 0, scale),
         )
-        return _create_method(config, optax.chain(tx, encoder))
+        return _create_method(config, optax.chain(tx, encoder), key)
 
     return optim.by_step(at_step)
 
 
+def method_key(config: Config) -> jax.Array:
+    """The key of what is random in the method, such as PCGrad's order of the tasks."""
+    # Not the key of the training step, which is split from the same seed.
+    return jax.random.fold_in(jax.random.key(config.seed), 1)
+
+
 def _create_method(
-    config: Config, tx: optax.GradientTransformation
+    config: Config, tx: optax.GradientTransformation, key: jax.Array
 ) -> optim.SequentialOptimizer | optax.GradientTransformation:
     """The way of combining the tasks' gradients that takes steps by `tx`."""
     method, num_tasks = config.method, len(config.tasks)
-    # Not the key of the training step, which is split from the same seed.
-    key = jax.random.fold_in(jax.random.key(config.seed), 1)
     deepest = f"encoder/{ENCODERS[config.model.encoder].deepest}/conv/kernel"
     create = {
         "independent": lambda: optim.independent(tx, num_tasks),
@@ -107,8 +124,7 @@ def _create_method(
     return create[method.name]()
 
 
-def _schedule(config: Config, steps_per_epoch: int) -> optax.Schedule:
-    peak = config.optimizer.learning_rate
+def _schedule(config: Config, steps_per_epoch: int, peak: jax.Array) -> optax.Schedule:
     warmup = round(config.optimizer.warmup_epochs * steps_per_epoch)
     steps = max(config.num_epochs * steps_per_epoch - warmup, 1)
     after = {

@@ -7,6 +7,7 @@ that a checkpoint can hold.
 
 import contextlib
 import copy
+import functools
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -103,31 +104,42 @@ def open_split(
                 f"{', '.join(builder.info.splits)}."
             )
         return Table(builder, split)
-    return _divide(builder, fold)[TRAINING_SPLITS.index(split)]
+    return _divide(_merged(builder), fold)[TRAINING_SPLITS.index(split)]
 
 
 def open_training_splits(
-    builder: tfds.core.DatasetBuilder, fold: Fold | None = None
-) -> tuple["Table", "Table | None"]:
-    """Opens what a run trains and validates on; see `open_split`.
+    builder: tfds.core.DatasetBuilder, folds: Sequence[Fold | None] = (None,)
+) -> list[tuple["Table", "Table | None"]]:
+    """Opens what each of some runs trains and validates on; see `open_split`.
 
     Returns:
-      The two splits; no second one where the data set has no validation split and no
-      fold makes one.
+      For each fold the two splits; no second one where the data set has no validation
+      split and no fold makes one. All share the decoded images.
     """
-    if fold is not None:
-        return _divide(builder, fold)
+    merged = functools.cache(_merged)
+    official = functools.cache(_official)
+    return [
+        official(builder) if fold is None else _divide(merged(builder), fold)
+        for fold in folds
+    ]
+
+
+def _official(builder: tfds.core.DatasetBuilder) -> tuple["Table", "Table | None"]:
     train = open_split(builder, "train")
     has_validation = "validation" in builder.info.splits
     return train, open_split(builder, "validation") if has_validation else None
 
 
-def _divide(builder: tfds.core.DatasetBuilder, fold: Fold) -> tuple["Table", "Table"]:
-    """The merged splits divided anew; both parts share the decoded images."""
+def _merged(builder: tfds.core.DatasetBuilder) -> "Table":
+    """The splits that folds divide, as one."""
     there = [split for split in TRAINING_SPLITS if split in builder.info.splits]
     if not there:
         raise UserError(f"{builder.info.full_name} has no images to make folds of.")
-    merged = Table(builder, "+".join(there))
+    return Table(builder, "+".join(there))
+
+
+def _divide(merged: "Table", fold: Fold) -> tuple["Table", "Table"]:
+    """The merged splits divided anew."""
     if len(merged) < fold.num_folds:
         raise UserError(
             f"{merged.name} has {len(merged)} images, too few for {fold.num_folds} "

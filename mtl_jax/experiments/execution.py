@@ -19,6 +19,8 @@ from mtl_jax.evaluation import evaluate
 from mtl_jax.experiments import results
 from mtl_jax.experiments.plan import Run
 from mtl_jax.training import loop
+from mtl_jax.training.checkpoints import Damaged
+from mtl_jax.training.watch import NotFinite
 
 try:
     import fcntl
@@ -34,17 +36,20 @@ def execute(
     config: configuration.Config,
     runs: Sequence[Run],
     *,
+    runs_per_program: int = 1,
     redo_damaged: bool = False,
 ) -> int:
     """Trains and evaluates runs.
 
     Args:
       directory: of the experiment; gets `experiment.json`, `runs/NAME/` and, whenever
-        a run is finished, `results.csv` with the rows of all that are.
+        runs are finished, `results.csv` with the rows of all that are.
       kind: of the experiment, such as `cross_validation`.
       config: that the runs' are made from.
       runs: those to carry out here. Others, of more methods or seeds, may be added to
         the directory by another call.
+      runs_per_program: runs of one method that are trained at once, see
+        `loop.train_together`.
       redo_damaged: whether a run whose checkpoint cannot be read begins anew.
 
     Returns:
@@ -52,26 +57,51 @@ def execute(
 
     Raises:
       UserError: if the directory holds another experiment, a checkpoint is damaged, or
-        a run cannot be trained or evaluated.
+        a run cannot be trained or evaluated. Runs that came to an early end, as their
+        numbers were not finite, are named when the others are done.
     """
     directory = pathlib.Path(directory)
     _claim_directory(directory, kind, config)
-    skipped = 0
-    for number, run in enumerate(runs, 1):
-        workdir = directory / "runs" / run.name
-        with _claimed(directory, run) as is_ours:
-            if results.finished(workdir) is not None:
-                state = "finished"
-            elif is_ours:
-                state = "training"
-            else:
-                state, skipped = "another process is at it", skipped + 1
-            print(f"run {number} of {len(runs)}, {run.name}: {state}", flush=True)
-            if state == "training":
-                _carry_out(run, workdir, redo_damaged)
+    skipped, failures = 0, {}
+    for lot in _lots(runs, runs_per_program):
+        with contextlib.ExitStack() as claims:
+            own = []
+            for run in lot:
+                is_ours = claims.enter_context(_claimed(directory, run))
+                if results.finished(_workdir(directory, run)) is not None:
+                    state = "finished"
+                elif is_ours:
+                    state = "training"
+                    own.append(run)
+                else:
+                    state, skipped = "another process is at it", skipped + 1
+                place = f"run {runs.index(run) + 1} of {len(runs)}"
+                print(f"{place}, {run.name}: {state}", flush=True)
+            if own:
+                failures |= _carry_out(directory, own, redo_damaged)
                 _collect(directory)
     _collect(directory)
+    if failures:
+        names = "; ".join(f"{name}: {error}" for name, error in failures.items())
+        raise UserError(f"{len(failures)} of {len(runs)} runs have failed. {names}")
     return skipped
+
+
+def _lots(runs: Sequence[Run], size: int) -> list[list[Run]]:
+    """Runs of one method in lots of `size`, in the order of their first ones."""
+    methods: dict[str, list[Run]] = {}
+    for run in runs:
+        methods.setdefault(run.method, []).append(run)
+    lots = [
+        own[start : start + size]
+        for own in methods.values()
+        for start in range(0, len(own), size)
+    ]
+    return sorted(lots, key=lambda lot: runs.index(lot[0]))
+
+
+def _workdir(directory: pathlib.Path, run: Run) -> pathlib.Path:
+    return directory / "runs" / run.name
 
 
 def _collect(directory: pathlib.Path) -> None:
@@ -82,30 +112,42 @@ def _collect(directory: pathlib.Path) -> None:
         results.write(directory, itertools.chain(*rows))
 
 
-def _carry_out(run: Run, workdir: pathlib.Path, redo_damaged: bool) -> None:
-    try:
-        _train_and_evaluate(run, workdir)
-    except UserError as error:
-        if "is damaged or of another version" not in str(error):
-            raise
-        if not redo_damaged:
-            raise UserError(
-                f"{error} Or let --redo_damaged begin the run {run.name} anew."
-            ) from error
-        shutil.rmtree(workdir)
-        _train_and_evaluate(run, workdir)
-    # The programs of one run are of no use to the next.
+def _carry_out(
+    directory: pathlib.Path, runs: Sequence[Run], redo_damaged: bool
+) -> dict[str, NotFinite]:
+    """Trains and evaluates runs of one method; says which failed, and why."""
+    workdirs = {(directory / "runs" / run.name).absolute(): run for run in runs}
+    while True:
+        try:
+            failures = _train_and_evaluate(workdirs)
+            break
+        except Damaged as error:
+            (workdir,) = (w for w in workdirs if error.path.is_relative_to(w))
+            if not redo_damaged:
+                name = workdirs[workdir].name
+                raise UserError(
+                    f"{error} Or let --redo_damaged begin the run {name} anew."
+                ) from error
+            shutil.rmtree(workdir)
+    # The programs of these runs are of no use to the next.
     jax.clear_caches()
+    return failures
 
 
-def _train_and_evaluate(run: Run, workdir: pathlib.Path) -> None:
-    loop.train(run.config, workdir, resume=True)
-    evaluations = [
-        evaluate.evaluate(workdir, resolution=resolution)[1]
-        for resolution in ("model", "native")
-    ]
-    rows = results.rows_of(run, workdir, evaluations)
-    files.write_json(workdir / results.RESULT, rows)
+def _train_and_evaluate(workdirs: dict[pathlib.Path, Run]) -> dict[str, NotFinite]:
+    failures = loop.train_together(
+        [run.config for run in workdirs.values()], list(workdirs), resume=True
+    )
+    for workdir, run in workdirs.items():
+        if workdir in failures:
+            continue
+        evaluations = [
+            evaluate.evaluate(workdir, resolution=resolution)[1]
+            for resolution in ("model", "native")
+        ]
+        rows = results.rows_of(run, workdir, evaluations)
+        files.write_json(workdir / results.RESULT, rows)
+    return {workdirs[workdir].name: error for workdir, error in failures.items()}
 
 
 def _claim_directory(

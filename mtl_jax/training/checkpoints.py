@@ -20,6 +20,18 @@ from mtl_jax.training.state import TrainState
 NUM_LATEST = 2
 
 
+class Damaged(UserError):
+    """A checkpoint that cannot be read.
+
+    Attributes:
+      path: folder of the checkpoint.
+    """
+
+    def __init__(self, message: str, path: pathlib.Path):
+        super().__init__(message)
+        self.path = path
+
+
 class Checkpoints:
     """The checkpoints of one workdir, in its folder `checkpoints`."""
 
@@ -133,7 +145,7 @@ class Checkpoints:
         Of a network trained elsewhere there are variables only; all else is `target`'s.
 
         Raises:
-          UserError: if the checkpoint cannot be read.
+          Damaged: if the checkpoint cannot be read.
         """
         metadata = self.restore_metadata(step)
         if "imported" in metadata:
@@ -157,7 +169,7 @@ class Checkpoints:
         """Reads what `save` was given as metadata.
 
         Raises:
-          UserError: if the checkpoint cannot be read.
+          Damaged: if the checkpoint cannot be read.
         """
         args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
         return self._read(step, self._manager.restore, step, args=args).metadata
@@ -170,7 +182,7 @@ class Checkpoints:
           variables: of the same shapes, `params` and `batch_stats`.
 
         Raises:
-          UserError: if the checkpoint cannot be read.
+          Damaged: if the checkpoint cannot be read.
         """
         args = ocp.args.Composite(model=ocp.args.StandardRestore(variables))
         return self._read(step, self._manager.restore, step, args=args).model
@@ -198,9 +210,10 @@ class Checkpoints:
         # Orbax meets damage with many kinds of exception, plain `Exception` among them.
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            raise UserError(
+            raise Damaged(
                 f"The checkpoint {self.path(step)} is damaged or of another version; "
-                f"delete that folder to fall back on an earlier one ({reason})."
+                f"delete that folder to fall back on an earlier one ({reason}).",
+                self.path(step),
             ) from error
 
 

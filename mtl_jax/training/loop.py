@@ -1,28 +1,24 @@
 """The training loop: epochs, validation, checkpoints, resuming."""
 
+import contextlib
 import functools
 import itertools
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import flax.linen as nn
-import jax
 import tqdm
 
-from mtl_jax import configuration, weights
+from mtl_jax import configuration
 from mtl_jax.data import pipeline
-from mtl_jax.errors import UserError
-from mtl_jax.evaluation import scoring
-from mtl_jax.evaluation.vcdr import VcdrClassifier
 from mtl_jax.tasks import Task
-from mtl_jax.training import parallel
+from mtl_jax.training import parallel, together
 from mtl_jax.training import step as steps
-from mtl_jax.training.checkpoints import Checkpoints
-from mtl_jax.training.metric_log import MetricLog
+from mtl_jax.training.member import Evaluation, Member
 from mtl_jax.training.state import TrainState
-from mtl_jax.training.watch import Watch, brief, check_finite
+from mtl_jax.training.watch import NotFinite, brief
 from mtl_jax.training.workdir import claim
 
 
@@ -41,197 +37,243 @@ def train(
       UserError: for an unsuitable config, data set or workdir, and when a loss is not
         finite.
     """
-    configuration.check(config)
-    parallel.check_batch_size(config.batch_size)
-    workdir = pathlib.Path(workdir)
-    claim_run = functools.partial(claim, workdir, config, resume)
-    parts = configuration.part_configs(config)
-    if not parts:
-        _train_network(config, workdir, claim_run)
-    for number, (name, one) in enumerate(parts.items()):
-        # What is finished is found finished.
-        claim_part = functools.partial(claim, workdir / name, one, resume=True)
-        # The first part's data and weights are all parts': they are looked at before
-        # the run leaves a trace.
-        before = [] if number else [claim_run]
-        _train_network(one, workdir / name, *before, claim_part)
+    for failure in train_together([config], [workdir], resume=resume).values():
+        raise failure
 
 
-def _train_network(
-    config: configuration.Config, workdir: pathlib.Path, *claims: Callable[[], None]
-) -> None:
-    """Trains one network into a folder of its own, which `claims` are to make it."""
-    splits = _open_splits(config)
-    epoch_steps = pipeline.steps_per_epoch(splits.train, config.batch_size)
-    is_begun = Checkpoints(workdir, read_only=True).latest() is not None
-    # Before the folder is claimed: weights that do not fit leave no trace.
-    pretrained = None if is_begun else _load_pretrained(config)
-    for claim_folder in claims:
-        claim_folder()
-    checkpoints = Checkpoints(workdir)
+def train_together(
+    configs: Sequence[configuration.Config],
+    workdirs: Sequence[pathlib.Path],
+    *,
+    resume: bool = False,
+) -> dict[pathlib.Path, NotFinite]:
+    """Trains several runs of one method by one program, each into its own workdir.
 
-    tasks = configuration.create_tasks(config)
-    model = configuration.create_model(config, parallel.AXIS)
-    optimizer = configuration.create_optimizer(config, epoch_steps)
-    state = steps.create_train_state(model, optimizer, jax.random.key(config.seed))
-    if pretrained is not None:
-        params, batch_stats = weights.start_from(
-            pretrained, state.params, state.batch_stats
-        )
-        state = state.replace(params=params, batch_stats=batch_stats)
-    batches = pipeline.training_batches(splits.train, config.batch_size, config.seed)
-    if (latest := checkpoints.latest()) is not None:
-        state, saved = checkpoints.restore(latest, state, batches)
-        if saved["num_training_images"] not in (None, len(splits.train)):
-            raise UserError(
-                f"{splits.train.name} has {len(splits.train)} images, but this run "
-                f"began with {saved['num_training_images']}; name another workdir."
+    Each comes to what it would come to alone, but for rounding. Runs whose epochs have
+    different numbers of steps, or that stand at different steps, take turns.
+
+    Args:
+      configs: equal but for the fold, the seed and the learning rate.
+      workdirs: of the runs, see `train`.
+      resume: see `train`.
+
+    Returns:
+      By its workdir, why a run came to an early end: its numbers were not finite. The
+      others went on.
+
+    Raises:
+      UserError: for an unsuitable config, data set or workdir.
+      ValueError: if the configs differ in something else.
+    """
+    for config in configs:
+        configuration.check(config)
+        differing = set(configuration.differences(configs[0], config))
+        if differing - {"data.fold", "seed", "optimizer.learning_rate"}:
+            raise ValueError(
+                f"one program cannot serve runs that differ in {differing}"
             )
-    done = int(state.step)
-    inside = {
+    parallel.check_batch_size(configs[0].batch_size)
+    failures = {}
+    runs = [
+        (pathlib.Path(workdir), config, configuration.part_configs(config))
+        for config, workdir in zip(configs, workdirs, strict=True)
+    ]
+    # A method of one network has one part, the run itself.
+    for number, name in enumerate(runs[0][2] or [""]):
+        places, parts, claims = [], [], []
+        for workdir, config, own_parts in runs:
+            if workdir in failures:
+                continue
+            places.append(workdir)
+            parts.append(own_parts[name] if name else config)
+            # The first part's data and weights are all parts': they are looked at
+            # before the run leaves a trace. What is finished is found finished.
+            claim_run = functools.partial(claim, workdir, config, resume)
+            claim_part = functools.partial(claim, workdir / name, parts[-1], True)
+            claims.append([claim_run] * (number == 0) + [claim_part] * (name != ""))
+        for place, failure in _train_networks(parts, places, name, claims):
+            failures[place] = failure
+    return failures
+
+
+def _train_networks(
+    configs: Sequence[configuration.Config],
+    workdirs: Sequence[pathlib.Path],
+    name: str,
+    claims: Sequence[Sequence[Callable[[], None]]],
+) -> Iterator[tuple[pathlib.Path, NotFinite]]:
+    """Trains one network of each run; yields the workdirs of those that failed."""
+    if not configs:
+        return
+    model = configuration.create_model(configs[0], parallel.AXIS)
+    dataset = pipeline.open_dataset(configs[0].data.data_dir, configs[0].data.dataset)
+    side = pipeline.image_size(dataset)
+    splits = pipeline.open_training_splits(
+        dataset, [configuration.create_fold(config) for config in configs]
+    )
+    if not configs[0].view.kind:
+        place = f"{splits[0][0].name} has images of"
+        configuration.check_image_size(configs[0], side, place)
+    members = [
+        Member(config, workdir / name, tables, side, model, own)
+        for config, workdir, tables, own in zip(
+            configs, workdirs, splits, claims, strict=True
+        )
+    ]
+    programs: dict[tuple[int, int], list[Member]] = {}
+    for member in members:
+        programs.setdefault((member.epoch_steps, member.done), []).append(member)
+    for program in programs.values():
+        _run_program(program, model)
+    for member, workdir in zip(members, workdirs, strict=True):
+        if member.failure is not None:
+            yield workdir, member.failure
+
+
+def _run_program(members: Sequence[Member], model: nn.Module) -> None:
+    """Trains networks that stand at the same step, all at once."""
+    lead, num_runs = members[0], len(members)
+    train_step = _train_step(members, model)
+    log_interference = _interference_log(members, model)
+    evaluation = _evaluation(lead.config, model)
+    state = parallel.replicate(together.stack([member.state for member in members]))
+    with contextlib.ExitStack() as stack:
+        for member in members:
+            del member.state
+            member.open()
+            stack.callback(member.close)
+        progress = stack.enter_context(_progress(lead, num_runs))
+        for epoch in range(
+            lead.done // lead.epoch_steps + 1, lead.config.num_epochs + 1
+        ):
+            pending = None
+            for member in members:
+                member.begin_epoch(num_runs)
+            last = epoch * lead.epoch_steps
+            for step in range(last - lead.epoch_steps + 1, last + 1):
+                batches = [member.next_batch() for member in members]
+                batch = together.stack(batches, axis=1)
+                log_interference(step, epoch, state, batch)
+                state, metrics = train_step(state, batch)
+                # One step late, so that the next is under way meanwhile.
+                _read(members, pending)
+                pending = step, metrics
+                progress.update()
+                if not _going_on(members):
+                    return
+            _read(members, pending)
+            for _, member in _going_on(members):
+                summary = member.summary()
+                member.log(last, epoch, summary)
+                progress.set_postfix(brief(summary))
+            if epoch % lead.config.validate_every and epoch < lead.config.num_epochs:
+                continue
+            for index, member in _going_on(members):
+                own = parallel.part(state, index) if num_runs > 1 else state
+                with _may_fail(member):
+                    member.validate_and_save(last, epoch, own, evaluation)
+
+
+def _going_on(members: Sequence[Member]) -> list[tuple[int, Member]]:
+    """Places and members of which none has failed."""
+    return [(i, member) for i, member in enumerate(members) if not member.failure]
+
+
+@contextlib.contextmanager
+def _may_fail(member: Member) -> Iterator[None]:
+    """What is not finite ends this run, and no other of its program."""
+    try:
+        yield
+    except NotFinite as failure:
+        member.failure = failure
+
+
+def _read(members: Sequence[Member], pending: tuple[int, Any] | None) -> None:
+    """Gives members the metrics of a step, if there is one."""
+    if pending is None:
+        return
+    step, metrics = pending
+    metrics = parallel.unreplicate(metrics)
+    for index, member in _going_on(members):
+        with _may_fail(member):
+            member.add(step, together.part(metrics, index, len(members)))
+
+
+def _progress(lead: Member, num_runs: int) -> tqdm.tqdm:
+    return tqdm.tqdm(
+        total=lead.config.num_epochs * lead.epoch_steps,
+        initial=lead.done,
+        desc="training" if num_runs == 1 else f"training {num_runs} runs",
+        unit="step",
+        disable=not parallel.is_first_process(),
+        mininterval=1 if sys.stderr.isatty() else 20,
+    )
+
+
+def _train_step(
+    members: Sequence[Member], model: nn.Module
+) -> Callable[[TrainState, Any], tuple[TrainState, steps.Metrics]]:
+    """The step of all members on all devices."""
+    lead = members[0]
+    keys = together.stack([configuration.method_key(m.config) for m in members])
+
+    def step(key, state, batch):
+        optimizer = configuration.create_optimizer(lead.config, lead.epoch_steps, key)
+        tasks = configuration.create_tasks(lead.config)
+        one = steps.train_step(model, tasks, optimizer, **_inside(lead.config))
+        return one(state, batch)
+
+    every = together.over_runs(step, len(members))
+    return parallel.map_step(lambda state, batch: every(keys, state, batch))
+
+
+def _inside(config: configuration.Config) -> dict[str, Any]:
+    """What a step inside a program is told beside network and tasks."""
+    return {
         "axis_name": parallel.AXIS,
         "augment": configuration.create_augmentation(config),
     }
-    train_step = parallel.map_step(steps.train_step(model, tasks, optimizer, **inside))
-    probe = _create_probe(config, steps.interference_step(model, tasks, **inside))
-    classifier = None
-    # Of the second of two stages, as of both, nothing is said of glaucoma.
-    if config.view.kind != "disc":
-        classifier = scoring.fit_vcdr_classifier(splits.train, config.evaluation.vcdr_C)
-    validate = _create_validation(config, splits, model, tasks, classifier)
-    metadata = {
-        "config": configuration.to_json(config),
-        "image_size": splits.image_size,
-        "num_training_images": len(splits.train),
-        "vcdr_classifier": classifier and classifier._asdict(),
-    }
-
-    state = parallel.replicate(state)
-    first = parallel.is_first_process()
-    log = MetricLog(workdir, done, silent=not first)
-    progress = tqdm.tqdm(
-        total=config.num_epochs * epoch_steps,
-        initial=done,
-        desc="training",
-        unit="step",
-        disable=not first,
-        mininterval=1 if sys.stderr.isatty() else 20,
-    )
-    try:
-        for epoch in range(done // epoch_steps + 1, config.num_epochs + 1):
-            watch = Watch(tasks, checkpoints)
-            for step in range((epoch - 1) * epoch_steps + 1, epoch * epoch_steps + 1):
-                batch = parallel.shard(next(batches))
-                if interference := probe(step, state, batch):
-                    log.write(step, epoch, interference)
-                state, metrics = train_step(state, batch)
-                watch.add(step, metrics)
-                progress.update()
-            summary = watch.summary(config.batch_size)
-            progress.set_postfix(brief(summary))
-            log.write(step, epoch, summary)
-            if epoch % config.validate_every == 0 or epoch == config.num_epochs:
-                check_finite(state, step, checkpoints)
-                if validation := validate(state):
-                    values = {f"validation/{k}": v for k, v in validation.items()}
-                    log.write(step, epoch, values)
-                details = {
-                    "epoch": epoch,
-                    "seconds_per_step": summary["train/seconds_per_step"],
-                    "validation": validation,
-                }
-                checkpoints.save(
-                    parallel.unreplicate(state),
-                    batches,
-                    metadata | details,
-                    validation.get("score"),
-                )
-    finally:
-        progress.close()
-        log.close()
-        checkpoints.close()
 
 
-def _load_pretrained(config: configuration.Config) -> weights.Encoder | None:
-    """The weights that the encoder starts from; None where it starts from scratch."""
-    if not config.model.pretrained:
-        return None
-    encoder = weights.load(pathlib.Path(config.model.pretrained))
-    model = config.model
-    weights.check_suitable(encoder, model.encoder, model.norm, model.width)
-    return encoder
+def _evaluation(config: configuration.Config, model: nn.Module) -> Evaluation:
+    """What a network says of a batch, on all devices."""
+    tasks, view = configuration.create_tasks(config), configuration.create_view(config)
+    return parallel.map_evaluation(steps.evaluation_step(model, tasks, view))
 
 
-def _create_probe(
-    config: configuration.Config, step: Callable[..., Any]
-) -> Callable[[int, TrainState, Any], dict[str, float]]:
-    """What measures, at the steps that the config wants it at, how tasks interfere.
+def _interference_log(
+    members: Sequence[Member], model: nn.Module
+) -> Callable[[int, int, TrainState, Any], None]:
+    """Logs how tasks interfere, at the steps that the config wants it at.
 
     Returns:
-      `(step, state, batch) -> values by name`, which are none at other steps.
+      `(step, epoch, state, batch)`, which does nothing at other steps.
     """
-    mapped = parallel.map_evaluation(step)
-    names = [task.name for task in configuration.create_tasks(config)]
-    every = config.interference_every
+    config = members[0].config
+    tasks, every = configuration.create_tasks(config), config.interference_every
+    step = steps.interference_step(model, tasks, **_inside(config))
+    mapped = parallel.map_evaluation(together.over_runs(step, len(members)))
 
-    def probe(step, state, batch):
+    def log(step, epoch, state, batch):
         if not every or (step - 1) % every:
-            return {}
+            return
         found = parallel.unreplicate(mapped(state, batch))
-        values = {
-            f"interference/norm_{name}": norm
-            for name, norm in zip(names, found["norm"], strict=True)
-        }
-        for i, j in itertools.combinations(range(len(names)), 2):
-            name = f"interference/cosine_{names[i]}_{names[j]}"
-            values[name] = found["cosine"][i, j]
-        return {name: float(value) for name, value in values.items()}
+        for index, member in _going_on(members):
+            own = together.part(found, index, len(members))
+            member.log(step, epoch, _interference_values(tasks, own))
 
-    return probe
+    return log
 
 
-class _Splits(NamedTuple):
-    train: pipeline.Table
-    validation: pipeline.Table | None
-    image_size: int
-
-
-def _open_splits(config: configuration.Config) -> _Splits:
-    dataset = pipeline.open_dataset(config.data.data_dir, config.data.dataset)
-    train, validation = pipeline.open_training_splits(
-        dataset, configuration.create_fold(config)
-    )
-    side = pipeline.image_size(dataset)
-    if not config.view.kind:
-        configuration.check_image_size(config, side, f"{train.name} has images of")
-    return _Splits(train, validation, side)
-
-
-def _create_validation(
-    config: configuration.Config,
-    splits: _Splits,
-    model: nn.Module,
-    tasks: Sequence[Task],
-    classifier: VcdrClassifier | None,
-) -> Callable[[TrainState], dict[str, float | None]]:
-    """What scores a replicated state; it says nothing without a validation split."""
-    if splits.validation is None:
-        return lambda state: {}
-    view = configuration.create_view(config)
-    network = parallel.map_evaluation(steps.evaluation_step(model, tasks, view))
-
-    def validate(state):
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-
-        def outputs(batch):
-            return parallel.gather(network(variables, parallel.shard(batch)))
-
-        rows = scoring.score_split(
-            outputs, splits.validation, config.batch_size, classifier
-        )
-        summary = scoring.summarize(rows)
-        del summary["num_images"]
-        score = scoring.score_of(summary, config.evaluation.score, splits.image_size)
-        return {**summary, "score": score}
-
-    return validate
+def _interference_values(
+    tasks: Sequence[Task], found: steps.Metrics
+) -> dict[str, float]:
+    names = [task.name for task in tasks]
+    values = {
+        f"interference/norm_{name}": norm
+        for name, norm in zip(names, found["norm"], strict=True)
+    }
+    for i, j in itertools.combinations(range(len(names)), 2):
+        name = f"interference/cosine_{names[i]}_{names[j]}"
+        values[name] = found["cosine"][i, j]
+    return {name: float(value) for name, value in values.items()}

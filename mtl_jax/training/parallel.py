@@ -4,6 +4,7 @@
 of the state per local device and feeds its own share of every batch.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -66,6 +67,16 @@ def replicate(tree: Any) -> Any:
     # Named as in `map_step`: a state on another mesh would compile the step anew.
     copy = jax.pmap(lambda _, x: x, axis_name=AXIS, in_axes=(0, None))
     return copy(np.arange(jax.local_device_count()), tree)
+
+
+def part(tree: Any, index: int) -> Any:
+    """Of every copy what stands at `index` of its leading axis."""
+    return _part(tree, index)
+
+
+@functools.partial(jax.pmap, axis_name=AXIS, in_axes=(0, None))
+def _part(tree, index):
+    return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
 def unreplicate(tree: Any) -> Any:

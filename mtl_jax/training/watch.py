@@ -2,46 +2,62 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
 
 from mtl_jax.errors import UserError
 from mtl_jax.tasks import Task
-from mtl_jax.training import parallel
 from mtl_jax.training import step as steps
 from mtl_jax.training.checkpoints import Checkpoints
 from mtl_jax.training.state import TrainState
 
 
+class NotFinite(UserError):
+    """A loss or a parameter that is not finite: of this run nothing more can come."""
+
+
 class Watch:
     """Collects the metrics of an epoch, and stops the run at a loss that is not finite.
 
-    Metrics are read one step late, so that the next step is under way meanwhile.
+    Of a program of several runs, a step's time is shared among them.
     """
 
-    def __init__(self, tasks: Sequence[Task], checkpoints: Checkpoints):
+    def __init__(
+        self, tasks: Sequence[Task], checkpoints: Checkpoints, num_runs: int = 1
+    ):
         self._tasks = tasks
         self._checkpoints = checkpoints
-        self._pending: tuple[int, Any] | None = None
+        self._num_runs = num_runs
         self._losses: list[np.ndarray] = []
         self._labels: list[np.ndarray] = []
         self._others: list[dict[str, np.ndarray]] = []
         self._times = [time.perf_counter()]
 
     def add(self, step: int, metrics: steps.Metrics) -> None:
-        """Takes the metrics of a step just started."""
-        self._read()
-        self._pending = (step, metrics)
+        """Takes the metrics of a step, in host memory.
+
+        Raises:
+          NotFinite: if one of the losses is not.
+        """
+        self._times.append(time.perf_counter())
+        for task, loss in zip(self._tasks, metrics["loss"], strict=True):
+            if not np.isfinite(loss):
+                raise NotFinite(
+                    f"The {task.name} loss of step {step} is {loss}; "
+                    f"{_advice(self._checkpoints)}"
+                )
+        self._losses.append(metrics["loss"])
+        self._labels.append(metrics["num_labels"])
+        others = {k: v for k, v in metrics.items() if k not in ("loss", "num_labels")}
+        self._others.append(others)
 
     def summary(self, batch_size: int) -> dict[str, float | None]:
         """Means over the epoch, and speed; null for a task without labels."""
-        self._read()
         losses, labels = np.array(self._losses), np.array(self._labels)
         counts = (labels > 0).sum(0)
         means = losses.sum(0) / np.maximum(counts, 1)
-        seconds = float(np.median(np.diff(self._times)))
+        seconds = float(np.median(np.diff(self._times))) / self._num_runs
         return {
             **{
                 f"train/loss_{task.name}": float(mean) if count else None
@@ -64,32 +80,18 @@ class Watch:
                 means[f"train/{name}"] = float(mean)
         return means
 
-    def _read(self) -> None:
-        if self._pending is None:
-            return
-        step, metrics = self._pending
-        metrics = parallel.unreplicate(metrics)
-        self._times.append(time.perf_counter())
-        for task, loss in zip(self._tasks, metrics["loss"], strict=True):
-            if not np.isfinite(loss):
-                raise UserError(
-                    f"The {task.name} loss of step {step} is {loss}; "
-                    f"{_advice(self._checkpoints)}"
-                )
-        self._losses.append(metrics.pop("loss"))
-        self._labels.append(metrics.pop("num_labels"))
-        self._others.append(metrics)
-        self._pending = None
-
 
 def check_finite(state: TrainState, step: int, checkpoints: Checkpoints) -> None:
     """Stops the run before a network is saved that a step has just spoilt.
 
     The loss shows it one step later only.
+
+    Raises:
+      NotFinite: if the state, in host memory, has a network that is not.
     """
-    network = parallel.unreplicate((state.params, state.batch_stats))
+    network = (state.params, state.batch_stats)
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(network)):
-        raise UserError(
+        raise NotFinite(
             f"The parameters after step {step} are not finite; {_advice(checkpoints)}"
         )
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -98,10 +97,10 @@ def test_summary_of_an_epoch(tmp_path):
         [([1, 2, 0, 9], [4, 4, 0, 1]), ([2, 4, 0, 0], [4, 4, 0, 0])], start=1
     ):
         metrics = {
-            "loss": jnp.array([loss]) / 2,
-            "num_labels": jnp.array([labels]),
-            "conflicts": jnp.array([step + 1]),
-            "weights": jnp.arange(4.0)[None] / 2 + step,
+            "loss": np.array(loss) / 2,
+            "num_labels": np.array(labels),
+            "conflicts": np.array(step + 1),
+            "weights": np.arange(4.0) / 2 + step,
         }
         watch.add(step, metrics)
     summary = watch.summary(batch_size=4)
@@ -118,10 +117,9 @@ def test_summary_of_an_epoch(tmp_path):
 @pytest.mark.parametrize("loss", [np.nan, np.inf, -np.inf])
 def test_the_task_of_a_loss_that_is_not_finite_is_named(tmp_path, loss):
     watch = Watch(tasks.build(), Checkpoints(tmp_path))
-    losses = jnp.array([[0.5, 0.5, loss, 0.5]])
-    watch.add(8, {"loss": losses, "num_labels": jnp.array([[4, 4, 4, 4]])})
+    losses = np.array([0.5, 0.5, loss, 0.5])
     with pytest.raises(UserError, match=f"The cup loss of step 8 is {loss};.*: none"):
-        watch.summary(batch_size=4)
+        watch.add(8, {"loss": losses, "num_labels": np.array([4, 4, 4, 4])})
 
 
 KILLED_RUN = """
@@ -371,7 +369,7 @@ def test_a_fold_is_trained_validated_and_evaluated(make_config, compiled, tmp_pa
     )
     loop.train(config, tmp_path)
     dataset = pipeline.open_dataset(config.data.data_dir, config.data.dataset)
-    train, validation = pipeline.open_training_splits(dataset, Fold(1, 3))
+    ((train, validation),) = pipeline.open_training_splits(dataset, [Fold(1, 3)])
     output, metrics = evaluate.evaluate(tmp_path, split="validation")
     assert metrics["fold"] == "1"
     assert metrics["num_images"]["auc"] == len(validation) in (6, 7)
