@@ -9,6 +9,8 @@ const OUTCOMES = {
   missed: 'missed glaucoma',
   alarm: 'false alarm',
   correct: 'correct diagnosis',
+  unknown: 'no diagnosis to compare',
+  unread: 'not read by this run',
 };
 const DIAGNOSES = { 0: 'healthy', 1: 'glaucoma' };
 const DIRECTIONS = { ascending: '↑ Ascending', descending: '↓ Descending' };
@@ -28,7 +30,8 @@ function numberOf(run, index, metric) {
 function outcomeOf(run, index) {
   const probability = numberOf(run, index, 'probability');
   const { glaucoma } = data.photographs[index];
-  if (probability === null || glaucoma === null) return null;
+  if (!run?.readings[index]) return 'unread';
+  if (probability === null || glaucoma === null) return 'unknown';
   if (glaucoma === 1 && probability < 0.5) return 'missed';
   if (glaucoma === 0 && probability >= 0.5) return 'alarm';
   return 'correct';
@@ -121,8 +124,7 @@ function tell(panel, run, index) {
   panel.querySelector('.run').textContent = run?.label ?? '';
   const outcome = outcomeOf(run, index);
   const words = panel.querySelector('.outcome');
-  const isRead = Boolean(run?.readings[index]);
-  words.textContent = isRead ? OUTCOMES[outcome] ?? '' : 'not read by this run';
+  words.textContent = OUTCOMES[outcome];
   words.classList.toggle('error', ['missed', 'alarm'].includes(outcome));
   for (const cell of panel.querySelectorAll('dd')) {
     const { metric } = cell.dataset;
@@ -353,9 +355,9 @@ function fillControls() {
   for (const side of ['left', 'right']) {
     for (const { label } of data.runs) controls[side].append(new Option(label, label));
     const group = make('optgroup', { label: `${side} run` });
-    for (const { key, name, better } of data.metrics) {
-      const hint = better ? ` (${better} is better)` : '';
-      group.append(new Option(`${name}${hint}, ${side}`, `${side}:${key}`));
+    for (const metric of data.metrics) {
+      const text = `${headOf(metric)}, ${side}`;
+      group.append(new Option(text, `${side}:${metric.key}`));
     }
     controls.sort.append(group);
   }
@@ -365,8 +367,8 @@ function fillControls() {
   const meanings = data.metrics.map((metric) => make('div', {},
     make('dt', { textContent: headOf(metric) }),
     make('dd', {
-      textContent: metric.better ? `${metric.meaning} ${metric.better} is better.`
-        : metric.meaning,
+      textContent: metric.meaning
+        + (metric.better ? ` Better when ${metric.better}.` : ''),
     })));
   document.getElementById('meanings').prepend(...meanings);
   viewer.querySelector('.panels').append(viewed.left, viewed.right);
