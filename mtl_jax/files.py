@@ -17,7 +17,7 @@ def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a file at once, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 

@@ -48,7 +48,7 @@ def plot_mean_roc(
             low, high = np.clip([mean - deviation, mean + deviation], 0, 1)
             axes.fill_between(rates, low, high, color=colour, alpha=0.18, linewidth=0)
     axes.legend(loc="lower right", frameon=True, framealpha=0.9, fontsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_learning_rates(panels: Mapping[str, Panel], path: pathlib.Path) -> None:
@@ -86,10 +86,11 @@ def plot_learning_rates(panels: Mapping[str, Panel], path: pathlib.Path) -> None
             )
         if place == 1:
             axes.legend(fontsize=8)
-    _save(figure, path)
+    save(figure, path)
 
 
-def _save(figure: Figure, path: pathlib.Path) -> None:
+def save(figure: Figure, path: pathlib.Path) -> None:
+    """Writes a figure as PNG and as PDF; `path` is without its ending."""
     FigureCanvasAgg(figure).print_figure(path.with_suffix(".png"), dpi=150)
     # No date in it: the same numbers give the same file.
     figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})

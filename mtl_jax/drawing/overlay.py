@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 import matplotlib
 import numpy as np
-from contourpy import contour_generator
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
 
 from mtl_jax.data import geometry
+from mtl_jax.drawing import outlines
 
 DISC_COLOUR = (86, 180, 233)
 CUP_COLOUR = (0, 158, 115)
@@ -151,20 +151,14 @@ def _picture_size(native_size: tuple[int, int]) -> tuple[int, int]:
 def _contours(
     mask: np.ndarray | None, native_size: tuple[int, int], size: tuple[int, int]
 ) -> list[np.ndarray]:
-    """Closed outlines of a mask, half-way between its pixels, scaled to `size`."""
+    """Outlines of a mask of the photograph's size, scaled to `size`."""
     if mask is None:
         return []
-    inside = np.asarray(mask) != 0
-    if inside.shape != native_size:
-        raise ValueError(f"mask is {inside.shape}, photograph is {native_size}")
-    ys, xs = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
-    if not len(ys):
-        return []
-    # The bounding box traces faster; the zeros around it close every outline.
-    box = inside[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
-    lines = contour_generator(z=np.pad(box.astype(np.float32), 1)).lines(0.5)
-    low = (xs[0] - 1, ys[0] - 1)
-    return [geometry.rescale_xy(line + low, native_size, size) for line in lines]
+    if np.shape(mask) != native_size:
+        raise ValueError(f"mask is {np.shape(mask)}, photograph is {native_size}")
+    return [
+        geometry.rescale_xy(line, native_size, size) for line in outlines.trace(mask)
+    ]
 
 
 def _ink(image: Image.Image, marks: Sequence[_Mark], width: float) -> Image.Image:

@@ -1,16 +1,21 @@
 """Evaluation of a trained network on a split: numbers, table, curves, pictures."""
 
 import csv
+import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtl_jax import configuration, files
 from mtl_jax.data import pipeline
+from mtl_jax.drawing import outlines
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import pictures, scoring, submission, trained
+from mtl_jax.evaluation.prediction import Prediction
 
-CONTENTS = ("metrics.json", "per_image.csv", "roc.png", "overlays/*.png")
+# Outlines of the masks found, in pixels of the model image, by image and task.
+OUTLINES = "outlines.json"
+CONTENTS = ("metrics.json", "per_image.csv", "roc.png", OUTLINES, "overlays/*.png")
 
 
 def evaluate(
@@ -25,8 +30,9 @@ def evaluate(
 ) -> tuple[pathlib.Path, dict[str, Any]]:
     """Scores a checkpoint.
 
-    Writes `metrics.json`, `per_image.csv`, `roc.png` and `overlays/` into the folder
-    `evaluation/SPLIT-RESOLUTION` of the workdir (with the name of the data set, where
+    Writes `metrics.json`, `per_image.csv`, `roc.png`, `overlays/` and, at model
+    resolution, `outlines.json` into the folder `evaluation/SPLIT-RESOLUTION` of the
+    workdir (with the name of the data set, where
     that is not the run's own, and with the checkpoint, where that is not the best).
 
     Args:
@@ -63,9 +69,13 @@ def evaluate(
     table = pipeline.open_split(builder, split, fold)
     if is_own:
         network = trained.fit_missing_classifier(network, workdir, builder, fold)
-    rows = scoring.score_split(
+    rows, traced = [], {}
+    for case in scoring.cases(
         network, table, network.batch_size, network.classifier, resolution
-    )
+    ):
+        rows.append(scoring.score_case(case))
+        if resolution == "model":
+            traced[case.details["image_id"]] = _outlines(case.prediction)
     metrics = {
         **scoring.summarize(rows),
         "num_parameters": network.num_parameters,
@@ -85,6 +95,8 @@ def evaluate(
     with files.whole_directory(output, CONTENTS) as folder:
         files.write_json(folder / "metrics.json", metrics)
         write_csv(folder / "per_image.csv", rows)
+        if traced:
+            (folder / OUTLINES).write_text(json.dumps(traced))
         pictures.plot_roc(folder / "roc.png", rows)
         pictures.draw_cases(folder / "overlays", network, table, rows)
     if write_submission is not None:
@@ -96,6 +108,16 @@ def evaluate(
                 folder, ((c.details["file_name"], c.prediction) for c in native)
             )
     return output, metrics
+
+
+def _outlines(prediction: Prediction) -> dict[str, list[list[list[float]]]]:
+    """Closed polylines of (x, y), of each mask that there is."""
+    masks = {"disc": prediction.disc, "cup": prediction.cup}
+    return {
+        name: [line.round(1).tolist() for line in outlines.trace(mask)]
+        for name, mask in masks.items()
+        if mask is not None
+    }
 
 
 def write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:

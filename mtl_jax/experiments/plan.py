@@ -41,9 +41,12 @@ class Run:
     @property
     def name(self) -> str:
         """Of its folder in the experiment's directory."""
-        return (
-            f"{self.method}-fold_{self.fold}-seed_{self.seed}-lr_{self.learning_rate:g}"
-        )
+        return run_name(self.method, self.fold, self.seed, self.learning_rate)
+
+
+def run_name(method: str, fold: str, seed: int, learning_rate: float) -> str:
+    """Name of the folder of a run, see `Run`."""
+    return f"{method}-fold_{fold}-seed_{seed}-lr_{learning_rate:g}"
 
 
 def cross_validation(

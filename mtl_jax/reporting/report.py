@@ -1,24 +1,32 @@
-"""The report of an experiment: tables, comparisons and figures from its results."""
+"""The report of an experiment: tables, comparisons, figures and the page."""
 
-import csv
-import itertools
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from mtl_jax import configuration, files
-from mtl_jax.drawing import curves
+from mtl_jax.data import pipeline
+from mtl_jax.drawing import cases, curves
 from mtl_jax.errors import UserError
+from mtl_jax.evaluation import saliency
 from mtl_jax.experiments import results
-from mtl_jax.reporting import published, statistics, tables
+from mtl_jax.reporting import comparisons, page, published, runs, tables
+from mtl_jax.reporting.page import Photograph, Reading
+from mtl_jax.reporting.runs import Run
 from mtl_jax.reporting.tables import NAMES
 
-CONTENTS = ("*.md", "*.csv", "*.tex", "*.png", "*.pdf")
+CONTENTS = ("*.md", "*.csv", "*.tex", "*.png", "*.pdf", "report.html")
 
-_COMPARED = ("auc", "dice_disc", "dice_cup", "fovea_error", "vcdr_mae")
-_HEADS = {column.metric: column for column in tables.COLUMNS}
+_TITLES = {
+    "cross_validation": "Cross-validation",
+    "repeats": "Repeats with several seeds",
+    "learning_rates": "Learning rates",
+}
+# The methods of the paper's figures.
+_PAIR = ("single", "independent")
 _SWEPT = {
     "auc": "AUC",
     "dice_disc": "disc Dice",
@@ -31,57 +39,127 @@ _SWEPT = {
 }
 
 
-def write(directory: pathlib.Path) -> pathlib.Path:
+def write(
+    directory: pathlib.Path, *, data_dir: str | None = None, case: str | None = None
+) -> tuple[pathlib.Path, str | None]:
     """Writes `report/` into an experiment's directory.
 
-    `table-RESOLUTION.md`, `.tex` and `.csv`; `comparisons.md`; `roc.png` and `.pdf`;
-    of a study of learning rates `learning_rates.png` and `.pdf`.
+    `table-RESOLUTION.md`, `.tex` and `.csv`; `comparisons.md`; `roc.png` and `.pdf`; of
+    a study of learning rates `learning_rates.png` and `.pdf` instead of comparisons.
+    Where the data set is at hand also `case` and `saliency`, as PNG and PDF, and
+    `report.html`, which shows all of it.
 
     Args:
       directory: of the experiment.
+      data_dir: where data sets are, if not where the runs had them.
+      case: name of the image that `case` and `saliency` show; None for the glaucoma
+        that was given the lowest probability.
 
     Returns:
-      The folder written.
+      The folder written; and, if the data set is not at hand, what is the matter.
 
     Raises:
-      UserError: if it holds no experiment, or no finished run.
+      UserError: if it holds no experiment or no finished run, the data set has no such
+        image, or what a run left is damaged.
     """
     directory = pathlib.Path(directory)
+    kind, config, rows = _open(directory)
+    try:
+        data = config.data
+        builder = pipeline.open_dataset(data_dir or data.data_dir, data.dataset)
+        table, missing = pipeline.open_split(builder, "test"), None
+    except UserError as error:
+        table, missing = None, str(error)
+    found = runs.labels(runs.of(rows))
+    diagnoses = comparisons.diagnoses(
+        {run: runs.image_rows(directory, run) for run in found}
+    )
+    output = directory / "report"
+    with files.whole_directory(output, CONTENTS) as folder:
+        shown = _write_tables(folder, rows, _published(kind, config))
+        figures = {}
+        if kind == "learning_rates":
+            curves.plot_learning_rates(_panels(rows), folder / "learning_rates")
+            figures["Learning rates"] = folder / "learning_rates.png"
+        else:
+            shown["Differences"] = _write_comparisons(folder, rows, diagnoses)
+        if diagnoses:
+            scores = {
+                NAMES[method]: [(one.scores, one.labels) for one in several]
+                for method, several in diagnoses.items()
+            }
+            curves.plot_mean_roc(scores, folder / "roc")
+            figures["Glaucoma"] = folder / "roc.png"
+        if table is not None:
+            photographs = runs.photographs(table)
+            readings = {run: runs.readings(directory, run, table) for run in found}
+            figures |= _draw_case(folder, directory, photographs, readings, case)
+            facts = {
+                "data set": builder.info.full_name,
+                "test images": str(len(table)),
+                "runs": str(len(found)),
+                "experiment": directory.resolve().name,
+            }
+            content = page.Content(
+                title=_TITLES.get(kind, kind),
+                facts=facts,
+                tables=shown,
+                figures=figures,
+                photographs=photographs,
+                readings={name: readings[run] for run, name in found.items()},
+            )
+            page.write(folder / "report.html", content)
+    return output, missing
+
+
+def _open(
+    directory: pathlib.Path,
+) -> tuple[str, configuration.Config, list[results.Row]]:
+    """Kind and config of an experiment, and the rows of its results."""
     try:
         record = json.loads((directory / "experiment.json").read_text())
         rows = results.read(directory)
-    except (OSError, ValueError, KeyError) as error:
+        kind, config = record["kind"], record["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{directory} holds no results of an experiment ({error}); name the folder "
             "that scripts/cross_validate.py or its like wrote."
         ) from error
     if not rows:
         raise UserError(f"No run in {directory} is finished; there is nothing to tell.")
-    config = configuration.stored(json.dumps(record["config"]))
-    theirs = _published(record["kind"], config)
-    output = directory / "report"
-    with files.whole_directory(output, CONTENTS) as folder:
-        for resolution in ("model", "native"):
-            table = tables.lines(rows, resolution)
-            # The paper's are at model resolution.
-            beside = theirs if resolution == "model" else {}
-            for suffix, text in (
-                ("md", tables.markdown(table, beside)),
-                ("tex", tables.latex(table, beside)),
-                ("csv", tables.as_csv(table, beside)),
-            ):
-                files.write_text(folder / f"table-{resolution}.{suffix}", text)
-        if record["kind"] == "learning_rates":
-            curves.plot_learning_rates(_panels(rows), folder / "learning_rates")
-        else:
-            files.write_text(folder / "comparisons.md", _comparisons(directory, rows))
-        scores = {
-            NAMES[method]: [(s, y) for _, s, y in runs]
-            for method, runs in _diagnoses(directory, rows).items()
-        }
-        if scores:
-            curves.plot_mean_roc(scores, folder / "roc")
-    return output
+    return kind, configuration.stored(json.dumps(config)), rows
+
+
+def _write_tables(
+    folder: pathlib.Path, rows: Sequence[results.Row], theirs: tables.Published
+) -> dict[str, str]:
+    """Writes the tables; returns them for the page, by what stands above them."""
+    shown = {}
+    for resolution in ("model", "native"):
+        table = tables.lines(rows, resolution)
+        # The paper's are at model resolution.
+        beside = theirs if resolution == "model" else {}
+        for suffix, text in (
+            ("md", tables.markdown(table, beside)),
+            ("tex", tables.latex(table, beside)),
+            ("csv", tables.as_csv(table, beside)),
+        ):
+            files.write_text(folder / f"table-{resolution}.{suffix}", text)
+        title = f"Test split at {resolution} resolution: mean ± standard deviation (n)"
+        shown[title] = tables.html(table, beside)
+    return shown
+
+
+def _write_comparisons(
+    folder: pathlib.Path,
+    rows: Sequence[results.Row],
+    diagnoses: Mapping[str, Sequence[comparisons.Diagnoses]],
+) -> str:
+    """Writes differences between methods; returns their table for the page."""
+    lines = comparisons.lines(rows, diagnoses)
+    text = tables.as_markdown(comparisons.HEADS, lines)
+    files.write_text(folder / "comparisons.md", f"{text}\n{comparisons.EXPLANATION}\n")
+    return tables.as_html(comparisons.HEADS, lines)
 
 
 def _published(kind: str, config: configuration.Config) -> tables.Published:
@@ -115,81 +193,84 @@ def _panels(rows: Sequence[results.Row]) -> dict[str, curves.Panel]:
     return panels
 
 
-def _diagnoses(
-    directory: pathlib.Path, rows: Sequence[results.Row]
-) -> dict[str, list[tuple[tuple[str, ...], np.ndarray, np.ndarray]]]:
-    """Image names, probabilities and labels of the runs that have them, by method."""
-    found = {}
-    keys = ("method", "fold", "seed", "learning_rate")
-    for key in sorted({tuple(row[k] for k in keys) for row in rows}):
-        method, fold, seed, rate = key
-        name = f"{method}-fold_{fold}-seed_{seed}-lr_{rate:g}"
-        path = directory / "runs" / name / "evaluation/test-model/per_image.csv"
-        with path.open(newline="") as file:
-            cases = [
-                (line["image_id"], float(line["probability"]), float(line["glaucoma"]))
-                for line in csv.DictReader(file)
-                if line["probability"] and line["glaucoma"]
-            ]
-        if len({label for *_, label in cases}) == 2:
-            names, scores, labels = zip(*sorted(cases), strict=True)
-            run = names, np.array(scores), np.array(labels)
-            found.setdefault(method, []).append(run)
-    return found
+def _draw_case(
+    folder: pathlib.Path,
+    directory: pathlib.Path,
+    photographs: Sequence[Photograph],
+    readings: Mapping[Run, Sequence[Reading | None]],
+    case: str | None,
+) -> dict[str, pathlib.Path]:
+    """Draws one photograph as two methods read it, and its saliency map."""
+    place = _choose(photographs, readings, case)
+    photograph = photographs[place]
+    title = _diagnosis(photograph)
+    found, figures = {}, {}
+    for run in _pair(readings):
+        if reading := readings[run][place]:
+            found[NAMES[run.method]] = reading.marks, _numbers(reading)
+    if found:
+        cases.plot_case(
+            photograph.pixels, title, photograph.truth, found, folder / "case"
+        )
+        figures[f"{photograph.image_id} as methods read it"] = folder / "case.png"
+    # MTL-IO's, as in the paper, where there is one.
+    for run in reversed(_pair(readings)):
+        image = saliency.of_run(run.workdir(directory), photograph.pixels)
+        if image is not None:
+            cases.plot_saliency(photograph.pixels, image, title, folder / "saliency")
+            name = f"What {NAMES[run.method]}'s diagnosis of it hangs on"
+            figures[name] = folder / "saliency.png"
+            break
+    return figures
 
 
-def _comparisons(directory: pathlib.Path, rows: Sequence[results.Row]) -> str:
-    """Every method beside every other, run by run, and AUC image by image."""
-    methods = sorted({row["method"] for row in rows}, key=list(NAMES).index)
-    diagnoses = _diagnoses(directory, rows)
-    lines = [
-        "| metric | methods | difference | 95 % interval | n |",
-        "|---|---|---|---|---|",
-    ]
+def _pair(found: Mapping[Run, Any]) -> list[Run]:
+    """The first runs of two methods: those of the paper, or the first there are."""
+    first = {run.method: run for run in reversed(list(found))}
+    methods = [m for m in NAMES if m in first]
+    if set(_PAIR) <= set(methods):
+        methods = _PAIR
+    return [first[method] for method in methods[:2]]
 
-    def add(what, first, second, difference, factor, digits, unit):
-        if difference is not None:
-            mean, low, high = (
-                f"{factor * value:+.{digits}f}" for value in difference[:3]
+
+def _choose(
+    photographs: Sequence[Photograph],
+    readings: Mapping[Run, Sequence[Reading | None]],
+    case: str | None,
+) -> int:
+    """Index of the image that figures show."""
+    names = [photograph.image_id for photograph in photographs]
+    if case is not None:
+        if case not in names:
+            raise UserError(
+                f"There is no test image {case!r}; it has, among others, "
+                f"{', '.join(names[:3])}."
             )
-            lines.append(
-                f"| {what} | {NAMES[first]} minus {NAMES[second]} | {mean} | {low} to "
-                f"{high} | {difference.count} {unit} |"
-            )
+        return names.index(case)
 
-    for first, second in itertools.combinations(methods, 2):
-        for metric in _COMPARED:
-            values = [
-                {
-                    (row["fold"], row["seed"], row["learning_rate"]): row["value"]
-                    for row in rows
-                    if row["method"] == method
-                    and row["metric"] == metric
-                    and row["split"] == "test"
-                    and row["resolution"] == "model"
-                }
-                for method in (first, second)
-            ]
-            column = _HEADS[metric]
-            add(
-                column.head,
-                first,
-                second,
-                statistics.paired_difference(*values),
-                column.factor,
-                column.digits,
-                "runs",
-            )
-        if first in diagnoses and second in diagnoses:
-            runs = [diagnoses[first], diagnoses[second]]
-            # All must have scored the same images.
-            if len({names for names, *_ in itertools.chain(*runs)}) == 1:
-                scores = [np.stack([s for _, s, _ in r]) for r in runs]
-                difference = statistics.auc_difference(*scores, runs[0][0][2])
-                add("AUC, %", first, second, difference, 100, 2, "images")
-    lines += [
-        "",
-        "Of runs: the bootstrap over pairs of runs of the same fold and seed. Of "
-        "images: the bootstrap over test images, of the mean AUC of a method's runs.",
-    ]
-    return "\n".join(lines) + "\n"
+    def hardness(index: int) -> tuple[bool, float]:
+        numbers = [
+            several[index].numbers for several in readings.values() if several[index]
+        ]
+        is_glaucoma = photographs[index].glaucoma == 1
+        keys = ("probability",) if is_glaucoma else ("dice_disc", "dice_cup")
+        values = [n[key] for n in numbers for key in keys if n.get(key) is not None]
+        return is_glaucoma and bool(values), -np.mean(values) if values else -np.inf
+
+    return max(range(len(names)), key=hardness)
+
+
+def _diagnosis(photograph: Photograph) -> str:
+    truth = {None: "not annotated", 0: "healthy", 1: "glaucoma"}[photograph.glaucoma]
+    return f"{photograph.image_id} ({truth})"
+
+
+def _numbers(reading: Reading) -> str:
+    """What stands below a method's panel."""
+    forms = {"dice_disc": "disc {:.2f}", "dice_cup": "cup {:.2f}"}
+    forms |= {"fovea_error": "fovea {:.1f} px", "probability": "P {:.2f}"}
+    return ", ".join(
+        form.format(value)
+        for name, form in forms.items()
+        if (value := reading.numbers.get(name)) is not None
+    )

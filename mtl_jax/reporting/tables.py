@@ -106,9 +106,30 @@ def lines(rows: Sequence[Row], resolution: str = "model") -> list[Line]:
 
 def markdown(table: Sequence[Line], published: Published) -> str:
     """The table for Markdown: mean ± standard deviation (number of runs), best bold."""
-    heads, body = _texts(table, published, "**{}**", "±")
+    return as_markdown(*_texts(table, published, "**{}**", "±"))
+
+
+def html(table: Sequence[Line], published: Published) -> str:
+    """The table for a web page."""
+    return as_html(*_texts(table, published, "<b>{}</b>", "±"))
+
+
+def as_markdown(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """Any table as Markdown."""
     lines = [heads, ["---"] * len(heads), *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def as_html(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """Any table as HTML; the first cell of a line is its head."""
+
+    def row(first: str, others: Sequence[str], kind: str, scope: str) -> str:
+        cells = "".join(f"<{kind}>{other}</{kind.split()[0]}>" for other in others)
+        return f'<tr><th scope="{scope}">{first}</th>{cells}</tr>'
+
+    head = row(heads[0], heads[1:], 'th scope="col"', "col")
+    rows = "".join(row(line[0], line[1:], "td", "row") for line in body)
+    return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"
 
 
 def latex(table: Sequence[Line], published: Published) -> str:

@@ -26,6 +26,7 @@ from PIL import Image
 from mtl_jax import files
 from mtl_jax.data import geometry
 from mtl_jax.drawing import overlay
+from mtl_jax.drawing.outlines import Marks
 
 # Pixels: the long side of a photograph, and how far an outline may be off.
 _LONG_SIDE, _TOLERANCE = 256, 0.2
@@ -69,21 +70,6 @@ METRICS = {
         "vCDR error", "Distance of that ratio from the annotated one.", "lower"
     ),
 }
-
-
-class Marks(NamedTuple):
-    """Anatomy in pixels of a photograph, pixel centres at whole numbers.
-
-    Attributes:
-      disc: closed outlines [n, 2] of points (x, y); the first point may come again at
-        the end. Empty where nothing was found or annotated.
-      cup: likewise.
-      fovea_xy: (x, y), or None.
-    """
-
-    disc: Sequence[np.ndarray]
-    cup: Sequence[np.ndarray]
-    fovea_xy: np.ndarray | None
 
 
 class Photograph(NamedTuple):

@@ -1,0 +1,123 @@
+"""Figures of one photograph: what methods find in it, and what a diagnosis hangs on."""
+
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Polygon, Rectangle
+from matplotlib.patheffects import withStroke
+
+from mtl_jax.drawing.curves import save
+from mtl_jax.drawing.outlines import Marks
+from mtl_jax.drawing.overlay import CUP_COLOUR, DISC_COLOUR
+
+# Okabe and Ito's vermilion and blue; the signs tell the points apart without colour.
+_FOVEAS = (("+", "#D55E00"), ("x", "#56B4E9"))
+
+# Side of the cut-out around the disc, in times the disc's.
+_MARGIN = 2.0
+
+
+def plot_case(
+    photograph: np.ndarray,
+    title: str,
+    truth: Marks,
+    found: Mapping[str, tuple[Marks, str]],
+    path: pathlib.Path,
+) -> None:
+    """Writes what methods find in a photograph (Pascal et al. 2022, figure 4).
+
+    The photograph with the fovea as annotated and as found, and, cut out around the
+    optic disc, disc and cup as annotated and as each method has them.
+
+    Args:
+      photograph: uint8 [H, W, 3].
+      title: above it.
+      truth: what is annotated, in pixels of the photograph.
+      found: by method, what it found and its numbers as text; two at most have a sign
+        for their fovea.
+      path: without its ending; a PNG and a PDF are written.
+    """
+    panels = {"annotated": (truth, ""), **found}
+    figure = Figure(figsize=(3.0 * (1 + len(panels)), 3.6), layout="constrained")
+    first, *others = figure.subplots(1, 1 + len(panels))
+    window = _window(photograph.shape, [marks for marks, _ in panels.values()])
+    _show(first, photograph, title)
+    _draw_foveas(first, truth, found)
+    if window is not None:
+        left, top, side = window
+        corner = (left - 0.5, top - 0.5)
+        first.add_patch(Rectangle(corner, side, side, fill=False, ec="w", lw=0.8))
+    for axes, (name, (marks, numbers)) in zip(others, panels.items(), strict=True):
+        _show(axes, photograph, name)
+        axes.set_xlabel(numbers, fontsize=9)
+        for lines, colour in ((marks.disc, DISC_COLOUR), (marks.cup, CUP_COLOUR)):
+            colour = np.array(colour) / 255
+            for line in lines:
+                axes.add_patch(Polygon(line, fc=(*colour, 0.35), ec=colour, lw=1.6))
+        if window is not None:
+            axes.set(xlim=(left - 0.5, left + side - 0.5))
+            axes.set(ylim=(top + side - 0.5, top - 0.5))
+    others[0].set_xlabel("disc blue, cup green", fontsize=9)
+    save(figure, path)
+
+
+def plot_saliency(
+    photograph: np.ndarray, saliency: np.ndarray, title: str, path: pathlib.Path
+) -> None:
+    """Writes a photograph beside its saliency map (Pascal et al. 2022, figure 6).
+
+    Args:
+      photograph: uint8 [H, W, 3].
+      saliency: float [H, W]; values above the 99th percentile are drawn as that.
+      title: above the photograph.
+      path: without its ending; a PNG and a PDF are written.
+    """
+    figure = Figure(figsize=(6.6, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _show(left, photograph, title)
+    _show(right, saliency, "saliency", vmin=0, vmax=np.percentile(saliency, 99))
+    save(figure, path)
+
+
+def _show(axes: Axes, image: np.ndarray, title: str, **scale: float) -> None:
+    # Even in lightness, and the same to the colour-blind.
+    axes.imshow(image, cmap="cividis", interpolation="nearest", **scale)
+    axes.set_title(title, fontsize=10, wrap=True)
+    axes.set(xticks=[], yticks=[])
+
+
+def _draw_foveas(
+    axes: Axes, truth: Marks, found: Mapping[str, tuple[Marks, str]]
+) -> None:
+    halo = [withStroke(linewidth=3.5, foreground="#000000B0")]
+    ring = {"marker": "o", "mfc": "none", "ms": 9, "color": "w", "linestyle": "none"}
+    if truth.fovea_xy is not None:
+        axes.plot(*truth.fovea_xy, **ring, path_effects=halo, label="fovea, annotated")
+    for (name, (marks, _)), (sign, colour) in zip(found.items(), _FOVEAS, strict=False):
+        if marks.fovea_xy is not None:
+            style = {"marker": sign, "ms": 9, "mew": 1.8, "linestyle": "none"}
+            axes.plot(
+                *marks.fovea_xy, **style, color=colour, path_effects=halo, label=name
+            )
+    if axes.get_legend_handles_labels()[0]:
+        legend = axes.legend(fontsize=7, loc="lower center", facecolor="#303030")
+        for text in legend.get_texts():
+            text.set_color("w")
+
+
+def _window(
+    shape: tuple[int, ...], marks: list[Marks]
+) -> tuple[float, float, float] | None:
+    """Left, top and side of a square around the first discs there are."""
+    for one in marks:
+        if len(one.disc):
+            points = np.concatenate(list(one.disc))
+            low, high = points.min(0), points.max(0)
+            side = min(_MARGIN * float((high - low).max()), *shape[:2])
+            corner = (low + high - side) / 2
+            left, top = np.clip(corner, 0, np.array(shape[1::-1]) - side)
+            return float(left), float(top), side
+    return None

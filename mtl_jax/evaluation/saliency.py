@@ -1,0 +1,74 @@
+"""Which pixels a diagnosis of glaucoma hangs on (Pascal et al. 2022, figure 6)."""
+
+import pathlib
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtl_jax import configuration
+from mtl_jax.evaluation import trained
+from mtl_jax.training import parallel
+from mtl_jax.training.step import as_unit_range
+from mtl_jax.training.workdir import networks
+
+# Noisy copies of the image, and the standard deviation of the noise; pixels are 0 to 1.
+NUM_COPIES = 32
+NOISE = 0.1
+
+
+def saliency(
+    logit: Callable[[jax.Array], jax.Array], image: np.ndarray, seed: int = 0
+) -> np.ndarray:
+    """How strongly a logit answers to each pixel.
+
+    The gradient with respect to the image, as Simonyan et al. 2014 take it: the largest
+    absolute value over the colours. It is averaged over noisy copies of the image
+    (SmoothGrad, Smilkov et al. 2017), without which it is mostly noise itself.
+
+    Args:
+      logit: maps float32 images [1, H, W, 3] in [0, 1] to logits [1].
+      image: uint8 [H, W, 3].
+      seed: of the noise.
+
+    Returns:
+      float32 [H, W], not negative.
+
+    References:
+      `Deep Inside Convolutional Networks <https://arxiv.org/abs/1312.6034>`_;
+      `SmoothGrad <https://arxiv.org/abs/1706.03825>`_.
+    """
+    image = as_unit_range(jnp.asarray(image))[None]
+    gradient = jax.grad(lambda x: logit(x).sum())
+
+    def of_copy(key):
+        return gradient(image + NOISE * jax.random.normal(key, image.shape))[0]
+
+    keys = jax.random.split(jax.random.key(seed), NUM_COPIES)
+    mean = jax.jit(lambda keys: jax.lax.map(of_copy, keys).mean(0))(keys)
+    return np.asarray(jnp.abs(mean).max(-1))
+
+
+def of_run(place: pathlib.Path, image: np.ndarray) -> np.ndarray | None:
+    """What a run's diagnosis of an image hangs on, see `saliency`.
+
+    Args:
+      place: workdir of the run.
+      image: uint8 [H, W, 3] of the size it was trained on.
+
+    Returns:
+      float32 [H, W]; None if the run has no classifier.
+    """
+    for folder in networks(pathlib.Path(place)):
+        network = trained.load(folder)
+        if "glaucoma" in network.config.tasks:
+            ((_, variables),) = network.networks
+            variables = parallel.unreplicate(variables)
+            model = configuration.create_model(network.config)
+
+            def logit(images, model=model, variables=variables):
+                return model.apply(variables, images, heads=["glaucoma"])["glaucoma"]
+
+            return saliency(logit, image)
+    return None
