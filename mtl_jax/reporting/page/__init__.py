@@ -202,10 +202,9 @@ def _colours() -> str:
 
 def _section(heading: str, parts: Iterable[str]) -> str:
     body = "".join(parts)
-    name = heading.lower()
     if not body:
         return ""
-    return f'<section class="{name}"><h2>{heading}</h2>{body}</section>'
+    return f'<section class="{heading.lower()}"><h2>{heading}</h2>{body}</section>'
 
 
 def _table(heading: str, table: str) -> str:
@@ -296,7 +295,7 @@ def _marks_data(
 
 
 def _path(outline: np.ndarray) -> str:
-    """An SVG path in tenths of a pixel of what is left of a closed outline [n, 2]."""
+    """A closed outline [n, 2] as an SVG path: fewer points, in tenths of a pixel."""
     line = Polyline(np.concatenate([outline, outline[:1]]))
     line.simplify_threshold = _TOLERANCE
     # Matplotlib ends it by a vertex that says so.
