@@ -1,4 +1,4 @@
-"""Five methods on three folds of the demo's drawn fundi: docs/study.md shows the result.
+"""Five methods on three folds of the demo's drawn fundi; docs/study.md has the result.
 
     python scripts/prepare_data.py --dataset=synthetic_fundus --data_dir=demo/data \
         --image_size=96 --num_images=240,60,100 --glaucoma_fraction=0.4

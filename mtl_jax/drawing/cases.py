@@ -13,8 +13,9 @@ from mtl_jax.drawing.curves import save
 from mtl_jax.drawing.outlines import Marks
 from mtl_jax.drawing.overlay import CUP_COLOUR, DISC_COLOUR
 
-# Okabe and Ito's vermilion and blue; the signs tell the points apart without colour.
-_FOVEAS = (("+", "#D55E00"), ("x", "#56B4E9"))
+# Okabe and Ito's yellow and sky blue, which stand out from an orange fundus; the signs
+# tell the points apart without colour.
+_FOVEAS = (("+", "#F0E442"), ("x", "#56B4E9"))
 
 # Side of the cut-out around the disc, in times the disc's.
 _MARGIN = 2.0

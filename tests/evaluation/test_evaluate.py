@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import tensorflow_datasets as tfds
+from matplotlib.path import Path
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
-from mtl_jax.data import synthetic
+from mtl_jax.data import pipeline, synthetic
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluate, trained
 from mtl_jax.reporting.table import metrics_table
@@ -296,10 +297,32 @@ def test_folders_and_what_they_hold(
         "metrics.json",
         "per_image.csv",
         "roc.png",
+        "outlines.json",
         "overlays",
     }
     with Image.open(on_model.output / "roc.png") as image:
         assert image.format == "PNG"
+
+
+def test_outlines_are_of_the_masks_that_were_scored(on_model, tiny_run):
+    """Filled again, they have the Dice of the table."""
+    traced = json.loads((on_model.output / "outlines.json").read_text())
+    data = tiny_run.config.data
+    table = pipeline.open_split(
+        pipeline.open_dataset(data.data_dir, data.dataset), "test"
+    )
+    assert [row["image_id"] for row in on_model.rows] == [*traced] == table.image_ids()
+    ys, xs = np.mgrid[:32, :32]
+    points = np.stack([xs.ravel(), ys.ravel()], -1)
+    for index, row in enumerate(on_model.rows):
+        for name in ("disc", "cup"):
+            inside = np.zeros(32 * 32, int)
+            for line in traced[row["image_id"]][name]:
+                inside += Path(line).contains_points(points)
+            found = (inside % 2).reshape(32, 32)
+            true = table.take([index])[f"{name}_mask"][0]
+            dice = 2 * (found * true).sum() / (found.sum() + true.sum())
+            assert dice == pytest.approx(float(row[f"dice_{name}"]), abs=1e-5)
 
 
 def test_what_was_evaluated_is_said(on_model, on_native, tiny_run, folder_data):

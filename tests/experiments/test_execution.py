@@ -133,25 +133,35 @@ def test_a_damaged_checkpoint_is_named_or_done_again(experiment, config, tmp_pat
 
 
 @pytest.mark.slow
-def test_the_report_of_an_experiment(experiment, tmp_path):
-    directory = tmp_path / "cv"
-    shutil.copytree(experiment, directory)
-    output = report.write(directory)
-    names = {path.name for path in output.iterdir()}
-    assert names == {
-        *(f"table-{r}.{s}" for r in ("model", "native") for s in ("md", "csv", "tex")),
-        "comparisons.md",
-        "roc.png",
-        "roc.pdf",
-    }
-    table = (output / "table-model.md").read_text()
-    assert "| MTL-IO |" in table
-    assert "96.76 ± 0.96" in table
-    assert "fovea" not in table
-    assert "MTL-IO minus Vanilla MTL" in (output / "comparisons.md").read_text()
-    assert "\\bottomrule" in (output / "table-model.tex").read_text()
-    with pytest.raises(UserError, match="holds no results"):
-        report.write(tmp_path)
+def test_runs_of_one_program(experiment, config, tmp_path, capsys):
+    """Both folds of a method at once have the results that they have by themselves."""
+    runs = plan.cross_validation(config, METHODS, 2)
+    execution.execute(tmp_path, "cross_validation", config, runs, runs_per_program=2)
+    shown = capsys.readouterr()
+    assert shown.out.count(": training") == 4
+    assert "training 2 runs" in shown.err
+    alone, together = (
+        {
+            tuple(row[key] for key in results.COLUMNS[:-1]): row["value"]
+            for row in results.read(directory)
+            if row["metric"] != "seconds_per_step"
+        }
+        for directory in (experiment, tmp_path)
+    )
+    assert together == pytest.approx(alone, rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+def test_a_run_that_diverges_does_not_stop_the_others(make_config, tmp_path):
+    config = make_config(
+        {"optimizer.name": "sgd"}, tasks=("glaucoma",), num_epochs=1, validate_every=1
+    )
+    runs = plan.learning_rates(config, ["single"], [1e38, 1e-2], 1)
+    with pytest.raises(UserError, match=r"1 of 2 runs have failed. single-.*lr_1e\+38"):
+        execution.execute(tmp_path, "learning_rates", config, runs)
+    assert {row["learning_rate"] for row in results.read(tmp_path)} == {1e-2}
+    report.write(tmp_path)
 
 
 def test_plans(config, make_config):

@@ -220,8 +220,11 @@ def _table(heading: str, table: str) -> str:
 def _figure(heading: str, path: pathlib.Path) -> str:
     heading = html.escape(heading)
     source = _data_uri("png", pathlib.Path(path).read_bytes())
+    with Image.open(path) as image:
+        width, height = image.size
+    kind = ' class="wide"' if width > 2 * height else ""
     return (
-        f'<figure><figcaption>{heading}</figcaption><img src="{source}" '
+        f'<figure{kind}><figcaption>{heading}</figcaption><img src="{source}" '
         f'alt="{heading}"></figure>'
     )
 
