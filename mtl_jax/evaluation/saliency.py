@@ -2,10 +2,12 @@
 
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from mtl_jax import configuration
 from mtl_jax.evaluation import trained
@@ -19,7 +21,10 @@ NOISE = 0.1
 
 
 def saliency(
-    logit: Callable[[jax.Array], jax.Array], image: np.ndarray, seed: int = 0
+    logit: Callable[[Any, jax.Array], jax.Array],
+    variables: Any,
+    image: np.ndarray,
+    seed: int = 0,
 ) -> np.ndarray:
     """How strongly a logit answers to each pixel.
 
@@ -28,7 +33,8 @@ def saliency(
     (SmoothGrad, Smilkov et al. 2017), without which it is mostly noise itself.
 
     Args:
-      logit: maps float32 images [1, H, W, 3] in [0, 1] to logits [1].
+      logit: maps variables and float32 images [1, H, W, 3] in [0, 1] to logits [1].
+      variables: of the network.
       image: uint8 [H, W, 3].
       seed: of the noise.
 
@@ -39,14 +45,19 @@ def saliency(
       `Deep Inside Convolutional Networks <https://arxiv.org/abs/1312.6034>`_;
       `SmoothGrad <https://arxiv.org/abs/1706.03825>`_.
     """
-    image = as_unit_range(jnp.asarray(image))[None]
-    gradient = jax.grad(lambda x: logit(x).sum())
 
-    def of_copy(key):
-        return gradient(image + NOISE * jax.random.normal(key, image.shape))[0]
+    @jax.jit
+    def mean_gradient(variables, image, keys):
+        gradient = jax.grad(lambda x: logit(variables, x).sum())
+
+        def of_copy(key):
+            noise = NOISE * jax.random.normal(key, image.shape)
+            return gradient((image + noise)[None])[0]
+
+        return lax.map(of_copy, keys).mean(0)
 
     keys = jax.random.split(jax.random.key(seed), NUM_COPIES)
-    mean = jax.jit(lambda keys: jax.lax.map(of_copy, keys).mean(0))(keys)
+    mean = mean_gradient(variables, as_unit_range(jnp.asarray(image)), keys)
     return np.asarray(jnp.abs(mean).max(-1))
 
 
@@ -62,13 +73,13 @@ def of_run(place: pathlib.Path, image: np.ndarray) -> np.ndarray | None:
     """
     for folder in networks(pathlib.Path(place)):
         network = trained.load(folder)
-        if "glaucoma" in network.config.tasks:
-            ((_, variables),) = network.networks
-            variables = parallel.unreplicate(variables)
-            model = configuration.create_model(network.config)
+        if "glaucoma" not in network.config.tasks:
+            continue
+        model = configuration.create_model(network.config)
+        ((_, variables),) = network.networks
 
-            def logit(images, model=model, variables=variables):
-                return model.apply(variables, images, heads=["glaucoma"])["glaucoma"]
+        def logit(variables, images, model=model):
+            return model.apply(variables, images, heads=["glaucoma"])["glaucoma"]
 
-            return saliency(logit, image)
+        return saliency(logit, parallel.unreplicate(variables), image)
     return None

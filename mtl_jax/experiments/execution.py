@@ -66,7 +66,7 @@ def execute(
     for lot in _lots(runs, runs_per_program):
         with contextlib.ExitStack() as claims:
             own = []
-            for run in lot:
+            for number, run in lot:
                 is_ours = claims.enter_context(_claimed(directory, run))
                 if results.finished(_workdir(directory, run)) is not None:
                     state = "finished"
@@ -75,8 +75,7 @@ def execute(
                     own.append(run)
                 else:
                     state, skipped = "another process is at it", skipped + 1
-                place = f"run {runs.index(run) + 1} of {len(runs)}"
-                print(f"{place}, {run.name}: {state}", flush=True)
+                print(f"run {number} of {len(runs)}, {run.name}: {state}", flush=True)
             if own:
                 failures |= _carry_out(directory, own, redo_damaged)
                 _collect(directory)
@@ -87,17 +86,17 @@ def execute(
     return skipped
 
 
-def _lots(runs: Sequence[Run], size: int) -> list[list[Run]]:
-    """Runs of one method in lots of `size`, in the order of their first ones."""
-    methods: dict[str, list[Run]] = {}
-    for run in runs:
-        methods.setdefault(run.method, []).append(run)
+def _lots(runs: Sequence[Run], size: int) -> list[list[tuple[int, Run]]]:
+    """Numbered runs of one method in lots of `size`, in the order of their first."""
+    methods: dict[str, list[tuple[int, Run]]] = {}
+    for number, run in enumerate(runs, 1):
+        methods.setdefault(run.method, []).append((number, run))
     lots = [
         own[start : start + size]
         for own in methods.values()
         for start in range(0, len(own), size)
     ]
-    return sorted(lots, key=lambda lot: runs.index(lot[0]))
+    return sorted(lots, key=lambda lot: lot[0][0])
 
 
 def _workdir(directory: pathlib.Path, run: Run) -> pathlib.Path:
@@ -116,7 +115,7 @@ def _carry_out(
     directory: pathlib.Path, runs: Sequence[Run], redo_damaged: bool
 ) -> dict[str, NotFinite]:
     """Trains and evaluates runs of one method; says which failed, and why."""
-    workdirs = {(directory / "runs" / run.name).absolute(): run for run in runs}
+    workdirs = {_workdir(directory, run).absolute(): run for run in runs}
     while True:
         try:
             failures = _train_and_evaluate(workdirs)

@@ -17,15 +17,17 @@ def image(seed=0):
 
 def test_of_a_linear_logit_it_is_the_largest_weight_of_a_pixel():
     weights = np.random.default_rng(1).normal(size=SHAPE).astype(np.float32)
-    found = saliency.saliency(lambda x: (x * weights).sum((1, 2, 3)) + 5, image())
+    found = saliency.saliency(
+        lambda weights, x: (x * weights).sum((1, 2, 3)) + 5, weights, image()
+    )
     np.testing.assert_allclose(found, np.abs(weights).max(-1), rtol=1e-5)
 
 
 def test_it_is_the_mean_gradient_of_noisy_copies():
     """Of the sum of cubes, 3 x^2 whatever the sign of x."""
-    found = saliency.saliency(lambda x: (x**3).sum((1, 2, 3)), image(), seed=4)
+    found = saliency.saliency(lambda _, x: (x**3).sum((1, 2, 3)), {}, image(), seed=4)
     keys = jax.random.split(jax.random.key(4), saliency.NUM_COPIES)
-    noise = np.stack([jax.random.normal(key, (1, *SHAPE))[0] for key in keys])
+    noise = np.stack([jax.random.normal(key, SHAPE) for key in keys])
     copies = image() / 255.0 + saliency.NOISE * noise
     expected = (3 * copies**2).mean(0).max(-1)
     np.testing.assert_allclose(found, expected, rtol=1e-4)
@@ -33,7 +35,9 @@ def test_it_is_the_mean_gradient_of_noisy_copies():
 
 
 def test_pixels_that_do_not_count_have_none():
-    found = saliency.saliency(lambda x: jnp.tanh(x[:, :3]).sum((1, 2, 3)), image())
+    found = saliency.saliency(
+        lambda _, x: jnp.tanh(x[:, :3]).sum((1, 2, 3)), {}, image()
+    )
     assert (found[:3] > 0).all()
     assert (found[3:] == 0).all()
 

@@ -74,6 +74,47 @@ def test_what_is_finished_is_not_done_again(experiment, config, capsys):
     assert capsys.readouterr().out.count(": finished") == 4
 
 
+KILLED = """
+import os, pathlib, signal, sys
+from mtl_jax import configuration
+from mtl_jax.experiments import execution, plan
+from mtl_jax.training import watch
+config = configuration.from_json(pathlib.Path(sys.argv[1]).read_text())
+runs = plan.cross_validation(config, ("independent", "vanilla"), 2)
+whole, calls = watch.Watch.add, []
+def add(self, step, metrics):
+    calls.append(step)
+    if len(calls) == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    whole(self, step, metrics)
+watch.Watch.add = add
+execution.execute(pathlib.Path(sys.argv[2]), "cross_validation", config, runs)
+"""
+
+
+@pytest.mark.slow
+def test_killed_in_the_second_run_it_comes_to_the_same_csv(
+    experiment, config, compiled, tmp_path
+):
+    (tmp_path / "config.json").write_text(configuration.to_json(config))
+    directory = tmp_path / "cv"
+    finished = subprocess.run(
+        [sys.executable, "-c", KILLED, tmp_path / "config.json", directory],
+        env=compiled,
+        capture_output=True,
+        check=False,
+    )
+    assert finished.returncode == -signal.SIGKILL, finished.stderr
+    assert len({(r["method"], r["fold"]) for r in results.read(directory)}) == 1
+    runs = plan.cross_validation(config, METHODS, 2)
+    assert execution.execute(directory, "cross_validation", config, runs) == 0
+    rows, expected = (
+        [row for row in results.read(place) if row["metric"] != "seconds_per_step"]
+        for place in (directory, experiment)
+    )
+    assert rows == expected
+
+
 @pytest.mark.slow
 def test_another_experiments_directory_is_refused(experiment, config, make_config):
     runs = plan.cross_validation(config, METHODS, 2)
