@@ -42,7 +42,8 @@ def plot_case(
       path: without its ending; a PNG and a PDF are written.
     """
     panels = {"annotated": (truth, ""), **found}
-    figure = Figure(figsize=(3.0 * (1 + len(panels)), 3.6), layout="constrained")
+    # Text as large as that around the figure in print.
+    figure = Figure(figsize=(1.9 * (1 + len(panels)), 2.7), layout="constrained")
     first, *others = figure.subplots(1, 1 + len(panels))
     window = _window(photograph.shape, [marks for marks, _ in panels.values()])
     _show(first, photograph, title)
@@ -53,7 +54,7 @@ def plot_case(
         first.add_patch(Rectangle(corner, side, side, fill=False, ec="w", lw=0.8))
     for axes, (name, (marks, numbers)) in zip(others, panels.items(), strict=True):
         _show(axes, photograph, name)
-        axes.set_xlabel(numbers, fontsize=9)
+        axes.set_xlabel(numbers, fontsize=8)
         for lines, colour in ((marks.disc, DISC_COLOUR), (marks.cup, CUP_COLOUR)):
             colour = np.array(colour) / 255
             for line in lines:
@@ -61,7 +62,7 @@ def plot_case(
         if window is not None:
             axes.set(xlim=(left - 0.5, left + side - 0.5))
             axes.set(ylim=(top + side - 0.5, top - 0.5))
-    others[0].set_xlabel("disc blue, cup green", fontsize=9)
+    others[0].set_xlabel("disc blue, cup green", fontsize=8)
     save(figure, path)
 
 
@@ -76,7 +77,7 @@ def plot_saliency(
       title: above the photograph.
       path: without its ending; a PNG and a PDF are written.
     """
-    figure = Figure(figsize=(6.6, 3.6), layout="constrained")
+    figure = Figure(figsize=(5.2, 2.9), layout="constrained")
     left, right = figure.subplots(1, 2)
     _show(left, photograph, title)
     _show(right, saliency, "saliency", vmin=0, vmax=np.percentile(saliency, 99))
@@ -86,27 +87,32 @@ def plot_saliency(
 def _show(axes: Axes, image: np.ndarray, title: str, **scale: float) -> None:
     # Even in lightness, and the same to the colour-blind.
     axes.imshow(image, cmap="cividis", interpolation="nearest", **scale)
-    axes.set_title(title, fontsize=10, wrap=True)
+    axes.set_title(title, fontsize=9, wrap=True)
     axes.set(xticks=[], yticks=[])
 
 
 def _draw_foveas(
     axes: Axes, truth: Marks, found: Mapping[str, tuple[Marks, str]]
 ) -> None:
-    halo = [withStroke(linewidth=3.5, foreground="#000000B0")]
-    ring = {"marker": "o", "mfc": "none", "ms": 9, "color": "w", "linestyle": "none"}
+    halo = [withStroke(linewidth=3, foreground="#000000B0")]
+    ring = {"marker": "o", "mfc": "none", "ms": 7, "color": "w", "linestyle": "none"}
     if truth.fovea_xy is not None:
         axes.plot(*truth.fovea_xy, **ring, path_effects=halo, label="fovea, annotated")
     for (name, (marks, _)), (sign, colour) in zip(found.items(), _FOVEAS, strict=False):
         if marks.fovea_xy is not None:
-            style = {"marker": sign, "ms": 9, "mew": 1.8, "linestyle": "none"}
+            style = {"marker": sign, "ms": 7, "mew": 1.5, "linestyle": "none"}
             axes.plot(
                 *marks.fovea_xy, **style, color=colour, path_effects=halo, label=name
             )
     if axes.get_legend_handles_labels()[0]:
-        legend = axes.legend(fontsize=7, loc="lower center", facecolor="#303030")
-        for text in legend.get_texts():
-            text.set_color("w")
+        # Below the photograph, and as dark as that for the white ring.
+        axes.legend(
+            fontsize=7,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.02),
+            facecolor="#303030",
+            labelcolor="w",
+        )
 
 
 def _window(

@@ -91,6 +91,6 @@ def plot_learning_rates(panels: Mapping[str, Panel], path: pathlib.Path) -> None
 
 def save(figure: Figure, path: pathlib.Path) -> None:
     """Writes a figure as PNG and as PDF; `path` is without its ending."""
-    FigureCanvasAgg(figure).print_figure(path.with_suffix(".png"), dpi=150)
+    FigureCanvasAgg(figure).print_figure(path.with_suffix(".png"), dpi=200)
     # No date in it: the same numbers give the same file.
     figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})

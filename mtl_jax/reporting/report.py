@@ -266,11 +266,16 @@ def _diagnosis(photograph: Photograph) -> str:
 
 
 def _numbers(reading: Reading) -> str:
-    """What stands below a method's panel."""
-    forms = {"dice_disc": "disc {:.2f}", "dice_cup": "cup {:.2f}"}
-    forms |= {"fovea_error": "fovea {:.1f} px", "probability": "P {:.2f}"}
-    return ", ".join(
-        form.format(value)
-        for name, form in forms.items()
-        if (value := reading.numbers.get(name)) is not None
+    """What stands below a method's panel, in two lines."""
+    lines = (
+        {"dice_disc": "disc {:.2f}", "dice_cup": "cup {:.2f}"},
+        {"fovea_error": "fovea {:.1f} px", "probability": "P {:.2f}"},
+    )
+    return "\n".join(
+        ", ".join(
+            form.format(value)
+            for name, form in line.items()
+            if (value := reading.numbers.get(name)) is not None
+        )
+        for line in lines
     )

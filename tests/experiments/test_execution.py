@@ -176,16 +176,16 @@ def test_a_damaged_checkpoint_is_named_or_done_again(experiment, config, tmp_pat
 @pytest.mark.slow
 def test_runs_of_one_program(experiment, config, tmp_path, capsys):
     """Both folds of a method at once have the results that they have by themselves."""
-    runs = plan.cross_validation(config, METHODS, 2)
+    runs = plan.cross_validation(config, METHODS[:1], 2)
     execution.execute(tmp_path, "cross_validation", config, runs, runs_per_program=2)
     shown = capsys.readouterr()
-    assert shown.out.count(": training") == 4
+    assert shown.out.count(": training") == 2
     assert "training 2 runs" in shown.err
     alone, together = (
         {
             tuple(row[key] for key in results.COLUMNS[:-1]): row["value"]
             for row in results.read(directory)
-            if row["metric"] != "seconds_per_step"
+            if row["metric"] != "seconds_per_step" and row["method"] == METHODS[0]
         }
         for directory in (experiment, tmp_path)
     )

@@ -127,7 +127,7 @@ def test_the_page_shows_the_numbers_of_the_evaluations(browser, written, lines):
 
 def test_the_page_is_sorted_and_filtered_by_them(browser, written, lines):
     shown = Page(browser, written / "report.html")
-    shown.choose("sort", "left fovea_error")
+    shown.choose("sort", "left:fovea_error")
     errors = {r["image_id"]: number(r, "fovea_error") for r in lines["independent"]}
     assert [errors[name] for name in shown.ids()] == sorted(errors.values())
     shown.choose("outcome", "missed")

@@ -46,7 +46,7 @@ def assert_logs_agree(one, other, **tolerance):
             assert a[name] == value or a[name] == pytest.approx(value, **tolerance)
 
 
-@pytest.mark.parametrize("method", ["independent", "pcgrad", "random_grouping"])
+@pytest.mark.parametrize("method", ["independent", "pcgrad"])
 def test_steps_of_several_runs(method, make_config, random_variables, make_batch):
     """Other weights, learning rates, orders of the tasks, and labels in each run."""
     config = make_config({"method.name": method, "optimizer.name": "sgd"})
@@ -111,6 +111,7 @@ def joined(config, compiled, tmp_path_factory):
     return workdirs
 
 
+@pytest.mark.slow
 def test_runs_of_one_program_are_ordinary_runs(config, joined, tmp_path):
     """Logs and networks are those of the run alone, and it goes on as one."""
     configs = of_runs(config)
@@ -133,18 +134,19 @@ def test_runs_of_one_program_are_ordinary_runs(config, joined, tmp_path):
     assert lines(joined[2]) == before
 
 
+@pytest.mark.slow
 def test_runs_that_stand_at_different_steps_go_on(config, joined, tmp_path):
     """As a kill between two runs' checkpoints leaves them."""
     workdirs = [tmp_path / name for name in "abc"]
     for source, workdir in zip(joined, workdirs, strict=True):
         shutil.copytree(source, workdir)
-    for workdir in workdirs[1:]:
-        shutil.rmtree(workdir / "checkpoints" / "9")
+    shutil.rmtree(workdirs[1] / "checkpoints" / "9")
     loop.train_together(of_runs(config), workdirs, resume=True)
     for source, workdir in zip(joined, workdirs, strict=True):
         assert_logs_agree(source, workdir, rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 def test_a_run_that_diverges_leaves_the_others_alone(config, joined, tmp_path):
     configs = of_runs(config)
@@ -152,9 +154,7 @@ def test_a_run_that_diverges_leaves_the_others_alone(config, joined, tmp_path):
     workdirs = [tmp_path / name for name in "abc"]
     failures = loop.train_together(configs, workdirs)
     assert set(failures) == {workdirs[1]}
-    assert "not finite" in str(failures[workdirs[1]]) or "loss of step" in str(
-        failures[workdirs[1]]
-    )
+    assert "lower the learning rate" in str(failures[workdirs[1]])
     for index in (0, 2):
         assert lines(workdirs[index]) == lines(joined[index])
 
