@@ -9,9 +9,11 @@ import itertools
 import json
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from mtl_jax import configuration, files
 from mtl_jax.errors import UserError
@@ -62,6 +64,19 @@ def execute(
     """
     directory = pathlib.Path(directory)
     _claim_directory(directory, kind, config)
+    with _shared_programs():
+        skipped, failures = _execute(directory, runs, runs_per_program, redo_damaged)
+    _collect(directory)
+    if failures:
+        names = "; ".join(f"{name}: {error}" for name, error in failures.items())
+        raise UserError(f"{len(failures)} of {len(runs)} runs have failed. {names}")
+    return skipped
+
+
+def _execute(
+    directory: pathlib.Path, runs: Sequence[Run], runs_per_program: int, redo: bool
+) -> tuple[int, dict[str, NotFinite]]:
+    """Carries out what is to do; says how many others are at, and what failed."""
     skipped, failures = 0, {}
     for lot in _lots(runs, runs_per_program):
         with contextlib.ExitStack() as claims:
@@ -77,13 +92,29 @@ def execute(
                     state, skipped = "another process is at it", skipped + 1
                 print(f"run {number} of {len(runs)}, {run.name}: {state}", flush=True)
             if own:
-                failures |= _carry_out(directory, own, redo_damaged)
+                failures |= _carry_out(directory, own, redo)
                 _collect(directory)
-    _collect(directory)
-    if failures:
-        names = "; ".join(f"{name}: {error}" for name, error in failures.items())
-        raise UserError(f"{len(failures)} of {len(runs)} runs have failed. {names}")
-    return skipped
+    return skipped, failures
+
+
+@contextlib.contextmanager
+def _shared_programs() -> Iterator[None]:
+    """Lets the runs of this process share compiled programs on disk.
+
+    Unless JAX has been given a place for them already.
+    """
+    if jax.config.jax_compilation_cache_dir:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="mtl_jax-programs-") as place:
+        jax.config.update("jax_compilation_cache_dir", place)
+        # What compiled before has settled that there is no such place.
+        compilation_cache.reset_cache()
+        try:
+            yield
+        finally:
+            jax.config.update("jax_compilation_cache_dir", None)
+            compilation_cache.reset_cache()
 
 
 def _lots(runs: Sequence[Run], size: int) -> list[list[tuple[int, Run]]]:
