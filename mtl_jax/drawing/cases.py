@@ -43,7 +43,7 @@ def plot_case(
     """
     panels = {"annotated": (truth, ""), **found}
     # Text as large as that around the figure in print.
-    figure = Figure(figsize=(1.9 * (1 + len(panels)), 2.7), layout="constrained")
+    figure = Figure(figsize=(1.9 * (1 + len(panels)), 2.9), layout="constrained")
     first, *others = figure.subplots(1, 1 + len(panels))
     window = _window(photograph.shape, [marks for marks, _ in panels.values()])
     _show(first, photograph, title)

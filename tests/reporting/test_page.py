@@ -176,6 +176,13 @@ def test_headings_facts_tables_and_figures_are_shown(report, content):
     assert report.run("return document.querySelector('figure img').naturalWidth") == 40
 
 
+def test_a_long_table_is_folded(content):
+    tables = {"Long": f"<table>{'<tr></tr>' * 30}</table>", "Short": "<table></table>"}
+    text = page.render(content._replace(tables=tables))
+    assert text.count("<details><summary><h3>Long</h3></summary>") == 1
+    assert "<summary><h3>Short</h3>" not in text
+
+
 def test_numbers_are_those_of_the_csv(report, lines):
     for left, right in ((0, 1), (2, 0)):
         report.choose("left", RUNS[left])

@@ -32,6 +32,9 @@ from mtl_jax.drawing.outlines import Marks
 _LONG_SIDE, _TOLERANCE = 256, 0.2
 _WEBP_QUALITY = 80
 
+# A table of more lines than this is opened by who wants to read it.
+_LONG_TABLE = 20
+
 
 class Metric(NamedTuple):
     """A number that a run gives a photograph.
@@ -209,12 +212,15 @@ def _section(heading: str, parts: Iterable[str]) -> str:
 
 def _table(heading: str, table: str) -> str:
     heading = html.escape(heading)
+    title = f"<h3>{heading}</h3>"
     # A wide table is scrolled, which takes focus where there is no mouse.
-    return (
-        f"<h3>{heading}</h3>"
+    region = (
         f'<div class="table" role="region" aria-label="{heading}" tabindex="0">'
         f"{table}</div>"
     )
+    if table.count("<tr") <= _LONG_TABLE:
+        return title + region
+    return f"<details><summary>{title}</summary>{region}</details>"
 
 
 def _figure(heading: str, path: pathlib.Path) -> str:
