@@ -7,7 +7,8 @@
         --methods=single,independent,vanilla,gradnorm,pcgrad
     python scripts/make_report.py --experiment=demo/study
 
-A fold trains on 200 of the 300 images: as many epochs as in the demo are 600 steps.
+The config is the demo's. Of its 300 images for training and validation a fold trains on
+200, so that 24 epochs are 600 steps.
 """
 
 from configs import synthetic_demo

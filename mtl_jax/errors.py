@@ -1,4 +1,4 @@
-"""The one exception that stands for a mistake of the user."""
+"""The exception that stands for a mistake of the user."""
 
 
 class UserError(Exception):
@@ -7,3 +7,7 @@ class UserError(Exception):
     The message is one sentence that says what is wrong, where, and what to do. Scripts
     print it without a traceback and exit with code 1; every other exception is a bug.
     """
+
+
+class NotFinite(UserError):
+    """A loss, parameter or output that is not finite; the run can come to no more."""

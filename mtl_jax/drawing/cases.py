@@ -87,7 +87,7 @@ def plot_saliency(
 def _show(axes: Axes, image: np.ndarray, title: str, **scale: float) -> None:
     # Even in lightness, and the same to the colour-blind.
     axes.imshow(image, cmap="cividis", interpolation="nearest", **scale)
-    axes.set_title(title, fontsize=9, wrap=True)
+    axes.set_title(title, fontsize=9, wrap=True, parse_math=False)
     axes.set(xticks=[], yticks=[])
 
 

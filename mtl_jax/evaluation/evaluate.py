@@ -32,8 +32,8 @@ def evaluate(
 
     Writes `metrics.json`, `per_image.csv`, `roc.png`, `overlays/` and, at model
     resolution, `outlines.json` into the folder `evaluation/SPLIT-RESOLUTION` of the
-    workdir (with the name of the data set, where
-    that is not the run's own, and with the checkpoint, where that is not the best).
+    workdir (with the name of the data set, where that is not the run's own, and with
+    the checkpoint, where that is not the best).
 
     Args:
       workdir: of the run.

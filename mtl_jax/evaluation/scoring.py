@@ -8,6 +8,7 @@ import numpy as np
 
 from mtl_jax.data import geometry, pipeline
 from mtl_jax.data.schema import LABELS
+from mtl_jax.errors import NotFinite
 from mtl_jax.evaluation import metrics, vcdr
 from mtl_jax.evaluation.prediction import (
     Prediction,
@@ -62,9 +63,13 @@ def cases(
       resolution: at which masks are compared: that of the network, disc and cup each
         for itself; or that of the photograph, where the cup counts as part of the disc,
         as in the one mask with three values that REFUGE's program compares.
+
+    Raises:
+      NotFinite: if the network's outputs are not.
     """
     for indices, batch in pipeline.evaluation_batches(table, batch_size):
         logits, losses = network(batch)
+        _check_finite(logits, table)
         model_size = batch["image"].shape[1:3]
         for place, index in enumerate(indices):
             details = table.details(index)
@@ -85,6 +90,19 @@ def cases(
                 if truth[task] is not None
             }
             yield Case(index, details, model_size, prediction, truth, annotated)
+
+
+def _check_finite(logits: Logits, table: pipeline.Table) -> None:
+    """Refuses outputs that have no meaning.
+
+    With batch normalisation a network may train on, its running averages spoilt.
+    """
+    for task, values in logits.items():
+        if not np.isfinite(values).all():
+            raise NotFinite(
+                f"The network's {task} output on {table.name} is not finite; lower the "
+                "learning rate, or evaluate an earlier checkpoint."
+            )
 
 
 def as_one_mask(

@@ -38,7 +38,7 @@ class TrainedNetwork:
     Attributes:
       config: of the run.
       checkpoint: the step it was read from; of several networks, theirs.
-      metadata: of the checkpoint, see `training.loop`.
+      metadata: of the checkpoint, see `training.member`.
       image_size: pixels a side of the images it was trained on.
       batch_size: images at a time.
       classifier: on the vertical cup-to-disc ratio, fitted on the training split.

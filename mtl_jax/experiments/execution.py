@@ -16,13 +16,12 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from mtl_jax import configuration, files
-from mtl_jax.errors import UserError
+from mtl_jax.errors import NotFinite, UserError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.experiments import results
 from mtl_jax.experiments.plan import Run
 from mtl_jax.training import loop
 from mtl_jax.training.checkpoints import Damaged
-from mtl_jax.training.watch import NotFinite
 
 try:
     import fcntl
@@ -92,7 +91,10 @@ def _execute(
                     state, skipped = "another process is at it", skipped + 1
                 print(f"run {number} of {len(runs)}, {run.name}: {state}", flush=True)
             if own:
-                failures |= _carry_out(directory, own, redo)
+                failed = _carry_out(directory, own, redo)
+                for name, failure in failed.items():
+                    print(f"{name} has failed: {failure}", flush=True)
+                failures |= failed
                 _collect(directory)
     return skipped, failures
 
@@ -147,18 +149,23 @@ def _carry_out(
 ) -> dict[str, NotFinite]:
     """Trains and evaluates runs of one method; says which failed, and why."""
     workdirs = {_workdir(directory, run).absolute(): run for run in runs}
+    redone = set()
     while True:
         try:
             failures = _train_and_evaluate(workdirs)
             break
         except Damaged as error:
             (workdir,) = (w for w in workdirs if error.path.is_relative_to(w))
+            # What is damaged again is not so by chance.
+            if workdir in redone:
+                raise
             if not redo_damaged:
                 name = workdirs[workdir].name
                 raise UserError(
                     f"{error} Or let --redo_damaged begin the run {name} anew."
                 ) from error
             shutil.rmtree(workdir)
+            redone.add(workdir)
     # The programs of these runs are of no use to the next.
     jax.clear_caches()
     return failures
@@ -171,10 +178,14 @@ def _train_and_evaluate(workdirs: dict[pathlib.Path, Run]) -> dict[str, NotFinit
     for workdir, run in workdirs.items():
         if workdir in failures:
             continue
-        evaluations = [
-            evaluate.evaluate(workdir, resolution=resolution)[1]
-            for resolution in ("model", "native")
-        ]
+        try:
+            evaluations = [
+                evaluate.evaluate(workdir, resolution=resolution)[1]
+                for resolution in ("model", "native")
+            ]
+        except NotFinite as failure:
+            failures[workdir] = failure
+            continue
         rows = results.rows_of(run, workdir, evaluations)
         files.write_json(workdir / results.RESULT, rows)
     return {workdirs[workdir].name: error for workdir, error in failures.items()}

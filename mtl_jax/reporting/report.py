@@ -25,8 +25,6 @@ _TITLES = {
     "repeats": "Repeats with several seeds",
     "learning_rates": "Learning rates",
 }
-# The methods of the paper's figures.
-_PAIR = ("single", "independent")
 _SWEPT = {
     "auc": "AUC",
     "dice_disc": "disc Dice",
@@ -64,13 +62,14 @@ def write(
     """
     directory = pathlib.Path(directory)
     kind, config, rows = _open(directory)
+    found = runs.labels(runs.of(rows))
     try:
         data = config.data
         builder = pipeline.open_dataset(data_dir or data.data_dir, data.dataset)
         table, missing = pipeline.open_split(builder, "test"), None
+        _check_outlines(directory, found)
     except UserError as error:
         table, missing = None, str(error)
-    found = runs.labels(runs.of(rows))
     diagnoses = comparisons.diagnoses(
         {run: runs.image_rows(directory, run) for run in found}
     )
@@ -78,18 +77,12 @@ def write(
     with files.whole_directory(output, CONTENTS) as folder:
         shown = _write_tables(folder, rows, _published(kind, config))
         figures = {}
-        if kind == "learning_rates":
-            curves.plot_learning_rates(_panels(rows), folder / "learning_rates")
-            figures["Learning rates"] = folder / "learning_rates.png"
-        else:
+        if kind != "learning_rates":
             shown["Differences"] = _write_comparisons(folder, rows, diagnoses)
-        if diagnoses:
-            scores = {
-                NAMES[method]: [(one.scores, one.labels) for one in several]
-                for method, several in diagnoses.items()
-            }
-            curves.plot_mean_roc(scores, folder / "roc")
-            figures["Glaucoma"] = folder / "roc.png"
+            figures |= _draw_roc(folder, diagnoses)
+        elif panels := _panels(rows):
+            curves.plot_learning_rates(panels, folder / "learning_rates")
+            figures["Learning rates"] = folder / "learning_rates.png"
         if table is not None:
             photographs = runs.photographs(table)
             readings = {run: runs.readings(directory, run, table) for run in found}
@@ -193,6 +186,30 @@ def _panels(rows: Sequence[results.Row]) -> dict[str, curves.Panel]:
     return panels
 
 
+def _check_outlines(directory: pathlib.Path, found: Mapping[Run, str]) -> None:
+    """Refuses runs that were evaluated before there were outlines."""
+    lacking = [run for run in found if not runs.has_outlines(directory, run)]
+    if lacking:
+        raise UserError(
+            f"{len(lacking)} of {len(found)} runs were evaluated by an older version "
+            f"({found[lacking[0]]}, for one); evaluate them again by "
+            f"scripts/evaluate.py --workdir={lacking[0].workdir(directory)}."
+        )
+
+
+def _draw_roc(
+    folder: pathlib.Path, diagnoses: Mapping[str, Sequence[comparisons.Diagnoses]]
+) -> dict[str, pathlib.Path]:
+    if not diagnoses:
+        return {}
+    scores = {
+        NAMES[method]: [(one.scores, one.labels) for one in several]
+        for method, several in diagnoses.items()
+    }
+    curves.plot_mean_roc(scores, folder / "roc")
+    return {"Glaucoma": folder / "roc.png"}
+
+
 def _draw_case(
     folder: pathlib.Path,
     directory: pathlib.Path,
@@ -204,10 +221,10 @@ def _draw_case(
     place = _choose(photographs, readings, case)
     photograph = photographs[place]
     title = _diagnosis(photograph)
-    found, figures = {}, {}
+    found, figures, names = {}, {}, runs.labels(list(readings))
     for run in _pair(readings):
         if reading := readings[run][place]:
-            found[NAMES[run.method]] = reading.marks, _numbers(reading)
+            found[names[run]] = reading.marks, _numbers(reading)
     if found:
         cases.plot_case(
             photograph.pixels, title, photograph.truth, found, folder / "case"
@@ -218,19 +235,16 @@ def _draw_case(
         image = saliency.of_run(run.workdir(directory), photograph.pixels)
         if image is not None:
             cases.plot_saliency(photograph.pixels, image, title, folder / "saliency")
-            name = f"What {NAMES[run.method]}'s diagnosis of it hangs on"
+            name = f"What the diagnosis of it by {names[run]} hangs on"
             figures[name] = folder / "saliency.png"
             break
     return figures
 
 
 def _pair(found: Mapping[Run, Any]) -> list[Run]:
-    """The first runs of two methods: those of the paper, or the first there are."""
+    """The first runs of two methods: those of the paper where they are there."""
     first = {run.method: run for run in reversed(list(found))}
-    methods = [m for m in NAMES if m in first]
-    if set(_PAIR) <= set(methods):
-        methods = _PAIR
-    return [first[method] for method in methods[:2]]
+    return [first[method] for method in NAMES if method in first][:2]
 
 
 def _choose(
@@ -253,9 +267,11 @@ def _choose(
             several[index].numbers for several in readings.values() if several[index]
         ]
         is_glaucoma = photographs[index].glaucoma == 1
-        keys = ("probability",) if is_glaucoma else ("dice_disc", "dice_cup")
-        values = [n[key] for n in numbers for key in keys if n.get(key) is not None]
-        return is_glaucoma and bool(values), -np.mean(values) if values else -np.inf
+        for keys in (("probability",) * is_glaucoma, ("dice_disc", "dice_cup")):
+            values = [n[k] for n in numbers for k in keys if n.get(k) is not None]
+            if values:
+                return is_glaucoma, -float(np.mean(values))
+        return is_glaucoma, -np.inf
 
     return max(range(len(names)), key=hardness)
 

@@ -1,7 +1,9 @@
 """The runs of an experiment, and what each said of the test images."""
 
 import csv
+import io
 import json
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -15,6 +17,9 @@ from mtl_jax.evaluation import evaluate, scoring
 from mtl_jax.experiments import plan, results
 from mtl_jax.reporting.page import Photograph, Reading
 from mtl_jax.reporting.tables import NAMES
+
+# Of `per_image.csv`, those that are read here.
+_COLUMNS = {"glaucoma", "probability", "dice_disc", "dice_cup", "fovea_error", "vcdr"}
 
 
 class Run(NamedTuple):
@@ -85,15 +90,26 @@ def image_rows(directory: pathlib.Path, run: Run) -> list[ImageRow]:
     """
     text = _read(directory, run, "per_image.csv")
     try:
-        return [
+        lines = list(csv.DictReader(io.StringIO(text, newline="")))
+        rows = [
             ImageRow(
                 line.pop("image_id"),
                 {k: float(v) if v else None for k, v in line.items()},
             )
-            for line in csv.DictReader(text.splitlines())
+            for line in lines
         ]
-    except (KeyError, ValueError) as error:
+        for _, numbers in rows:
+            values = (v for v in numbers.values() if v is not None)
+            if not set(numbers) >= _COLUMNS or not all(map(math.isfinite, values)):
+                raise ValueError("columns or numbers are missing")
+    except (KeyError, TypeError, ValueError) as error:
         raise _damaged(directory, run, error) from error
+    return rows
+
+
+def has_outlines(directory: pathlib.Path, run: Run) -> bool:
+    """Whether the run was evaluated since outlines are written."""
+    return (_evaluation(directory, run) / evaluate.OUTLINES).exists()
 
 
 def photographs(table: pipeline.Table) -> list[Photograph]:
@@ -143,14 +159,18 @@ def readings(
 
 
 def _read(directory: pathlib.Path, run: Run, name: str) -> str:
-    path = run.workdir(directory) / "evaluation" / "test-model" / name
+    path = _evaluation(directory, run) / name
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}); evaluate that run again by "
             f"scripts/evaluate.py --workdir={run.workdir(directory)}."
         ) from error
+
+
+def _evaluation(directory: pathlib.Path, run: Run) -> pathlib.Path:
+    return run.workdir(directory) / "evaluation" / "test-model"
 
 
 def _damaged(directory: pathlib.Path, run: Run, error: Exception) -> UserError:

@@ -122,14 +122,14 @@ def as_markdown(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 def as_html(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """Any table as HTML; the first cell of a line is its head."""
-
-    def row(first: str, others: Sequence[str], kind: str, scope: str) -> str:
-        cells = "".join(f"<{kind}>{other}</{kind.split()[0]}>" for other in others)
-        return f'<tr><th scope="{scope}">{first}</th>{cells}</tr>'
-
-    head = row(heads[0], heads[1:], 'th scope="col"', "col")
-    rows = "".join(row(line[0], line[1:], "td", "row") for line in body)
-    return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"
+    head = "".join(f'<th scope="col">{text}</th>' for text in heads)
+    rows = "".join(
+        f'<tr><th scope="row">{first}</th>'
+        + "".join(f"<td>{text}</td>" for text in others)
+        + "</tr>"
+        for first, *others in body
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
 def latex(table: Sequence[Line], published: Published) -> str:

@@ -6,19 +6,20 @@ import itertools
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import tqdm
 
 from mtl_jax import configuration
 from mtl_jax.data import pipeline
+from mtl_jax.errors import NotFinite
 from mtl_jax.tasks import Task
 from mtl_jax.training import parallel, together
 from mtl_jax.training import step as steps
 from mtl_jax.training.member import Evaluation, Member
 from mtl_jax.training.state import TrainState
-from mtl_jax.training.watch import NotFinite, brief
+from mtl_jax.training.watch import brief
 from mtl_jax.training.workdir import claim
 
 
@@ -73,61 +74,79 @@ def train_together(
                 f"one program cannot serve runs that differ in {differing}"
             )
     parallel.check_batch_size(configs[0].batch_size)
-    failures = {}
+    failures: dict[pathlib.Path, NotFinite] = {}
     runs = [
         (pathlib.Path(workdir), config, configuration.part_configs(config))
         for config, workdir in zip(configs, workdirs, strict=True)
     ]
     # A method of one network has one part, the run itself.
     for number, name in enumerate(runs[0][2] or [""]):
-        places, parts, claims = [], [], []
-        for workdir, config, own_parts in runs:
+        places = []
+        for workdir, config, parts in runs:
             if workdir in failures:
                 continue
-            places.append(workdir)
-            parts.append(own_parts[name] if name else config)
+            claims = []
             # The first part's data and weights are all parts': they are looked at
-            # before the run leaves a trace. What is finished is found finished.
-            claim_run = functools.partial(claim, workdir, config, resume)
-            claim_part = functools.partial(claim, workdir / name, parts[-1], True)
-            claims.append([claim_run] * (number == 0) + [claim_part] * (name != ""))
-        for place, failure in _train_networks(parts, places, name, claims):
-            failures[place] = failure
+            # before the run leaves a trace.
+            if number == 0:
+                claims.append(functools.partial(claim, workdir, config, resume))
+            # What is finished is found finished.
+            if name:
+                claims.append(
+                    functools.partial(claim, workdir / name, parts[name], True)
+                )
+            places.append(_Place(workdir, parts.get(name, config), claims))
+        if places:
+            failures |= _train_networks(places, name)
     return failures
 
 
+class _Place(NamedTuple):
+    """Where a network of a run is trained, and how.
+
+    Attributes:
+      workdir: of the run.
+      config: of the network.
+      claims: what makes the folder this run's.
+    """
+
+    workdir: pathlib.Path
+    config: configuration.Config
+    claims: Sequence[Callable[[], None]]
+
+
 def _train_networks(
-    configs: Sequence[configuration.Config],
-    workdirs: Sequence[pathlib.Path],
-    name: str,
-    claims: Sequence[Sequence[Callable[[], None]]],
-) -> Iterator[tuple[pathlib.Path, NotFinite]]:
-    """Trains one network of each run; yields the workdirs of those that failed."""
-    if not configs:
-        return
-    model = configuration.create_model(configs[0], parallel.AXIS)
-    dataset = pipeline.open_dataset(configs[0].data.data_dir, configs[0].data.dataset)
+    places: Sequence[_Place], name: str
+) -> dict[pathlib.Path, NotFinite]:
+    """Trains one network of each run; says by their workdirs which failed, and why."""
+    config = places[0].config
+    model = configuration.create_model(config, parallel.AXIS)
+    dataset = pipeline.open_dataset(config.data.data_dir, config.data.dataset)
     side = pipeline.image_size(dataset)
     splits = pipeline.open_training_splits(
-        dataset, [configuration.create_fold(config) for config in configs]
+        dataset, [configuration.create_fold(place.config) for place in places]
     )
-    if not configs[0].view.kind:
-        place = f"{splits[0][0].name} has images of"
-        configuration.check_image_size(configs[0], side, place)
-    members = [
-        Member(config, workdir / name, tables, side, model, own)
-        for config, workdir, tables, own in zip(
-            configs, workdirs, splits, claims, strict=True
-        )
-    ]
+    if not config.view.kind:
+        train, _ = splits[0]
+        configuration.check_image_size(config, side, f"{train.name} has images of")
+    members: dict[pathlib.Path, Member] = {}
     programs: dict[tuple[int, int], list[Member]] = {}
-    for member in members:
-        programs.setdefault((member.epoch_steps, member.done), []).append(member)
-    for program in programs.values():
-        _run_program(program, model)
-    for member, workdir in zip(members, workdirs, strict=True):
-        if member.failure is not None:
-            yield workdir, member.failure
+    with contextlib.ExitStack() as stack:
+        for place, tables in zip(places, splits, strict=True):
+            folder = place.workdir / name
+            member = Member(place.config, folder, tables, side, model, place.claims)
+            stack.callback(member.close)
+            members[place.workdir] = member
+            if not member.is_finished:
+                key = member.epoch_steps, member.done
+                programs.setdefault(key, []).append(member)
+        for program in programs.values():
+            _run_program(program, model)
+    return {
+        workdir: member.failure
+        for workdir, member in members.items()
+        if member.failure is not None
+    }
 
 
 def _run_program(members: Sequence[Member], model: nn.Module) -> None:
@@ -137,12 +156,10 @@ def _run_program(members: Sequence[Member], model: nn.Module) -> None:
     log_interference = _interference_log(members, model)
     evaluation = _evaluation(lead.config, model)
     state = parallel.replicate(together.stack([member.state for member in members]))
-    with contextlib.ExitStack() as stack:
-        for member in members:
-            del member.state
-            member.open()
-            stack.callback(member.close)
-        progress = stack.enter_context(_progress(lead, num_runs))
+    for member in members:
+        member.state = None
+        member.open()
+    with _progress(lead, num_runs) as progress:
         for epoch in range(
             lead.done // lead.epoch_steps + 1, lead.config.num_epochs + 1
         ):
@@ -169,7 +186,7 @@ def _run_program(members: Sequence[Member], model: nn.Module) -> None:
             if epoch % lead.config.validate_every and epoch < lead.config.num_epochs:
                 continue
             for index, member in _going_on(members):
-                own = parallel.part(state, index) if num_runs > 1 else state
+                own = parallel.take(state, index) if num_runs > 1 else state
                 with _may_fail(member):
                     member.validate_and_save(last, epoch, own, evaluation)
 

@@ -10,14 +10,14 @@ import numpy as np
 
 from mtl_jax import configuration, weights
 from mtl_jax.data import pipeline
-from mtl_jax.errors import UserError
+from mtl_jax.errors import NotFinite, UserError
 from mtl_jax.evaluation import scoring
 from mtl_jax.training import parallel
 from mtl_jax.training import step as steps
 from mtl_jax.training.checkpoints import Checkpoints
 from mtl_jax.training.metric_log import MetricLog
 from mtl_jax.training.state import TrainState
-from mtl_jax.training.watch import NotFinite, Watch, check_finite
+from mtl_jax.training.watch import Watch, check_finite
 
 # From a replicated network and a batch in host memory to what it says of the batch.
 Evaluation = Callable[[Any, Any], Any]
@@ -29,8 +29,9 @@ class Member:
     Attributes:
       config: of the network.
       epoch_steps: steps of an epoch.
-      state: that the training goes on from.
-      done: steps of it.
+      done: steps of the training that are behind it.
+      is_finished: whether these are all.
+      state: that the training goes on from; None if it is finished.
       failure: why nothing more is done for this network; None while all is well.
     """
 
@@ -73,8 +74,21 @@ class Member:
         self._batches = pipeline.training_batches(
             self._train, config.batch_size, config.seed
         )
-        self.state = self._restored(self._initial(model, pretrained))
-        self.done = int(self.state.step)
+        latest = self._checkpoints.latest()
+        self.done = latest or 0
+        self.is_finished = self.done >= config.num_epochs * self.epoch_steps
+        initial = self._initial(model, pretrained)
+        if latest is not None:
+            self._check_data(self._checkpoints.restore_metadata(latest))
+        self.state: TrainState | None = None
+        if self.is_finished:
+            # All that anyone wants of it; its optimizer may be of an older version.
+            network = {"params": initial.params, "batch_stats": initial.batch_stats}
+            self._checkpoints.restore_model(latest, network)
+        elif latest is None:
+            self.state = initial
+        else:
+            self.state, _ = self._checkpoints.restore(latest, initial, self._batches)
         # Of the second of two stages, as of both, nothing is said of glaucoma.
         self._classifier = None
         if config.view.kind != "disc":
@@ -96,17 +110,13 @@ class Member:
         )
         return state.replace(params=params, batch_stats=batch_stats)
 
-    def _restored(self, state: TrainState) -> TrainState:
-        """The latest checkpoint's state, or the one given where there is none."""
-        if (latest := self._checkpoints.latest()) is None:
-            return state
-        state, saved = self._checkpoints.restore(latest, state, self._batches)
+    def _check_data(self, saved: Mapping[str, Any]) -> None:
+        """Refuses to go on with other data than the run began with."""
         if saved["num_training_images"] not in (None, len(self._train)):
             raise UserError(
                 f"{self._train.name} has {len(self._train)} images, but this run "
                 f"began with {saved['num_training_images']}; name another workdir."
             )
-        return state
 
     def open(self) -> None:
         """Opens the logs; `close` closes them."""
@@ -114,8 +124,9 @@ class Member:
         self._log = MetricLog(self._workdir, self.done, silent=silent)
 
     def close(self) -> None:
-        """Closes the logs, and waits for what is being saved."""
-        self._log.close()
+        """Closes the logs, if they are open, and waits for what is being saved."""
+        if self._log is not None:
+            self._log.close()
         self._checkpoints.close()
 
     def next_batch(self) -> dict[str, np.ndarray]:

@@ -69,13 +69,9 @@ def replicate(tree: Any) -> Any:
     return copy(np.arange(jax.local_device_count()), tree)
 
 
-def part(tree: Any, index: int) -> Any:
-    """Of every copy what stands at `index` of its leading axis."""
-    return _part(tree, index)
-
-
 @functools.partial(jax.pmap, axis_name=AXIS, in_axes=(0, None))
-def _part(tree, index):
+def take(tree: Any, index: int) -> Any:
+    """Of every copy what stands at `index` of its leading axis."""
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 

@@ -6,15 +6,11 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from mtl_jax.errors import UserError
+from mtl_jax.errors import NotFinite
 from mtl_jax.tasks import Task
 from mtl_jax.training import step as steps
 from mtl_jax.training.checkpoints import Checkpoints
 from mtl_jax.training.state import TrainState
-
-
-class NotFinite(UserError):
-    """A loss or a parameter that is not finite: of this run nothing more can come."""
 
 
 class Watch:

@@ -14,6 +14,8 @@ from mtl_jax import configuration
 from mtl_jax.errors import UserError
 from mtl_jax.experiments import execution, plan, results
 from mtl_jax.reporting import report
+from mtl_jax.training import loop
+from mtl_jax.training.checkpoints import Damaged
 
 pytest_plugins = ("training_fixtures",)
 
@@ -171,6 +173,30 @@ def test_a_damaged_checkpoint_is_named_or_done_again(experiment, config, tmp_pat
         execution.execute(directory, "cross_validation", config, runs)
     execution.execute(directory, "cross_validation", config, runs, redo_damaged=True)
     assert results.finished(workdir) is not None
+
+
+@pytest.mark.slow
+def test_what_is_damaged_again_is_not_redone_for_ever(
+    experiment, config, tmp_path, monkeypatch
+):
+    """As on a full disk, where whatever is written cannot be read back."""
+    directory = tmp_path / "cv"
+    shutil.copytree(experiment, directory)
+    runs = plan.cross_validation(config, METHODS, 2)[:1]
+    workdir = (directory / "runs" / runs[0].name).absolute()
+    (workdir / results.RESULT).unlink()
+    tried = []
+
+    def fail(*arguments, **options):
+        tried.append(arguments)
+        raise Damaged("is damaged", workdir / "checkpoints/3")
+
+    monkeypatch.setattr(loop, "train_together", fail)
+    with pytest.raises(Damaged):
+        execution.execute(
+            directory, "cross_validation", config, runs, redo_damaged=True
+        )
+    assert len(tried) == 2
 
 
 @pytest.mark.slow

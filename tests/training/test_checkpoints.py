@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 
 import grain
 import jax
@@ -208,6 +209,9 @@ def test_going_on_from_the_checkpoint_before_a_damaged_one(
     glaucoma_run, tmp_path, part
 ):
     workdir = glaucoma_run.copy(tmp_path / "run")
+    if part != "model":
+        # A finished run has no more use for it.
+        shutil.rmtree(step_folder(workdir))
     folder = step_folder(workdir)
     damaged = largest(folder / part)
     if part == "data":

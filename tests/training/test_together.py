@@ -99,7 +99,9 @@ def test_steps_of_several_runs(method, make_config, random_variables, make_batch
 @pytest.fixture(scope="module")
 def config(make_config):
     """The encoder alone."""
-    fields = {"optimizer.name": "sgd"}
+    # With running averages that move slowly, a network can be spoilt unnoticed by the
+    # losses of its training.
+    fields = {"optimizer.name": "sgd", "model.norm_momentum": 0.99}
     return make_config(fields, tasks=("glaucoma",), num_epochs=3, validate_every=1)
 
 
@@ -148,15 +150,17 @@ def test_runs_that_stand_at_different_steps_go_on(config, joined, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
-def test_a_run_that_diverges_leaves_the_others_alone(config, joined, tmp_path):
+def test_runs_that_diverge_leave_the_others_alone(config, joined, tmp_path):
     configs = of_runs(config)
-    configs[1].optimizer.learning_rate = 1e38
+    # The one is spoilt for evaluation only, the other altogether.
+    configs[1].optimizer.learning_rate = 300.0
+    configs[2].optimizer.learning_rate = 1e38
     workdirs = [tmp_path / name for name in "abc"]
     failures = loop.train_together(configs, workdirs)
-    assert set(failures) == {workdirs[1]}
-    assert "lower the learning rate" in str(failures[workdirs[1]])
-    for index in (0, 2):
-        assert lines(workdirs[index]) == lines(joined[index])
+    assert set(failures) == set(workdirs[1:])
+    assert "glaucoma output on" in str(failures[workdirs[1]])
+    assert all("lower the learning rate" in str(x) for x in failures.values())
+    assert lines(workdirs[0]) == lines(joined[0])
 
 
 def test_runs_of_one_program_differ_in_nothing_else(config, make_config, tmp_path):

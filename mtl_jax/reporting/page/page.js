@@ -345,8 +345,9 @@ function onViewerKey(event) {
 
 function onCardClick(event) {
   const element = event.target.closest('.card');
-  // Text is selected with the mouse as well.
-  if (element && getSelection().isCollapsed) openViewer(Number(element.dataset.index));
+  // Text is selected with the mouse as well; a click by the keyboard has no detail.
+  const isSelecting = event.detail > 0 && !getSelection().isCollapsed;
+  if (element && !isSelecting) openViewer(Number(element.dataset.index));
 }
 
 // The page is put together
