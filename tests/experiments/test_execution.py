@@ -86,7 +86,7 @@ runs = plan.cross_validation(config, ("independent", "vanilla"), 2)
 whole, calls = watch.Watch.add, []
 def add(self, step, metrics):
     calls.append(step)
-    if len(calls) == 5:
+    if len(calls) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     whole(self, step, metrics)
 watch.Watch.add = add
@@ -200,22 +200,30 @@ def test_what_is_damaged_again_is_not_redone_for_ever(
 
 
 @pytest.mark.slow
-def test_runs_of_one_program(experiment, config, tmp_path, capsys):
-    """Both folds of a method at once have the results that they have by themselves."""
-    runs = plan.cross_validation(config, METHODS[:1], 2)
-    execution.execute(tmp_path, "cross_validation", config, runs, runs_per_program=2)
-    shown = capsys.readouterr()
-    assert shown.out.count(": training") == 2
-    assert "training 2 runs" in shown.err
-    alone, together = (
-        {
-            tuple(row[key] for key in results.COLUMNS[:-1]): row["value"]
-            for row in results.read(directory)
-            if row["metric"] != "seconds_per_step" and row["method"] == METHODS[0]
-        }
-        for directory in (experiment, tmp_path)
-    )
-    assert together == pytest.approx(alone, rel=1e-3, abs=1e-3)
+def test_runs_of_one_program(make_config, tmp_path, capsys):
+    """Folds of a method at once have the results that they have by themselves."""
+    # Not Adam, which makes steps of full size of rounding noise.
+    fields = {"optimizer.name": "sgd", "model.norm_momentum": 0.99}
+    config = make_config(fields, tasks=("glaucoma",), num_epochs=1, validate_every=1)
+    runs = plan.cross_validation(config, METHODS[:1], 3)
+    found = []
+    for count in (1, 3):
+        directory = tmp_path / str(count)
+        execution.execute(
+            directory, "cross_validation", config, runs, runs_per_program=count
+        )
+        shown = capsys.readouterr()
+        assert shown.out.count(": training") == 3
+        assert ("training 3 runs" in shown.err) == (count == 3)
+        found.append(
+            {
+                tuple(row[key] for key in results.COLUMNS[:-1]): row["value"]
+                for row in results.read(directory)
+                if row["metric"] != "seconds_per_step"
+            }
+        )
+    alone, together = found
+    assert together == pytest.approx(alone, rel=1e-4, abs=1e-4)
 
 
 @pytest.mark.slow
