@@ -39,7 +39,9 @@ def shared_dir(tmp_path_factory):
 def compiled(shared_dir):
     """Environment of a process that shares compiled programs; this one does as well."""
     settings = {
-        "jax_compilation_cache_dir": str(shared_dir / "compiled"),
+        # Several test sessions may be told to share them.
+        "jax_compilation_cache_dir": os.environ.get("JAX_COMPILATION_CACHE_DIR")
+        or str(shared_dir / "compiled"),
         "jax_persistent_cache_min_compile_time_secs": 0.2,
     }
     for name, value in settings.items():

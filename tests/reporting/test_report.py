@@ -19,6 +19,8 @@ from mtl_jax.reporting import page, report
 
 pytest_plugins = ("training_fixtures", "browser")
 
+pytestmark = pytest.mark.slow
+
 # The second run diagnoses only: it has no masks and no fovea.
 METHODS, LABELS = ("independent", "vanilla"), ("MTL-IO", "Vanilla MTL")
 
