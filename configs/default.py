@@ -63,7 +63,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.view.jitter = 0.2  # of the square in training, as a fraction of its side
 
     config.optimizer = ml_collections.ConfigDict()
-    config.optimizer.name = "adam"  # any of optax that needs a learning rate only
+    config.optimizer.name = "adam"  # adamw, lion, rmsprop, sgd
     config.optimizer.learning_rate = 1e-4
     config.optimizer.schedule = "constant"  # cosine, linear: down to 0
     config.optimizer.warmup_epochs = 0.0

@@ -1,8 +1,9 @@
 """Optic disc alone, from a few dozen photographs of mixed origin.
 
-    python scripts/prepare_data.py --dataset=fundus_folder --source=DIR --image_size=128
+    python scripts/prepare_data.py --dataset=fundus_folder --source=DIR \
+        --name=disc --image_size=128
     python scripts/train.py --config=configs/disc_photographs.py --workdir=runs/disc \
-        --config.data.dataset=fundus_folder/DIR-128px
+        --config.data.dataset=fundus_folder/disc-128px
 
 A network for the disc task alone, and strong augmentation: the photographs are few and
 range from whole fundi to close-ups of the disc. Normalisation by groups, because eight

@@ -30,7 +30,11 @@ def run(main: Callable[[], int | None]) -> None:
             print(f"error: {error}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
-            print("interrupted; a training run goes on by --resume.", file=sys.stderr)
+            print(
+                "interrupted; scripts/train.py goes on by --resume, an experiment by "
+                "the same command.",
+                file=sys.stderr,
+            )
             return 130
 
     # A file's name need not be text; where it is not, it is shown with escapes.

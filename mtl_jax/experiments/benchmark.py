@@ -1,6 +1,7 @@
 """What a training step costs: time, and how near that is to what it must cost.
 
-Needs JAX, Flax, optax and absl alone, so that it runs on a bare accelerator machine.
+Needs JAX, Flax, optax, chex and absl alone, so that it runs on a bare accelerator
+machine.
 """
 
 import dataclasses

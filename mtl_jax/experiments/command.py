@@ -18,7 +18,7 @@ DIRECTORY = flags.DEFINE_string("directory", None, "Folder of the experiment.")
 METHODS = flags.DEFINE_list(
     "methods",
     ["single", "independent", "vanilla", "gradnorm", "pcgrad"],
-    "Those of config.method.name, and res34_unet.",
+    "Those of config.method.name; two_stage is res34_unet here.",
 )
 SHARD = flags.DEFINE_string(
     "shard", "0/1", "i/n: this machine's part of the runs, the i-th of n from 0 on."
