@@ -5,6 +5,7 @@ transformations of gradients already at hand: their `update` is given a `TaskGra
 to ask, and scans over the steps.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -34,6 +35,24 @@ class SequentialOptimizer(NamedTuple):
     update: Callable[..., tuple[optax.Params, Any, Carry, jax.Array]]
 
 
+@jax.custom_batching.custom_vmap
+def _in_any_run(predicate: jax.Array) -> jax.Array:
+    """A predicate; of runs mapped by `jax.vmap`, whether it holds for any of them.
+
+    `lax.cond` stays a choice only on what the runs agree on. On a predicate of each run
+    it would compute both branches, and treat whatever they read, such as the index of
+    the task, as different in each run.
+    """
+    return predicate
+
+
+@_in_any_run.def_vmap
+def _(axis_size, in_batched, predicate):
+    del axis_size, in_batched
+    # Anew, as there may be another axis of runs.
+    return _in_any_run(predicate.any(axis=0)), False
+
+
 def step_or_skip(
     tx: optax.GradientTransformation,
     loss_and_gradient: Callable[[optax.Params, Carry], LossAndGradient],
@@ -44,6 +63,8 @@ def step_or_skip(
     no_loss: jax.Array,
 ) -> tuple[optax.Params, Carry, optax.OptState, jax.Array]:
     """One step of `tx`; where `is_active` is False nothing at all is computed.
+
+    Of runs mapped by `jax.vmap` all compute a step that any of them makes.
 
     Args:
       tx: the optax transformation whose `state` it is.
@@ -67,9 +88,14 @@ def step_or_skip(
     def skip(params, carry, state):
         return params, carry, state, no_loss
 
+    def step_if_active(*point):
+        return jax.tree.map(
+            functools.partial(jnp.where, is_active), step(*point), skip(*point)
+        )
+
     if is_active is None:
         return step(params, carry, state)
-    return lax.cond(is_active, step, skip, params, carry, state)
+    return lax.cond(_in_any_run(is_active), step_if_active, skip, params, carry, state)
 
 
 def checked_active(task_gradients: TaskGradients, active: Any) -> jax.Array | None:

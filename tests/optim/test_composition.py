@@ -16,6 +16,7 @@ from optim_problems import (
     assert_trees_close,
     assert_trees_equal,
     compiled_step,
+    quadratic,
     quadratics,
     random_gradients,
     random_params,
@@ -216,6 +217,44 @@ def test_sequential_ones_under_scan_and_vmap_over_runs(name):
     for i, problem in enumerate(problems):
         expected = run(optimizer.init, step, *problem, 3, active=active)
         assert_trees_close(row(together, i), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["independent", "alternating"])
+def test_what_a_task_costs_it_costs_once_for_all_mapped_runs(name):
+    """Whichever runs it is active in; and nothing where it is active in none."""
+    optimizer = SEQUENTIAL[name](optax.adam(0.1))
+    problems = [quadratics(seed) for seed in range(3)]
+    active = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0]], bool)
+    visits = []
+
+    def counted(params, carry, k, problem):
+        jax.debug.callback(lambda: visits.append(k))
+        targets, curvatures = problem
+        return quadratic(params, targets[k], curvatures[k]), carry
+
+    def step(problem, active):
+        losses = [
+            functools.partial(counted, k=k, problem=problem) for k in range(TASKS)
+        ]
+        params, state, _, values = optimizer.update(
+            optim.task_gradients(losses),
+            optimizer.init(start()),
+            start(),
+            active=active,
+        )
+        return params, state, values
+
+    together = jax.jit(jax.vmap(step))(several(problems), active)
+    jax.effects_barrier()
+    assert sorted(visits) == [0, 1]
+    alone = jax.jit(step)
+    for i, problem in enumerate(problems):
+        expected = alone(problem, active[i])
+        assert_trees_close(row(together, i), expected, rtol=1e-4, atol=1e-5)
+    # One axis of runs in another.
+    nested = jax.jit(jax.vmap(jax.vmap(step)))
+    twice = nested(several([several(problems)] * 2), np.stack([active] * 2))
+    assert_trees_close(row(twice, 1), together, rtol=1e-4, atol=1e-5)
 
 
 def types_of(tree):
