@@ -27,7 +27,7 @@ def main() -> None:
     for path in sorted(output.iterdir()):
         print(path)
     if missing is not None:
-        print(f"Without photographs and page: {missing} Or name it by --data_dir.")
+        print(f"Without photographs and page: {missing}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,9 @@ import copy
 from mtl_jax import tasks
 from mtl_jax.configuration.values import SCORED, STAGES, Config
 
+# Of a network of segmentation or localisation alone nobody wants the diagnosis.
+_SCORED = {**SCORED, "auc": "glaucoma"}
+
 
 def part_configs(config: Config) -> dict[str, Config]:
     """The configs of the networks that a method trains apart, by their folders' names.
@@ -26,7 +29,7 @@ def _stage_configs(config: Config) -> dict[str, Config]:
         one = configs[name] = copy.deepcopy(config)
         one.method.name = "vanilla"
         one.view.kind, one.tasks = kind, seen
-        if SCORED.get(one.evaluation.score, "disc") not in seen:
+        if _SCORED.get(one.evaluation.score, "disc") not in seen:
             one.evaluation.score = "mean"
     return configs
 
@@ -38,6 +41,6 @@ def _single_task_configs(config: Config) -> dict[str, Config]:
             one = configs[name] = copy.deepcopy(config)
             one.tasks = (name,)
             one.method.name = "independent"
-            if SCORED.get(one.evaluation.score, name) != name:
+            if _SCORED.get(one.evaluation.score, name) != name:
                 one.evaluation.score = "mean"
     return configs

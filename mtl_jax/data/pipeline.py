@@ -84,6 +84,19 @@ def describe(version_dir: pathlib.Path) -> str:
     )
 
 
+def check_split(builder: tfds.core.DatasetBuilder, split: str) -> None:
+    """Refuses a split that a data set does not have.
+
+    Raises:
+      UserError: naming those that it has.
+    """
+    if split not in builder.info.splits:
+        raise UserError(
+            f"{builder.info.full_name} has no split {split!r}; it has "
+            f"{', '.join(builder.info.splits)}."
+        )
+
+
 def open_split(
     builder: tfds.core.DatasetBuilder, split: str, fold: Fold | None = None
 ) -> "Table":
@@ -98,11 +111,7 @@ def open_split(
       UserError: if the data set has no such split.
     """
     if fold is None or split not in TRAINING_SPLITS:
-        if split not in builder.info.splits:
-            raise UserError(
-                f"{builder.info.full_name} has no split {split!r}; it has "
-                f"{', '.join(builder.info.splits)}."
-            )
+        check_split(builder, split)
         return Table(builder, split)
     return _divide(_merged(builder), fold)[TRAINING_SPLITS.index(split)]
 

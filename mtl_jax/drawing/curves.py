@@ -4,8 +4,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
 
 from mtl_jax.drawing import roc
@@ -20,7 +22,8 @@ def plot_mean_roc(
 ) -> None:
     """Writes the mean ROC curve of each method's runs (Pascal et al. 2022, figure 1).
 
-    A band shows one standard deviation of the sensitivity either way.
+    A band shows one sample standard deviation of the sensitivity either way; the number
+    of runs is in brackets.
 
     Args:
       curves: name of the method to (scores [N], labels [N]) of its runs.
@@ -39,12 +42,11 @@ def plot_mean_roc(
             sensitivities.append(
                 np.interp(rates, false_positive[last], true_positive[last])
             )
-        mean, deviation = np.mean(sensitivities, 0), np.std(sensitivities, 0)
-        area = np.mean([metrics.auc(*run) for run in runs])
-        axes.plot(
-            rates, mean, color=colour, linestyle=dash, label=f"{name}, AUC {area:.3f}"
-        )
+        mean, area = np.mean(sensitivities, 0), np.mean([metrics.auc(*r) for r in runs])
+        label = f"{name}, AUC {area:.3f} ({len(runs)})"
+        axes.plot(rates, mean, color=colour, linestyle=dash, label=label)
         if len(runs) > 1:
+            deviation = np.std(sensitivities, 0, ddof=1)
             low, high = np.clip([mean - deviation, mean + deviation], 0, 1)
             axes.fill_between(rates, low, high, color=colour, alpha=0.18, linewidth=0)
     axes.legend(loc="lower right", frameon=True, framealpha=0.9, fontsize=9)
@@ -54,7 +56,9 @@ def plot_mean_roc(
 def plot_learning_rates(panels: Mapping[str, Panel], path: pathlib.Path) -> None:
     """Writes values against the learning rate (Pascal et al. 2022, figures 2 and 3).
 
-    Lines join the means of the runs, a band shows one standard deviation either way.
+    Lines join the means of the runs, a band shows one sample standard deviation either
+    way. A mean of fewer runs than others has their number beside it. A curve looks the
+    same in all panels.
 
     Args:
       panels: by what stands beside the axis; four in a row.
@@ -63,30 +67,69 @@ def plot_learning_rates(panels: Mapping[str, Panel], path: pathlib.Path) -> None
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(3.2 * columns, 2.8 * rows), layout="constrained")
+    names = dict.fromkeys(name for panel in panels.values() for name in panel)
+    styles = dict(zip(names, roc.styles(), strict=False))
+    num_runs = max(
+        len(values)
+        for panel in panels.values()
+        for curve in panel.values()
+        for values in curve.values()
+    )
+    lines = {}
     for place, (title, panel) in enumerate(panels.items(), 1):
         axes = figure.add_subplot(rows, columns, place)
         axes.set(xscale="log", xlabel="learning rate", ylabel=title)
         axes.grid(True, color="#DDDDDD", linewidth=0.6)
-        for (name, values), (colour, dash) in zip(
-            panel.items(), roc.styles(), strict=False
-        ):
-            rates = sorted(values)
-            mean = np.array([np.mean(values[rate]) for rate in rates])
-            deviation = np.array([np.std(values[rate]) for rate in rates])
-            axes.plot(
-                rates, mean, color=colour, linestyle=dash, marker="o", ms=4, label=name
-            )
-            axes.fill_between(
-                rates,
-                mean - deviation,
-                mean + deviation,
-                color=colour,
-                alpha=0.18,
-                linewidth=0,
-            )
-        if place == 1:
-            axes.legend(fontsize=8)
+        for name, curve in panel.items():
+            lines[name] = _draw_means(axes, curve, num_runs, *styles[name])
+    figure.legend(
+        [lines[name] for name in names],
+        list(names),
+        loc="outside upper center",
+        ncols=len(names),
+        fontsize=8,
+        title=f"means of {num_runs} runs" if num_runs > 1 else None,
+        title_fontsize=8,
+    )
     save(figure, path)
+
+
+def _draw_means(
+    axes: Axes,
+    curve: Mapping[float, Sequence[float]],
+    num_runs: int,
+    colour: str,
+    dash: str,
+) -> Line2D:
+    """Draws one curve of a panel, and marks means of fewer than `num_runs` runs."""
+    rates = sorted(curve)
+    mean = np.array([np.mean(curve[rate]) for rate in rates])
+    deviation = np.array([_deviation(curve[rate]) for rate in rates])
+    axes.fill_between(
+        rates,
+        mean - deviation,
+        mean + deviation,
+        color=colour,
+        alpha=0.18,
+        linewidth=0,
+    )
+    for place in zip(rates, mean, strict=True):
+        if (count := len(curve[place[0]])) < num_runs:
+            axes.annotate(
+                f"n = {count}",
+                place,
+                (4, 4),
+                textcoords="offset points",
+                fontsize=7,
+                color=colour,
+            )
+    (line,) = axes.plot(rates, mean, color=colour, linestyle=dash, marker="o", ms=4)
+    return line
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """Sample standard deviation; 0 of a single run, which has no band."""
+    return np.std(values, ddof=1) if len(values) > 1 else 0.0
 
 
 def save(figure: Figure, path: pathlib.Path) -> None:

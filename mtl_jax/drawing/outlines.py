@@ -12,7 +12,7 @@ class Marks(NamedTuple):
 
     Attributes:
       disc: closed outlines [n, 2] of points (x, y); the first point may come again at
-        the end. None where no optic disc was found or annotated.
+        the end. None at all where no optic disc was found or annotated.
       cup: likewise.
       fovea_xy: [2], or None.
     """

@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import tensorflow_datasets as tfds
+
 from mtl_jax import configuration, files
 from mtl_jax.data import pipeline
 from mtl_jax.drawing import outlines
@@ -56,15 +58,10 @@ def evaluate(
         # Before the work rather than after it.
         files.check_replaceable(write_submission, submission.CONTENTS)
     own = network.config.data
-    builder = pipeline.open_dataset(data_dir or own.data_dir, dataset or own.dataset)
-    if (side := pipeline.image_size(builder)) != network.image_size:
-        raise UserError(
-            f"{builder.info.full_name} has images of {side} pixels a side, the network "
-            f"was trained on {network.image_size}; build the data set with "
-            f"--image_size={network.image_size}."
-        )
-    # Another data set's images were not divided for this run.
     is_own = dataset in (None, own.dataset)
+    builder = pipeline.open_dataset(data_dir or own.data_dir, dataset or own.dataset)
+    _check_image_size(builder, network.image_size)
+    # Another data set's images were not divided for this run.
     fold = configuration.create_fold(network.config) if is_own else None
     table = pipeline.open_split(builder, split, fold)
     if is_own:
@@ -86,12 +83,12 @@ def evaluate(
         "resolution": resolution,
         "checkpoint": network.checkpoint,
     }
-    name = f"{split}-{resolution}"
-    if not is_own:
-        name = f"{dataset.replace('/', '-')}-{name}"
-    if checkpoint != "best":
-        name = f"{name}-checkpoint{network.checkpoint}"
-    output = pathlib.Path(workdir) / "evaluation" / name
+    parts = [
+        "" if is_own else f"{dataset.replace('/', '-')}-",
+        f"{split}-{resolution}",
+        "" if checkpoint == "best" else f"-checkpoint{network.checkpoint}",
+    ]
+    output = pathlib.Path(workdir) / "evaluation" / "".join(parts)
     with files.whole_directory(output, CONTENTS) as folder:
         files.write_json(folder / "metrics.json", metrics)
         write_csv(folder / "per_image.csv", rows)
@@ -100,14 +97,31 @@ def evaluate(
         pictures.plot_roc(folder / "roc.png", rows)
         pictures.draw_cases(folder / "overlays", network, table, rows)
     if write_submission is not None:
-        native = scoring.cases(
-            network, table, network.batch_size, network.classifier, "native"
-        )
-        with files.whole_directory(write_submission, submission.CONTENTS) as folder:
-            submission.write(
-                folder, ((c.details["file_name"], c.prediction) for c in native)
-            )
+        _write_submission(write_submission, network, table)
     return output, metrics
+
+
+def _check_image_size(builder: tfds.core.DatasetBuilder, expected: int) -> None:
+    """Refuses images of another size than the network was trained on."""
+    if (side := pipeline.image_size(builder)) != expected:
+        raise UserError(
+            f"{builder.info.full_name} has images of {side} pixels a side, the network "
+            f"was trained on {expected}; build the data set with "
+            f"--image_size={expected}."
+        )
+
+
+def _write_submission(
+    output: pathlib.Path, network: trained.TrainedNetwork, table: pipeline.Table
+) -> None:
+    """Predicts once more, at the photographs' own resolution."""
+    cases = scoring.cases(
+        network, table, network.batch_size, network.classifier, "native"
+    )
+    with files.whole_directory(output, submission.CONTENTS) as folder:
+        submission.write(
+            folder, ((c.details["file_name"], c.prediction) for c in cases)
+        )
 
 
 def _outlines(prediction: Prediction) -> dict[str, list[list[list[float]]]]:

@@ -66,7 +66,7 @@ def of_run(place: pathlib.Path, image: np.ndarray) -> np.ndarray | None:
 
     Args:
       place: workdir of the run.
-      image: uint8 [H, W, 3] of the size it was trained on.
+      image: uint8 [H, W, 3] of the size of its data set's images.
 
     Returns:
       float32 [H, W]; None if the run has no classifier.
@@ -76,9 +76,13 @@ def of_run(place: pathlib.Path, image: np.ndarray) -> np.ndarray | None:
         if "glaucoma" not in network.config.tasks:
             continue
         model = configuration.create_model(network.config)
+        view = configuration.create_view(network.config)
         ((_, variables),) = network.networks
 
-        def logit(variables, images, model=model):
+        def logit(variables, images, model=model, view=view):
+            if view is not None:
+                batch = {"image": images}
+                images = view.look(batch, view.windows(batch))["image"]
             return model.apply(variables, images, heads=["glaucoma"])["glaucoma"]
 
         return saliency(logit, parallel.unreplicate(variables), image)

@@ -16,6 +16,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from mtl_jax import configuration, files
+from mtl_jax.data import pipeline
 from mtl_jax.errors import NotFinite, UserError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.experiments import results
@@ -57,9 +58,9 @@ def execute(
       How many of the runs other processes were at; they may not be finished.
 
     Raises:
-      UserError: if the directory holds another experiment, a checkpoint is damaged, or
-        a run cannot be trained or evaluated. Runs that came to an early end, as their
-        numbers were not finite, are named when the others are done.
+      UserError: if the directory holds another experiment, or a run cannot be trained
+        or evaluated. Runs whose numbers are not finite, or whose checkpoint is damaged,
+        are named when the others are done.
     """
     directory = pathlib.Path(directory)
     _claim_directory(directory, kind, config)
@@ -74,7 +75,7 @@ def execute(
 
 def _execute(
     directory: pathlib.Path, runs: Sequence[Run], runs_per_program: int, redo: bool
-) -> tuple[int, dict[str, NotFinite]]:
+) -> tuple[int, dict[str, UserError]]:
     """Carries out what is to do; says how many others are at, and what failed."""
     skipped, failures = 0, {}
     for lot in _lots(runs, runs_per_program):
@@ -146,9 +147,13 @@ def _collect(directory: pathlib.Path) -> None:
 
 def _carry_out(
     directory: pathlib.Path, runs: Sequence[Run], redo_damaged: bool
-) -> dict[str, NotFinite]:
+) -> dict[str, UserError]:
     """Trains and evaluates runs of one method; says which failed, and why."""
+    data = runs[0].config.data
+    # To be found out before the first training, not after it.
+    pipeline.check_split(pipeline.open_dataset(data.data_dir, data.dataset), "test")
     workdirs = {_workdir(directory, run).absolute(): run for run in runs}
+    damaged: dict[str, UserError] = {}
     redone = set()
     while True:
         try:
@@ -157,21 +162,22 @@ def _carry_out(
         except Damaged as error:
             (workdir,) = (w for w in workdirs if error.path.is_relative_to(w))
             # What is damaged again is not so by chance.
-            if workdir in redone:
-                raise
-            if not redo_damaged:
-                name = workdirs[workdir].name
-                raise UserError(
-                    f"{error} Or let --redo_damaged begin the run {name} anew."
-                ) from error
-            shutil.rmtree(workdir)
-            redone.add(workdir)
+            if redo_damaged and workdir not in redone:
+                # The network's folder: those of the run's other networks are whole.
+                shutil.rmtree(error.path.parents[1])
+                redone.add(workdir)
+                continue
+            name = workdirs.pop(workdir).name
+            advice = f" Or let --redo_damaged begin {name} anew."
+            damaged[name] = UserError(f"{error}{advice * (not redo_damaged)}")
     # The programs of these runs are of no use to the next.
     jax.clear_caches()
-    return failures
+    return damaged | failures
 
 
-def _train_and_evaluate(workdirs: dict[pathlib.Path, Run]) -> dict[str, NotFinite]:
+def _train_and_evaluate(workdirs: dict[pathlib.Path, Run]) -> dict[str, UserError]:
+    if not workdirs:
+        return {}
     failures = loop.train_together(
         [run.config for run in workdirs.values()], list(workdirs), resume=True
     )
@@ -180,7 +186,12 @@ def _train_and_evaluate(workdirs: dict[pathlib.Path, Run]) -> dict[str, NotFinit
             continue
         try:
             evaluations = [
-                evaluate.evaluate(workdir, resolution=resolution)[1]
+                evaluate.evaluate(
+                    workdir,
+                    resolution=resolution,
+                    # Not where they were when the run began.
+                    data_dir=run.config.data.data_dir,
+                )[1]
                 for resolution in ("model", "native")
             ]
         except NotFinite as failure:

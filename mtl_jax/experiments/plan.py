@@ -60,9 +60,12 @@ def cross_validation(
 def repeats(
     config: configuration.Config, methods: Sequence[str], num_seeds: int
 ) -> list[Run]:
-    """A run of every method with every seed, from the config's own on."""
+    """A run of every method with every seed, from the config's own on.
+
+    On the official splits, whatever the config's fold.
+    """
     seeds = range(config.seed, config.seed + num_seeds)
-    return _runs(config, methods, seeds=seeds)
+    return _runs(config, methods, folds=["official"], seeds=seeds)
 
 
 def learning_rates(
@@ -125,6 +128,9 @@ def _config_of(config: configuration.Config, method: str) -> configuration.Confi
     config.method.name = method
     if method == "res34_unet":
         config.method.name = "two_stage"
+        if config.model.encoder != "resnet34":
+            # Those of the other methods' encoder would not fit.
+            config.model.pretrained = ""
         config.model.encoder = "resnet34"
         config.tasks = ("disc", "cup")
         config.evaluation.score = "mean"

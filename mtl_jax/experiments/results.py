@@ -47,8 +47,9 @@ def rows_of(
 
     Returns:
       Test metrics at each resolution; of the validation split, whatever the epoch, the
-      best value of each metric and the smallest loss of each task; parameters and
-      seconds a step. Nothing for what could not be computed.
+      best value of each metric and the smallest loss of each task (none of two stages,
+      of which the second is validated around annotated discs); parameters and seconds a
+      step. Nothing for what could not be computed.
     """
     key = {
         "method": run.method,
@@ -66,8 +67,9 @@ def rows_of(
     for metrics in evaluations:
         for name in metrics["num_images"]:
             add(metrics["split"], metrics["resolution"], name, metrics[name])
-    for name, value in _best_validation(workdir).items():
-        add("validation", "model", name, value)
+    if run.config.method.name != "two_stage":
+        for name, value in _best_validation(workdir).items():
+            add("validation", "model", name, value)
     add("", "", "num_parameters", evaluations[0]["num_parameters"])
     add("", "", "seconds_per_step", evaluations[0]["seconds_per_step"])
     return rows

@@ -13,8 +13,9 @@ from mtl_jax.reporting.tables import NAMES
 
 HEADS = ("metric", "methods", "difference", "95 % interval", "n")
 EXPLANATION = (
-    "Of runs: the bootstrap over pairs of runs of the same fold and seed. Of images: "
-    "the bootstrap over test images, of the mean AUC of a method's runs."
+    "Of runs: the bootstrap over pairs of runs of the same fold and seed; of three to "
+    "five pairs it says little more than their range. Of images: the bootstrap over "
+    "test images, of the mean AUC of the runs whose fold and seed both methods have."
 )
 
 _COMPARED = ("auc", "dice_disc", "dice_cup", "fovea_error", "vcdr_mae")
@@ -25,11 +26,13 @@ class Diagnoses(NamedTuple):
     """What one run said of the images whose diagnosis is known.
 
     Attributes:
+      key: fold, seed and learning rate of the run.
       images: their names.
       scores: [N] probabilities of glaucoma.
       labels: [N] zeros and ones.
     """
 
+    key: tuple[str, int, float]
     images: tuple[str, ...]
     scores: np.ndarray
     labels: np.ndarray
@@ -48,7 +51,8 @@ def diagnoses(
         )
         if len({label for *_, label in cases}) == 2:
             names, scores, labels = zip(*cases, strict=True)
-            one = Diagnoses(names, np.array(scores), np.array(labels))
+            key = run.fold, run.seed, run.learning_rate
+            one = Diagnoses(key, names, np.array(scores), np.array(labels))
             found.setdefault(run.method, []).append(one)
     return found
 
@@ -93,12 +97,18 @@ def _run_by_run(
 def _image_by_image(
     found: Mapping[str, Sequence[Diagnoses]], first: str, second: str
 ) -> list[list[str]]:
-    both = [*found.get(first, ()), *found.get(second, ())]
+    common = set.intersection(
+        *({one.key for one in found.get(method, ())} for method in (first, second))
+    )
+    pair = [
+        [one for one in found[method] if one.key in common] if common else []
+        for method in (first, second)
+    ]
     # All must have scored the same images.
-    if not found.get(first) or not found.get(second) or len({d[0] for d in both}) > 1:
+    if len({one.images for own in pair for one in own}) != 1:
         return []
-    scores = [np.stack([d.scores for d in found[m]]) for m in (first, second)]
-    difference = statistics.auc_difference(*scores, both[0].labels)
+    scores = [np.stack([one.scores for one in own]) for own in pair]
+    difference = statistics.auc_difference(*scores, pair[0][0].labels)
     if difference is None:
         return []
     return [_line(_COLUMNS["auc"], first, second, difference, "images")]

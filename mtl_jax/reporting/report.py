@@ -1,5 +1,6 @@
 """The report of an experiment: tables, comparisons, figures and the page."""
 
+import html
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,13 @@ from mtl_jax.reporting.page import Photograph, Reading
 from mtl_jax.reporting.runs import Run
 from mtl_jax.reporting.tables import NAMES
 
-CONTENTS = ("*.md", "*.csv", "*.tex", "*.png", "*.pdf", "report.html")
+CONTENTS = (
+    *(f"table-{r}.{s}" for r in ("model", "native") for s in ("md", "tex", "csv")),
+    "comparisons.md",
+    *(f"{f}.{s}" for f in ("roc", "learning_rates") for s in ("png", "pdf")),
+    *(f"{f}.{s}" for f in ("case", "saliency") for s in ("png", "pdf")),
+    "report.html",
+)
 
 _TITLES = {
     "cross_validation": "Cross-validation",
@@ -66,10 +73,10 @@ def write(
     try:
         data = config.data
         builder = pipeline.open_dataset(data_dir or data.data_dir, data.dataset)
-        table, missing = pipeline.open_split(builder, "test"), None
-        _check_outlines(directory, found)
+        table = pipeline.open_split(builder, "test")
+        missing = _outdated(directory, found)
     except UserError as error:
-        table, missing = None, str(error)
+        table, missing = None, f"{error} Or name its place by --data_dir."
     diagnoses = comparisons.diagnoses(
         {run: runs.image_rows(directory, run) for run in found}
     )
@@ -83,7 +90,7 @@ def write(
         elif panels := _panels(rows):
             curves.plot_learning_rates(panels, folder / "learning_rates")
             figures["Learning rates"] = folder / "learning_rates.png"
-        if table is not None:
+        if missing is None:
             photographs = runs.photographs(table)
             readings = {run: runs.readings(directory, run, table) for run in found}
             figures |= _draw_case(folder, directory, photographs, readings, case)
@@ -152,20 +159,23 @@ def _write_comparisons(
     lines = comparisons.lines(rows, diagnoses)
     text = tables.as_markdown(comparisons.HEADS, lines)
     files.write_text(folder / "comparisons.md", f"{text}\n{comparisons.EXPLANATION}\n")
-    return tables.as_html(comparisons.HEADS, lines)
+    table = tables.as_html(comparisons.HEADS, lines)
+    return f"{table}<p>{html.escape(comparisons.EXPLANATION)}</p>"
 
 
 def _published(kind: str, config: configuration.Config) -> tables.Published:
     """The paper's figures that a table of this experiment can be held against."""
     if kind == "learning_rates":
         return {}
+    found = published.FROM_SCRATCH
     if kind == "cross_validation":
-        return {
-            method: {"auc": figures}
-            for method, figures in published.JOURNAL_AUC.items()
-        }
-    is_pretrained = bool(config.model.pretrained)
-    return published.PRETRAINED if is_pretrained else published.FROM_SCRATCH
+        found = published.CROSS_VALIDATED
+    elif config.model.pretrained:
+        return published.PRETRAINED
+    return {
+        method: {**cost, **found.get(method, {})}
+        for method, cost in published.COST.items()
+    }
 
 
 def _panels(rows: Sequence[results.Row]) -> dict[str, curves.Panel]:
@@ -178,7 +188,7 @@ def _panels(rows: Sequence[results.Row]) -> dict[str, curves.Panel]:
             if row["split"] == "validation" and row["metric"] == metric
         ]
         panel: dict[str, dict[float, list[float]]] = {}
-        for row in own:
+        for row in sorted(own, key=lambda row: list(NAMES).index(row["method"])):
             values = panel.setdefault(NAMES[row["method"]], {})
             values.setdefault(row["learning_rate"], []).append(row["value"])
         if panel:
@@ -186,15 +196,16 @@ def _panels(rows: Sequence[results.Row]) -> dict[str, curves.Panel]:
     return panels
 
 
-def _check_outlines(directory: pathlib.Path, found: Mapping[Run, str]) -> None:
-    """Refuses runs that were evaluated before there were outlines."""
+def _outdated(directory: pathlib.Path, found: Mapping[Run, str]) -> str | None:
+    """What to do about runs that were evaluated before there were outlines."""
     lacking = [run for run in found if not runs.has_outlines(directory, run)]
-    if lacking:
-        raise UserError(
-            f"{len(lacking)} of {len(found)} runs were evaluated by an older version "
-            f"({found[lacking[0]]}, for one); evaluate them again by "
-            f"scripts/evaluate.py --workdir={lacking[0].workdir(directory)}."
-        )
+    if not lacking:
+        return None
+    return (
+        f"{len(lacking)} of {len(found)} runs were evaluated by an older version "
+        f"({found[lacking[0]]}, for one); evaluate them again by "
+        f"scripts/evaluate.py --workdir={lacking[0].workdir(directory)}."
+    )
 
 
 def _draw_roc(

@@ -30,6 +30,8 @@ class Column(NamedTuple):
       factor: that values are multiplied by.
       digits: after the point.
       split: of the rows it is made from.
+      resolution: of the table that it stands in; "" for both.
+      theirs: what stands behind the head of the published figures.
     """
 
     metric: str
@@ -37,19 +39,24 @@ class Column(NamedTuple):
     factor: float = 1.0
     digits: int = 2
     split: str = "test"
+    resolution: str = ""
+    theirs: str = "published (REFUGE)"
 
 
+_TITAN = "published (REFUGE, Titan XP)"
 COLUMNS = (
     Column("num_parameters", "#P, millions", 1e-6, 1, ""),
-    Column("seconds_per_step", "s/iteration", 1.0, 3, ""),
+    Column("seconds_per_step", "s/iteration", 1.0, 3, "", theirs=_TITAN),
     Column("auc", "AUC, %", 100.0),
     Column("dice_disc", "disc Dice, %", 100.0),
     Column("dice_cup", "cup Dice, %", 100.0),
-    Column("fovea_error", "fovea error, px"),
+    Column("fovea_error", "fovea error, px", resolution="model"),
+    Column("fovea_error_native", "fovea error, native px", resolution="native"),
     Column("vcdr_mae", "vCDR error", 1.0, 3),
 )
 
-Published = Mapping[str, Mapping[str, tuple[float, float]]]
+# By method and metric the mean and, where it is known, the standard deviation.
+Published = Mapping[str, Mapping[str, tuple[float, ...]]]
 
 
 class Line(NamedTuple):
@@ -96,6 +103,7 @@ def lines(rows: Sequence[Row], resolution: str = "model") -> list[Line]:
                         for row in own
                         if row["metric"] == column.metric
                         and row["split"] == column.split
+                        and column.resolution in ("", resolution)
                     ]
                 )
                 for column in COLUMNS
@@ -162,7 +170,8 @@ def as_csv(table: Sequence[Line], published: Published) -> str:
     for line in table:
         for column in COLUMNS:
             cell = line.cells[column.metric]
-            theirs = published.get(line.method, {}).get(column.metric, ("", ""))
+            theirs = published.get(line.method, {}).get(column.metric, ())
+            theirs = (*theirs, "", "")[:2]
             if cell is not None:
                 deviation = "" if cell.deviation is None else cell.deviation
                 writer.writerow(
@@ -190,7 +199,7 @@ def _texts(
         if any(column.metric in published.get(line.method, {}) for line in table):
             columns.append((column, True))
     heads = ["method"] + [
-        f"{column.head}, published (REFUGE)" if is_theirs else column.head
+        f"{column.head}, {column.theirs}" if is_theirs else column.head
         for column, is_theirs in columns
     ]
 

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from PIL import Image
 
 from mtl_jax.drawing import curves
@@ -8,6 +9,14 @@ def coloured(path):
     """How many pixels of a figure are neither grey nor white."""
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
     return int((np.ptp(pixels, axis=-1) > 40).sum())
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Figures as they are before they are saved."""
+    figures = []
+    monkeypatch.setattr(curves, "save", lambda figure, path: figures.append(figure))
+    return figures
 
 
 def test_mean_roc_of_runs_and_of_one(tmp_path):
@@ -31,3 +40,42 @@ def test_learning_rates_in_a_row_of_panels(tmp_path):
     first = (tmp_path / "rates1.pdf").read_bytes()
     curves.plot_learning_rates({"metric 0": panel}, tmp_path / "rates1")
     assert (tmp_path / "rates1.pdf").read_bytes() == first
+
+
+def test_a_curve_looks_the_same_in_all_panels(tmp_path):
+    curve = {1e-4: [0.5, 0.6], 1e-3: [0.7, 0.9]}
+    panels = {"AUC": {"STL": curve, "PCGrad": curve}, "Dice": {"PCGrad": curve}}
+    curves.plot_learning_rates(panels, tmp_path / "rates")
+    pixels = np.asarray(Image.open(tmp_path / "rates.png").convert("RGB"))
+    height, width = pixels.shape[:2]
+    # Without the legend, which is above both.
+    halves = pixels[height // 4 :, : width // 2], pixels[height // 4 :, width // 2 :]
+    blue, orange = ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00))
+    # In the first panel the later curve covers the other.
+    assert (halves[0] == orange).all(-1).any()
+    assert (halves[1] == orange).all(-1).any()
+    assert not (halves[1] == blue).all(-1).any()
+
+
+def test_how_many_runs_a_mean_is_of(drawn, tmp_path):
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [30, 10])
+    runs = [(rng.normal(size=40) + labels, labels) for _ in range(3)]
+    curves.plot_mean_roc({"MTL-IO": runs, "STL": runs[:2]}, tmp_path / "roc")
+    panel = {"MTL-IO": {1e-4: [0.5, 0.7], 1e-3: [0.8]}, "STL": {1e-4: [0.6, 0.6]}}
+    curves.plot_learning_rates({"AUC": panel}, tmp_path / "rates")
+    roc, rates = drawn
+    _, *names = (text.get_text() for text in roc.axes[0].get_legend().get_texts())
+    assert [name[-3:] for name in names] == ["(3)", "(2)"]
+    assert rates.legends[0].get_title().get_text() == "means of 2 runs"
+    (mark,) = rates.axes[0].texts
+    assert (mark.get_text(), mark.xy) == ("n = 1", (1e-3, 0.8))
+
+
+def test_bands_are_of_the_sample_standard_deviation(drawn, tmp_path):
+    panel = {"MTL-IO": {1e-4: [0.5, 0.7, 0.9], 1e-3: [0.8]}}
+    curves.plot_learning_rates({"AUC": panel}, tmp_path / "rates")
+    (band,) = drawn[0].axes[0].collections
+    heights = {tuple(np.round(point, 9)) for point in band.get_paths()[0].vertices}
+    # The deviation of 0.5, 0.7 and 0.9 is 0.2; a single run has no band.
+    assert heights == {(1e-4, 0.5), (1e-4, 0.9), (1e-3, 0.8)}

@@ -4,7 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtl_jax import configuration
 from mtl_jax.evaluation import saliency, trained
+from mtl_jax.training import parallel
+from mtl_jax.training.views import View
 
 pytest_plugins = ("training_fixtures",)
 
@@ -56,3 +59,22 @@ def test_of_a_run(glaucoma_run, fovea_run, compiled):
     before, after = network({"image": batch})[0]["glaucoma"][:2]
     assert before != after
     assert saliency.of_run(fovea_run.workdir, picture) is None
+
+
+def test_of_a_run_that_sees_images_at_another_size(glaucoma_run, compiled, monkeypatch):
+    """A view of 32 pixels a side of images of 64."""
+    picture = np.random.default_rng(2).integers(0, 256, (64, 64, 3), np.uint8)
+    network = trained.load(glaucoma_run.workdir)
+    model = configuration.create_model(network.config)
+    ((_, variables),) = network.networks
+
+    def logit(variables, images):
+        smaller = jax.image.resize(images, (len(images), 32, 32, 3), "linear")
+        return model.apply(variables, smaller)["glaucoma"]
+
+    expected = saliency.saliency(logit, parallel.unreplicate(variables), picture)
+    assert expected.shape == (64, 64)
+    assert expected.max() > 0
+    monkeypatch.setattr(configuration, "create_view", lambda _: View("whole", 32))
+    found = saliency.of_run(glaucoma_run.workdir, picture)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * expected.max())

@@ -11,6 +11,7 @@ import pytest
 from training_fixtures import once
 
 from mtl_jax import configuration
+from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
 from mtl_jax.experiments import execution, plan, results
 from mtl_jax.reporting import report
@@ -59,7 +60,7 @@ def test_a_row_for_every_run_and_metric(experiment, config):
         evaluation = experiment / "runs" / name / "evaluation/test-native/metrics.json"
         metrics = json.loads(evaluation.read_text())
         assert metrics["auc"] == value
-        assert metrics["fold"] == "official" or metrics["fold"] == fold
+        assert metrics["fold"] == fold
     kinds = {(row["split"], row["metric"]) for row in rows}
     assert ("validation", "loss_glaucoma") in kinds
     assert ("", "num_parameters") in kinds
@@ -77,36 +78,61 @@ def test_what_is_finished_is_not_done_again(experiment, config, capsys):
 
 
 KILLED = """
-import os, pathlib, signal, sys
+import json, os, pathlib, signal, sys
 from mtl_jax import configuration
 from mtl_jax.experiments import execution, plan
-from mtl_jax.training import watch
-config = configuration.from_json(pathlib.Path(sys.argv[1]).read_text())
-runs = plan.cross_validation(config, ("independent", "vanilla"), 2)
+from mtl_jax.training import checkpoints, watch
+directory, config, methods, folds, runs_per_program, last = json.loads(sys.argv[1])
+config = configuration.from_json(config)
 whole, calls = watch.Watch.add, []
 def add(self, step, metrics):
     calls.append(step)
-    if len(calls) == 3:
+    if len(calls) == last:
+        for one in opened:
+            one.wait()
         os.kill(os.getpid(), signal.SIGKILL)
     whole(self, step, metrics)
 watch.Watch.add = add
-execution.execute(pathlib.Path(sys.argv[2]), "cross_validation", config, runs)
+# What the epochs before have saved is on disk, so that it is known where runs stand.
+opened, begin = [], checkpoints.Checkpoints.__init__
+def remember(self, *arguments, **options):
+    begin(self, *arguments, **options)
+    opened.append(self)
+checkpoints.Checkpoints.__init__ = remember
+execution.execute(
+    pathlib.Path(directory),
+    "cross_validation",
+    config,
+    plan.cross_validation(config, methods, folds),
+    runs_per_program=runs_per_program,
+)
 """
+
+
+@pytest.fixture
+def killed(compiled):
+    """Cross-validates until the n-th time that a run is given a step's metrics."""
+
+    def kill(directory, config, methods, folds, last, runs_per_program=1):
+        text = configuration.to_json(config)
+        what = [str(directory), text, methods, folds, runs_per_program, last]
+        finished = subprocess.run(
+            [sys.executable, "-c", KILLED, json.dumps(what)],
+            env=compiled,
+            capture_output=True,
+            check=False,
+        )
+        assert finished.returncode == -signal.SIGKILL, finished.stderr
+
+    return kill
 
 
 @pytest.mark.slow
 def test_killed_in_the_second_run_it_comes_to_the_same_csv(
-    experiment, config, compiled, tmp_path
+    experiment, config, killed, tmp_path
 ):
-    (tmp_path / "config.json").write_text(configuration.to_json(config))
     directory = tmp_path / "cv"
-    finished = subprocess.run(
-        [sys.executable, "-c", KILLED, tmp_path / "config.json", directory],
-        env=compiled,
-        capture_output=True,
-        check=False,
-    )
-    assert finished.returncode == -signal.SIGKILL, finished.stderr
+    killed(directory, config, METHODS, folds=2, last=3)
     assert len({(r["method"], r["fold"]) for r in results.read(directory)}) == 1
     runs = plan.cross_validation(config, METHODS, 2)
     assert execution.execute(directory, "cross_validation", config, runs) == 0
@@ -163,14 +189,18 @@ def test_a_run_is_one_process_s_until_that_ends(experiment, config, tmp_path):
 def test_a_damaged_checkpoint_is_named_or_done_again(experiment, config, tmp_path):
     directory = tmp_path / "cv"
     shutil.copytree(experiment, directory)
-    runs = plan.cross_validation(config, METHODS, 2)[:1]
-    workdir = directory / "runs" / runs[0].name
+    runs = plan.cross_validation(config, METHODS, 2)[:2]
+    workdir, other = (directory / "runs" / run.name for run in runs)
     (workdir / results.RESULT).unlink()
+    (other / results.RESULT).unlink()
     for path in (workdir / "checkpoints").rglob("*"):
         if path.is_file() and path.stat().st_size > 2000:
             path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"is damaged.*--redo_damaged begin the run in"):
+    with pytest.raises(UserError, match=r"is damaged.*--redo_damaged begin indep"):
         execution.execute(directory, "cross_validation", config, runs)
+    # It is in nobody's way.
+    assert results.finished(other) is not None
+    assert results.finished(workdir) is None
     execution.execute(directory, "cross_validation", config, runs, redo_damaged=True)
     assert results.finished(workdir) is not None
 
@@ -192,7 +222,7 @@ def test_what_is_damaged_again_is_not_redone_for_ever(
         raise Damaged("is damaged", workdir / "checkpoints/3")
 
     monkeypatch.setattr(loop, "train_together", fail)
-    with pytest.raises(Damaged):
+    with pytest.raises(UserError, match="1 of 1 runs have failed.* is damaged"):
         execution.execute(
             directory, "cross_validation", config, runs, redo_damaged=True
         )
@@ -200,30 +230,73 @@ def test_what_is_damaged_again_is_not_redone_for_ever(
 
 
 @pytest.mark.slow
-def test_runs_of_one_program(make_config, tmp_path, capsys):
-    """Folds of a method at once have the results that they have by themselves."""
+def test_data_may_move_between_training_and_evaluation(config, tmp_path, compiled):
+    """As those that each job of a cluster copies to a folder of its own."""
+    first, second = tmp_path / "job1", tmp_path / "job2"
+    first.symlink_to(config.data.data_dir)
+    moved = configuration.from_json(configuration.to_json(config))
+    moved.data.data_dir = str(first)
+    (run,) = plan.cross_validation(moved, METHODS[:1], 2)[:1]
+    loop.train(run.config, tmp_path / "cv/runs" / run.name)
+    first.rename(second)
+    moved.data.data_dir = str(second)
+    runs = plan.cross_validation(moved, METHODS[:1], 2)[:1]
+    assert execution.execute(tmp_path / "cv", "cross_validation", moved, runs) == 0
+
+
+def test_a_data_set_without_test_split_is_refused_before_the_training(
+    config, tmp_path, monkeypatch
+):
+    builder = pipeline.open_dataset(config.data.data_dir, config.data.dataset)
+    place = tmp_path / "data" / config.data.dataset
+    shutil.copytree(builder.data_dir, place / "1.0.0")
+    info = json.loads((place / "1.0.0/dataset_info.json").read_text())
+    info["splits"] = [one for one in info["splits"] if one["name"] != "test"]
+    (place / "1.0.0/dataset_info.json").write_text(json.dumps(info))
+    other = configuration.from_json(configuration.to_json(config))
+    other.data.data_dir = str(tmp_path / "data")
+    runs = plan.cross_validation(other, METHODS, 2)
+    with pytest.raises(UserError, match="has no split 'test'; it has train, validat"):
+        execution.execute(tmp_path / "cv", "cross_validation", other, runs)
+    assert not list((tmp_path / "cv/runs").iterdir())
+
+
+@pytest.mark.slow
+def test_runs_of_one_program(make_config, killed, tmp_path, capsys):
+    """Folds of a method at once have the results that they have by themselves.
+
+    Even if they are killed in between. The method trains a network for each task.
+    """
     # Not Adam, which makes steps of full size of rounding noise.
     fields = {"optimizer.name": "sgd", "model.norm_momentum": 0.99}
-    config = make_config(fields, tasks=("glaucoma",), num_epochs=1, validate_every=1)
-    runs = plan.cross_validation(config, METHODS[:1], 3)
-    found = []
-    for count in (1, 3):
-        directory = tmp_path / str(count)
-        execution.execute(
-            directory, "cross_validation", config, runs, runs_per_program=count
-        )
-        shown = capsys.readouterr()
-        assert shown.out.count(": training") == 3
-        assert ("training 3 runs" in shown.err) == (count == 3)
-        found.append(
-            {
-                tuple(row[key] for key in results.COLUMNS[:-1]): row["value"]
-                for row in results.read(directory)
-                if row["metric"] != "seconds_per_step"
-            }
-        )
-    alone, together = found
-    assert together == pytest.approx(alone, rel=1e-4, abs=1e-4)
+    config = make_config(
+        fields, tasks=("glaucoma", "fovea"), num_epochs=2, validate_every=1
+    )
+    runs = plan.cross_validation(config, ["single"], 2)
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    execution.execute(alone, "cross_validation", config, runs)
+    assert "training 2 runs" not in capsys.readouterr().err
+    # Two runs of two steps an epoch: in the second epoch of the second network.
+    last = 8 + 4 + 2
+    killed(together, config, ["single"], folds=2, last=last, runs_per_program=2)
+    steps = [
+        (path.parent.name, json.loads(path.read_text().splitlines()[-1])["step"])
+        for path in sorted(together.rglob("metrics.jsonl"))
+    ]
+    assert steps == [("fovea", 2), ("glaucoma", 4)] * 2
+    execution.execute(together, "cross_validation", config, runs, runs_per_program=2)
+    shown = capsys.readouterr()
+    assert shown.out.count(": training") == 2
+    assert "training 2 runs" in shown.err
+    found, expected = (
+        {
+            tuple(row[key] for key in results.COLUMNS[:-1]): row["value"]
+            for row in results.read(directory)
+            if row["metric"] != "seconds_per_step"
+        }
+        for directory in (together, alone)
+    )
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
 @pytest.mark.slow
@@ -263,3 +336,17 @@ def test_plans(config, make_config):
     assert run.config.method.name == "two_stage"
     assert run.config.model.encoder == "resnet34"
     configuration.check(run.config)
+
+
+def test_plans_do_not_take_over_what_does_not_fit(make_config):
+    fields = {"model.pretrained": "weights/vgg13_bn", "data.fold": "1"}
+    config = make_config(fields)
+    vgg, resnet = plan.repeats(config, ["independent", "res34_unet"], 1)
+    assert vgg.config.model.pretrained == "weights/vgg13_bn"
+    assert resnet.config.model.pretrained == ""
+    # Repeats are of the official splits.
+    assert (vgg.fold, vgg.config.data.fold) == ("official", "official")
+    # Weights of a ResNet do fit.
+    config.model.encoder = "resnet34"
+    (resnet,) = plan.repeats(config, ["res34_unet"], 1)
+    assert resnet.config.model.pretrained == "weights/vgg13_bn"

@@ -29,25 +29,32 @@ ROWS = [
     *rows("independent", [17268036] * 3, "num_parameters", "", ""),
     *rows("single", [61213572], "num_parameters", "", ""),
     *rows("single", [7.0], "auc", "validation"),
+    *rows("single", [36.0], "fovea_error_native"),
+    *rows("single", [6.0], "fovea_error", resolution="native"),
+    *rows("single", [36.0], "fovea_error_native", resolution="native"),
 ]
-PUBLISHED = {"independent": {"auc": (92.61, 0.38)}}
+PUBLISHED = {"independent": {"auc": (92.61, 0.38), "num_parameters": (17.2,)}}
 
 
 def test_markdown_by_hand():
     # The single-task networks come first, as in the paper; n is with every mean.
     assert tables.markdown(tables.lines(ROWS), PUBLISHED) == (
-        "| method | #P, millions | AUC, % | AUC, %, published (REFUGE) "
-        "| fovea error, px |\n"
-        "| --- | --- | --- | --- | --- |\n"
-        "| STL | 61.2 | 88.50 ± 0.71 (2) |  | 6.00 (1) |\n"
-        "| MTL-IO | 17.3 | **92.00** ± 2.00 (3) | 92.61 ± 0.38 | **5.00** (1) |\n"
+        "| method | #P, millions | #P, millions, published (REFUGE) "
+        "| AUC, % | AUC, %, published (REFUGE) | fovea error, px |\n"
+        "| --- | --- | --- | --- | --- | --- |\n"
+        "| STL | 61.2 |  | 88.50 ± 0.71 (2) |  | 6.00 (1) |\n"
+        "| MTL-IO | 17.3 | 17.2 | **92.00** ± 2.00 (3) | 92.61 ± 0.38 "
+        "| **5.00** (1) |\n"
     )
 
 
 def test_the_other_resolution():
     table = tables.lines(ROWS, "native")
     assert "50.00 ± 0.00 (3)" in tables.markdown(table, {})
-    assert "fovea" not in tables.markdown(table, {})
+    # Of the fovea it is the distance in the photograph's own pixels.
+    assert "fovea error, px" not in tables.markdown(table, {})
+    assert "| fovea error, native px |" in tables.markdown(table, {})
+    assert "| 36.00 (1) |" in tables.markdown(table, {})
 
 
 def test_latex_escapes_and_csv_has_the_numbers():
@@ -61,7 +68,13 @@ def test_latex_escapes_and_csv_has_the_numbers():
     (line,) = [x for x in lines if x["method"] == "MTL-IO" and x["metric"] == "AUC, %"]
     assert float(line["mean"]) == 92
     assert line["num_runs"] == "3"
-    assert line["published_mean"] == "92.61"
+    assert (line["published_mean"], line["published_standard_deviation"]) == (
+        "92.61",
+        "0.38",
+    )
+    cost = [x for x in lines if x["method"] == "MTL-IO" and x["metric"][0] == "#"]
+    assert [x["published_mean"] for x in cost] == ["17.2"]
+    assert [x["published_standard_deviation"] for x in cost] == [""]
 
 
 def test_learning_rates_have_lines_of_their_own():

@@ -62,6 +62,21 @@ def test_single_task_networks_have_the_papers_number_of_parameters(encoder, coun
     assert sum(map(num_parameters, configs.values())) == count
 
 
+def test_networks_of_a_task_are_scored_by_what_they_predict():
+    config = default.get_config()
+    config.method.name = "single"
+    scores = {}
+    for config.evaluation.score in ("auc", "dice_cup", "mean", "loss"):
+        parts = configuration.part_configs(config).values()
+        scores[config.evaluation.score] = [one.evaluation.score for one in parts]
+    assert scores == {
+        "auc": ["auc", "mean", "mean", "mean"],
+        "dice_cup": ["mean", "mean", "dice_cup", "mean"],
+        "mean": ["mean"] * 4,
+        "loss": ["loss"] * 4,
+    }
+
+
 @pytest.mark.parametrize("encoder", ["vgg13", "vgg16"])
 def test_gradnorm_looks_at_the_deepest_convolution_of_the_encoder(encoder):
     config = default.get_config()

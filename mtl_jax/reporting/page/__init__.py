@@ -110,7 +110,7 @@ class Content(NamedTuple):
     Attributes:
       title: of the page.
       facts: shown below the title, name to text.
-      tables: heading to an HTML <table>, which is trusted.
+      tables: heading to an HTML <table>, and what is to be said of it; trusted.
       figures: heading to a PNG file.
       photographs: in any order.
       readings: label of a run to what it said of every photograph, in their order; None
