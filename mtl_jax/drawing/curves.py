@@ -80,6 +80,7 @@ def plot_learning_rates(panels: Mapping[str, Panel], path: pathlib.Path) -> None
         axes = figure.add_subplot(rows, columns, place)
         axes.set(xscale="log", xlabel="learning rate", ylabel=title)
         axes.grid(True, color="#DDDDDD", linewidth=0.6)
+        axes.margins(0.12)
         for name, curve in panel.items():
             lines[name] = _draw_means(axes, curve, num_runs, *styles[name])
     figure.legend(
@@ -118,8 +119,9 @@ def _draw_means(
             axes.annotate(
                 f"n = {count}",
                 place,
-                (4, 4),
+                (0, 5),
                 textcoords="offset points",
+                ha="center",
                 fontsize=7,
                 color=colour,
             )
