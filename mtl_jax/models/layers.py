@@ -170,10 +170,26 @@ class ConvNorm(nn.Module):
         return nn.relu(x) if self.relu else x
 
 
+@jax.custom_jvp
 def max_pool(x: jax.Array) -> jax.Array:
-    """2x2 max pooling of [B, H, W, C] with even H and W."""
+    """2x2 max pooling of [B, H, W, C] with even H and W; ties share the gradient."""
+    return _windows(x).max((2, 4))
+
+
+def _windows(x: jax.Array) -> jax.Array:
     b, h, w, c = x.shape
-    return x.reshape(b, h // 2, 2, w // 2, 2, c).max((2, 4))
+    return x.reshape(b, h // 2, 2, w // 2, 2, c)
+
+
+@max_pool.defjvp
+def _max_pool_jvp(primals, tangents):
+    (x,), (tangent,) = primals, tangents
+    largest = max_pool(x)
+    is_largest = _windows(x) == largest[:, :, None, :, None]
+    # Where XLA computes `x` anew beside `largest`, their last bits may differ. JAX's
+    # own derivative then divides by no ties at all: one window makes all of it NaN.
+    ties = jnp.maximum(is_largest.sum((2, 4), dtype=x.dtype), 1)
+    return largest, (_windows(tangent) * is_largest).sum((2, 4)) / ties
 
 
 def upsample(x: jax.Array) -> jax.Array:

@@ -105,6 +105,15 @@ def test_max_pool_has_the_values_and_gradient_of_flax():
     np.testing.assert_allclose(*pull_back(cotangent), *flax_pull_back(cotangent))
 
 
+def test_max_pool_where_the_maximum_is_none_of_the_four(monkeypatch):
+    """As a compiler that computes them twice may round them differently."""
+    x = jnp.arange(1.0, 17.0).reshape(1, 4, 4, 1)
+    largest = jnp.nextafter(layers.max_pool(x), 99.0).at[0, 0, 0, 0].set(6.0)
+    monkeypatch.setattr(layers, "max_pool", lambda _: largest)
+    _, tangent = layers._max_pool_jvp((x,), (10 * x,))
+    np.testing.assert_array_equal(tangent[0, ..., 0], [[60, 0], [0, 0]])
+
+
 def test_max_pool_shares_the_whole_gradient_among_equals():
     gradient = jax.grad(lambda x: layers.max_pool(x).sum())(jnp.ones((1, 4, 4, 2)))
     shares = np.asarray(gradient).reshape(2, 2, 2, 2, 2)
