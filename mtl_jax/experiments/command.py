@@ -30,7 +30,7 @@ RUNS_PER_PROGRAM = flags.DEFINE_integer(
     lower_bound=1,
 )
 REDO_DAMAGED = flags.DEFINE_bool(
-    "redo_damaged", False, "Begin runs anew whose checkpoint cannot be read."
+    "redo_damaged", False, "Begin networks anew whose checkpoint cannot be read."
 )
 flags.mark_flags_as_required(["config", "directory"])
 
@@ -50,6 +50,8 @@ def carry_out(kind: str, plan: Callable[..., Sequence], *arguments: object) -> N
     config = CONFIG.value
     index, count = _shard()
     runs = plans.share(plan(config, METHODS.value, *arguments), index, count)
+    if config.model.pretrained and not all(r.config.model.pretrained for r in runs):
+        print("res34_unet begins from scratch: the pretrained weights are not its own.")
     directory = pathlib.Path(DIRECTORY.value)
     elsewhere = execution.execute(
         directory,

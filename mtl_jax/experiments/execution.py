@@ -52,7 +52,7 @@ def execute(
         the directory by another call.
       runs_per_program: runs of one method that are trained at once, see
         `loop.train_together`.
-      redo_damaged: whether a run whose checkpoint cannot be read begins anew.
+      redo_damaged: whether a network whose checkpoint cannot be read begins anew.
 
     Returns:
       How many of the runs other processes were at; they may not be finished.
@@ -160,16 +160,18 @@ def _carry_out(
             failures = _train_and_evaluate(workdirs)
             break
         except Damaged as error:
-            (workdir,) = (w for w in workdirs if error.path.is_relative_to(w))
+            # Of a run of several networks, the folder of one.
+            network = error.path.parents[1]
             # What is damaged again is not so by chance.
-            if redo_damaged and workdir not in redone:
-                # The network's folder: those of the run's other networks are whole.
-                shutil.rmtree(error.path.parents[1])
-                redone.add(workdir)
+            if redo_damaged and network not in redone:
+                shutil.rmtree(network)
+                redone.add(network)
                 continue
-            name = workdirs.pop(workdir).name
-            advice = f" Or let --redo_damaged begin {name} anew."
-            damaged[name] = UserError(f"{error}{advice * (not redo_damaged)}")
+            (workdir,) = (w for w in workdirs if network.is_relative_to(w))
+            advice = " Or let --redo_damaged begin that network anew."
+            damaged[workdirs.pop(workdir).name] = UserError(
+                f"{error}{'' if redo_damaged else advice}"
+            )
     # The programs of these runs are of no use to the next.
     jax.clear_caches()
     return damaged | failures

@@ -62,10 +62,16 @@ def repeats(
 ) -> list[Run]:
     """A run of every method with every seed, from the config's own on.
 
-    On the official splits, whatever the config's fold.
+    Raises:
+      UserError: unless the config is of the official splits.
     """
+    if config.data.fold != "official":
+        raise UserError(
+            f"config.data.fold is {config.data.fold!r}, but repeats are of the "
+            "official splits; leave it out, or cross-validate."
+        )
     seeds = range(config.seed, config.seed + num_seeds)
-    return _runs(config, methods, folds=["official"], seeds=seeds)
+    return _runs(config, methods, seeds=seeds)
 
 
 def learning_rates(

@@ -7,6 +7,8 @@ mean and the standard deviation, of `COST` the mean alone: millions of parameter
 (VGG-13), and seconds of a step on a Titan XP.
 """
 
+from collections.abc import Mapping
+
 COST = {
     "single": {"num_parameters": (61.2,), "seconds_per_step": (0.686,)},
     "independent": {"num_parameters": (17.2,), "seconds_per_step": (0.557,)},
@@ -57,3 +59,26 @@ CROSS_VALIDATED = {
     "single": {"auc": (93.56, 1.48)},
     "independent": {"auc": (96.76, 0.96)},
 }
+
+# By method and metric the mean and, where it is known, the standard deviation.
+Published = Mapping[str, Mapping[str, tuple[float, ...]]]
+
+
+def of(kind: str, *, is_pretrained: bool) -> Published:
+    """The paper's figures that a table of an experiment can be held against.
+
+    Args:
+      kind: of the experiment, such as `cross_validation`.
+      is_pretrained: whether the encoder starts from pretrained weights, for which the
+        paper does not repeat the cost.
+    """
+    if kind == "learning_rates":
+        return {}
+    found = PRETRAINED if is_pretrained else FROM_SCRATCH
+    if kind == "cross_validation":
+        found = CROSS_VALIDATED
+    cost = {} if is_pretrained else COST
+    return {
+        method: {**cost.get(method, {}), **found.get(method, {})}
+        for method in {**cost, **found}
+    }

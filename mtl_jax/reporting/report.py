@@ -82,7 +82,8 @@ def write(
     )
     output = directory / "report"
     with files.whole_directory(output, CONTENTS) as folder:
-        shown = _write_tables(folder, rows, _published(kind, config))
+        theirs = published.of(kind, is_pretrained=bool(config.model.pretrained))
+        shown = _write_tables(folder, rows, theirs)
         figures = {}
         if kind != "learning_rates":
             shown["Differences"] = _write_comparisons(folder, rows, diagnoses)
@@ -131,7 +132,7 @@ def _open(
 
 
 def _write_tables(
-    folder: pathlib.Path, rows: Sequence[results.Row], theirs: tables.Published
+    folder: pathlib.Path, rows: Sequence[results.Row], theirs: published.Published
 ) -> dict[str, str]:
     """Writes the tables; returns them for the page, by what stands above them."""
     shown = {}
@@ -161,21 +162,6 @@ def _write_comparisons(
     files.write_text(folder / "comparisons.md", f"{text}\n{comparisons.EXPLANATION}\n")
     table = tables.as_html(comparisons.HEADS, lines)
     return f"{table}<p>{html.escape(comparisons.EXPLANATION)}</p>"
-
-
-def _published(kind: str, config: configuration.Config) -> tables.Published:
-    """The paper's figures that a table of this experiment can be held against."""
-    if kind == "learning_rates":
-        return {}
-    found = published.FROM_SCRATCH
-    if kind == "cross_validation":
-        found = published.CROSS_VALIDATED
-    elif config.model.pretrained:
-        return published.PRETRAINED
-    return {
-        method: {**cost, **found.get(method, {})}
-        for method, cost in published.COST.items()
-    }
 
 
 def _panels(rows: Sequence[results.Row]) -> dict[str, curves.Panel]:

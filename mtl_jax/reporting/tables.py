@@ -2,10 +2,11 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from mtl_jax.experiments.results import RISING, Row
+from mtl_jax.reporting.published import Published
 from mtl_jax.reporting.statistics import Summary, summarize
 
 NAMES = {
@@ -54,9 +55,6 @@ COLUMNS = (
     Column("fovea_error_native", "fovea error, native px", resolution="native"),
     Column("vcdr_mae", "vCDR error", 1.0, 3),
 )
-
-# By method and metric the mean and, where it is known, the standard deviation.
-Published = Mapping[str, Mapping[str, tuple[float, ...]]]
 
 
 class Line(NamedTuple):

@@ -1,5 +1,6 @@
 """Experiments: what is planned, who does it, and what comes of it."""
 
+import functools
 import json
 import os
 import shutil
@@ -131,13 +132,19 @@ def killed(compiled):
 def test_killed_in_the_second_run_it_comes_to_the_same_csv(
     experiment, config, killed, tmp_path
 ):
-    directory = tmp_path / "cv"
-    killed(directory, config, METHODS, folds=2, last=3)
-    assert len({(r["method"], r["fold"]) for r in results.read(directory)}) == 1
-    runs = plan.cross_validation(config, METHODS, 2)
+    directory, methods = tmp_path / "cv", METHODS[:1]
+    killed(directory, config, methods, folds=2, last=3)
+    assert {(r["method"], r["fold"]) for r in results.read(directory)} == {
+        ("independent", "0")
+    }
+    runs = plan.cross_validation(config, methods, 2)
     assert execution.execute(directory, "cross_validation", config, runs) == 0
     rows, expected = (
-        [row for row in results.read(place) if row["metric"] != "seconds_per_step"]
+        [
+            row
+            for row in results.read(place)
+            if row["metric"] != "seconds_per_step" and row["method"] in methods
+        ]
         for place in (directory, experiment)
     )
     assert rows == expected
@@ -183,26 +190,6 @@ def test_a_run_is_one_process_s_until_that_ends(experiment, config, tmp_path):
     assert execution.execute(directory, "cross_validation", config, runs) == 0
     assert logs(directory) == before
     assert len(results.read(directory)) == len(results.read(experiment))
-
-
-@pytest.mark.slow
-def test_a_damaged_checkpoint_is_named_or_done_again(experiment, config, tmp_path):
-    directory = tmp_path / "cv"
-    shutil.copytree(experiment, directory)
-    runs = plan.cross_validation(config, METHODS, 2)[:2]
-    workdir, other = (directory / "runs" / run.name for run in runs)
-    (workdir / results.RESULT).unlink()
-    (other / results.RESULT).unlink()
-    for path in (workdir / "checkpoints").rglob("*"):
-        if path.is_file() and path.stat().st_size > 2000:
-            path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"is damaged.*--redo_damaged begin indep"):
-        execution.execute(directory, "cross_validation", config, runs)
-    # It is in nobody's way.
-    assert results.finished(other) is not None
-    assert results.finished(workdir) is None
-    execution.execute(directory, "cross_validation", config, runs, redo_damaged=True)
-    assert results.finished(workdir) is not None
 
 
 @pytest.mark.slow
@@ -261,30 +248,48 @@ def test_a_data_set_without_test_split_is_refused_before_the_training(
     assert not list((tmp_path / "cv/runs").iterdir())
 
 
-@pytest.mark.slow
-def test_runs_of_one_program(make_config, killed, tmp_path, capsys):
-    """Folds of a method at once have the results that they have by themselves.
-
-    Even if they are killed in between. The method trains a network for each task.
-    """
+@pytest.fixture(scope="module")
+def of_two_networks(make_config):
+    """The config of runs that train a network for each of two tasks."""
     # Not Adam, which makes steps of full size of rounding noise.
-    fields = {"optimizer.name": "sgd", "model.norm_momentum": 0.99}
-    config = make_config(
+    fields = {
+        "method.name": "single",
+        "optimizer.name": "sgd",
+        "model.norm_momentum": 0.99,
+    }
+    return make_config(
         fields, tasks=("glaucoma", "fovea"), num_epochs=2, validate_every=1
     )
-    runs = plan.cross_validation(config, ["single"], 2)
-    alone, together = tmp_path / "alone", tmp_path / "together"
-    execution.execute(alone, "cross_validation", config, runs)
-    assert "training 2 runs" not in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def one_by_one(of_two_networks, shared_dir, compiled):
+    """Two folds of such runs, one after the other; nobody writes to it."""
+    directory = shared_dir / "one_by_one"
+    runs = plan.cross_validation(of_two_networks, ["single"], 2)
+    with once(directory / "results.csv", shared_dir / "one_by_one.lock") as first:
+        if first:
+            execution.execute(directory, "cross_validation", of_two_networks, runs)
+    return directory
+
+
+@pytest.mark.slow
+def test_runs_of_one_program(of_two_networks, one_by_one, killed, tmp_path, capsys):
+    """They have the results that they have by themselves, even if killed in between."""
+    runs = plan.cross_validation(of_two_networks, ["single"], 2)
     # Two runs of two steps an epoch: in the second epoch of the second network.
     last = 8 + 4 + 2
-    killed(together, config, ["single"], folds=2, last=last, runs_per_program=2)
+    killed(
+        tmp_path, of_two_networks, ["single"], folds=2, last=last, runs_per_program=2
+    )
     steps = [
         (path.parent.name, json.loads(path.read_text().splitlines()[-1])["step"])
-        for path in sorted(together.rglob("metrics.jsonl"))
+        for path in sorted(tmp_path.rglob("metrics.jsonl"))
     ]
     assert steps == [("fovea", 2), ("glaucoma", 4)] * 2
-    execution.execute(together, "cross_validation", config, runs, runs_per_program=2)
+    execution.execute(
+        tmp_path, "cross_validation", of_two_networks, runs, runs_per_program=2
+    )
     shown = capsys.readouterr()
     assert shown.out.count(": training") == 2
     assert "training 2 runs" in shown.err
@@ -294,9 +299,48 @@ def test_runs_of_one_program(make_config, killed, tmp_path, capsys):
             for row in results.read(directory)
             if row["metric"] != "seconds_per_step"
         }
-        for directory in (together, alone)
+        for directory in (tmp_path, one_by_one)
     )
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def damage(workdir):
+    for path in (workdir / "checkpoints").rglob("*"):
+        if path.is_file() and path.stat().st_size > 2000:
+            path.write_bytes(path.read_bytes()[:1000])
+
+
+@pytest.mark.slow
+def test_damaged_checkpoints_are_named_or_done_again(
+    of_two_networks, one_by_one, tmp_path
+):
+    directory = tmp_path / "cv"
+    shutil.copytree(one_by_one, directory)
+    runs = plan.cross_validation(of_two_networks, ["single"], 2)
+    both = [directory / "runs" / run.name for run in runs]
+    for workdir in both:
+        (workdir / results.RESULT).unlink()
+    execute = functools.partial(
+        execution.execute,
+        directory,
+        "cross_validation",
+        of_two_networks,
+        runs,
+        runs_per_program=2,
+    )
+    damage(both[1] / "fovea")
+    with pytest.raises(UserError, match="1 of 2 runs.* is damaged.*--redo_damaged"):
+        execute()
+    # It is not in the other's way.
+    assert [results.finished(workdir) is None for workdir in both] == [False, True]
+    # Now both networks of the run.
+    damage(both[1] / "glaucoma")
+    assert execute(redo_damaged=True) == 0
+    found, expected = (
+        [row for row in results.read(place) if row["metric"] != "seconds_per_step"]
+        for place in (directory, one_by_one)
+    )
+    assert found == expected
 
 
 @pytest.mark.slow
@@ -339,14 +383,34 @@ def test_plans(config, make_config):
 
 
 def test_plans_do_not_take_over_what_does_not_fit(make_config):
-    fields = {"model.pretrained": "weights/vgg13_bn", "data.fold": "1"}
-    config = make_config(fields)
+    config = make_config({"model.pretrained": "weights/vgg13_bn"})
     vgg, resnet = plan.repeats(config, ["independent", "res34_unet"], 1)
     assert vgg.config.model.pretrained == "weights/vgg13_bn"
     assert resnet.config.model.pretrained == ""
-    # Repeats are of the official splits.
-    assert (vgg.fold, vgg.config.data.fold) == ("official", "official")
     # Weights of a ResNet do fit.
     config.model.encoder = "resnet34"
     (resnet,) = plan.repeats(config, ["res34_unet"], 1)
     assert resnet.config.model.pretrained == "weights/vgg13_bn"
+    config.data.fold = "1"
+    with pytest.raises(UserError, match="data.fold is '1', but repeats.*leave it out"):
+        plan.repeats(config, ["independent"], 1)
+
+
+def test_validation_around_annotated_discs_is_no_result(make_config, tmp_path):
+    config = make_config()
+    (tmp_path / "crop").mkdir()
+    line = json.dumps({"step": 1, "epoch": 1, "validation/dice_cup": 0.9})
+    (tmp_path / "crop/metrics.jsonl").write_text(line + "\n")
+    test = {
+        "split": "test",
+        "resolution": "model",
+        "num_images": {"dice_cup": 3},
+        "dice_cup": 0.5,
+        "num_parameters": 7,
+        "seconds_per_step": None,
+    }
+    splits = {}
+    for run in plan.repeats(config, ["single", "res34_unet"], 1):
+        rows = results.rows_of(run, tmp_path, [test])
+        splits[run.method] = [row["split"] for row in rows]
+    assert splits == {"single": ["test", "validation", ""], "res34_unet": ["test", ""]}

@@ -1,7 +1,7 @@
 import csv
 import io
 
-from mtl_jax.reporting import tables
+from mtl_jax.reporting import published, tables
 
 
 def rows(method, values, metric="auc", split="test", resolution="model"):
@@ -85,3 +85,19 @@ def test_learning_rates_have_lines_of_their_own():
         "STL, learning rate 0.001",
         "MTL-IO, learning rate 0.0001",
     ]
+
+
+def test_published_figures_of_each_kind_of_experiment():
+    assert published.of("learning_rates", is_pretrained=False) == {}
+    repeats = published.of("repeats", is_pretrained=False)
+    assert set(repeats) == {"single", "independent", "gradnorm", "pcgrad"}
+    assert repeats["independent"]["num_parameters"] == (17.2,)
+    assert repeats["independent"]["seconds_per_step"] == (0.557,)
+    assert repeats["independent"]["auc"] == (92.61, 0.38)
+    folds = published.of("cross_validation", is_pretrained=False)
+    assert folds["independent"]["auc"] == (96.76, 0.96)
+    assert set(folds["pcgrad"]) == {"num_parameters", "seconds_per_step"}
+    pretrained = published.of("repeats", is_pretrained=True)
+    assert set(pretrained) == {"single", "independent"}
+    assert "seconds_per_step" not in pretrained["single"]
+    assert pretrained["independent"]["auc"] == (96.15, 0.14)
