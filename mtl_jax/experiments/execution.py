@@ -216,18 +216,18 @@ def _claim_directory(
             if not path.exists():
                 files.write_json(path, ours)
             theirs = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+            their_kind = theirs["kind"]
+            their_config = configuration.stored(json.dumps(theirs["config"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{directory} cannot be used ({error}); name another directory."
         ) from error
-    differing = configuration.differences(
-        config, configuration.stored(json.dumps(theirs["config"]))
-    )
+    differing = configuration.differences(config, their_config)
     # Data that have moved are the same data.
     fields = [field for field in differing if field != "data.data_dir"]
-    if kind != theirs["kind"] or fields:
-        what = f"of the kind {theirs['kind']}"
-        if kind == theirs["kind"]:
+    if kind != their_kind or fields:
+        what = f"of the kind {their_kind}"
+        if kind == their_kind:
             what = f"its config differs in {', '.join(fields)}"
         raise UserError(
             f"{directory} holds another experiment ({what}); name another directory."

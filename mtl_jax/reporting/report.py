@@ -120,7 +120,8 @@ def _open(
     try:
         record = json.loads((directory / "experiment.json").read_text())
         rows = results.read(directory)
-        kind, config = record["kind"], record["config"]
+        kind = record["kind"]
+        config = configuration.stored(json.dumps(record["config"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{directory} holds no results of an experiment ({error}); name the folder "
@@ -128,7 +129,7 @@ def _open(
         ) from error
     if not rows:
         raise UserError(f"No run in {directory} is finished; there is nothing to tell.")
-    return kind, configuration.stored(json.dumps(config)), rows
+    return kind, config, rows
 
 
 def _write_tables(

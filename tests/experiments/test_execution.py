@@ -1,6 +1,5 @@
-"""Experiments: what is planned, who does it, and what comes of it."""
+"""Who does the runs of an experiment, and what comes of it."""
 
-import functools
 import json
 import os
 import shutil
@@ -78,56 +77,6 @@ def test_what_is_finished_is_not_done_again(experiment, config, capsys):
     assert capsys.readouterr().out.count(": finished") == 4
 
 
-KILLED = """
-import json, os, pathlib, signal, sys
-from mtl_jax import configuration
-from mtl_jax.experiments import execution, plan
-from mtl_jax.training import checkpoints, watch
-directory, config, methods, folds, runs_per_program, last = json.loads(sys.argv[1])
-config = configuration.from_json(config)
-whole, calls = watch.Watch.add, []
-def add(self, step, metrics):
-    calls.append(step)
-    if len(calls) == last:
-        for one in opened:
-            one.wait()
-        os.kill(os.getpid(), signal.SIGKILL)
-    whole(self, step, metrics)
-watch.Watch.add = add
-# What the epochs before have saved is on disk, so that it is known where runs stand.
-opened, begin = [], checkpoints.Checkpoints.__init__
-def remember(self, *arguments, **options):
-    begin(self, *arguments, **options)
-    opened.append(self)
-checkpoints.Checkpoints.__init__ = remember
-execution.execute(
-    pathlib.Path(directory),
-    "cross_validation",
-    config,
-    plan.cross_validation(config, methods, folds),
-    runs_per_program=runs_per_program,
-)
-"""
-
-
-@pytest.fixture
-def killed(compiled):
-    """Cross-validates until the n-th time that a run is given a step's metrics."""
-
-    def kill(directory, config, methods, folds, last, runs_per_program=1):
-        text = configuration.to_json(config)
-        what = [str(directory), text, methods, folds, runs_per_program, last]
-        finished = subprocess.run(
-            [sys.executable, "-c", KILLED, json.dumps(what)],
-            env=compiled,
-            capture_output=True,
-            check=False,
-        )
-        assert finished.returncode == -signal.SIGKILL, finished.stderr
-
-    return kill
-
-
 @pytest.mark.slow
 def test_killed_in_the_second_run_it_comes_to_the_same_csv(
     experiment, config, killed, tmp_path
@@ -159,6 +108,14 @@ def test_another_experiments_directory_is_refused(experiment, config, make_confi
     runs = plan.cross_validation(other, METHODS, 2)
     with pytest.raises(UserError, match="config differs in num_epochs"):
         execution.execute(experiment, "cross_validation", other, runs)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"kind": "repeats", "config": 3}', "{"])
+def test_another_program_s_experiment_json_is_not_touched(text, config, tmp_path):
+    (tmp_path / "experiment.json").write_text(text)
+    with pytest.raises(UserError, match=r"cannot be used \(.*name another"):
+        execution.execute(tmp_path, "repeats", config, [])
+    assert (tmp_path / "experiment.json").read_text() == text
 
 
 @pytest.mark.slow
@@ -248,101 +205,6 @@ def test_a_data_set_without_test_split_is_refused_before_the_training(
     assert not list((tmp_path / "cv/runs").iterdir())
 
 
-@pytest.fixture(scope="module")
-def of_two_networks(make_config):
-    """The config of runs that train a network for each of two tasks."""
-    # Not Adam, which makes steps of full size of rounding noise.
-    fields = {
-        "method.name": "single",
-        "optimizer.name": "sgd",
-        "model.norm_momentum": 0.99,
-    }
-    return make_config(
-        fields, tasks=("glaucoma", "fovea"), num_epochs=2, validate_every=1
-    )
-
-
-@pytest.fixture(scope="module")
-def one_by_one(of_two_networks, shared_dir, compiled):
-    """Two folds of such runs, one after the other; nobody writes to it."""
-    directory = shared_dir / "one_by_one"
-    runs = plan.cross_validation(of_two_networks, ["single"], 2)
-    with once(directory / "results.csv", shared_dir / "one_by_one.lock") as first:
-        if first:
-            execution.execute(directory, "cross_validation", of_two_networks, runs)
-    return directory
-
-
-@pytest.mark.slow
-def test_runs_of_one_program(of_two_networks, one_by_one, killed, tmp_path, capsys):
-    """They have the results that they have by themselves, even if killed in between."""
-    runs = plan.cross_validation(of_two_networks, ["single"], 2)
-    # Two runs of two steps an epoch: in the second epoch of the second network.
-    last = 8 + 4 + 2
-    killed(
-        tmp_path, of_two_networks, ["single"], folds=2, last=last, runs_per_program=2
-    )
-    steps = [
-        (path.parent.name, json.loads(path.read_text().splitlines()[-1])["step"])
-        for path in sorted(tmp_path.rglob("metrics.jsonl"))
-    ]
-    assert steps == [("fovea", 2), ("glaucoma", 4)] * 2
-    execution.execute(
-        tmp_path, "cross_validation", of_two_networks, runs, runs_per_program=2
-    )
-    shown = capsys.readouterr()
-    assert shown.out.count(": training") == 2
-    assert "training 2 runs" in shown.err
-    found, expected = (
-        {
-            tuple(row[key] for key in results.COLUMNS[:-1]): row["value"]
-            for row in results.read(directory)
-            if row["metric"] != "seconds_per_step"
-        }
-        for directory in (tmp_path, one_by_one)
-    )
-    assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
-
-
-def damage(workdir):
-    for path in (workdir / "checkpoints").rglob("*"):
-        if path.is_file() and path.stat().st_size > 2000:
-            path.write_bytes(path.read_bytes()[:1000])
-
-
-@pytest.mark.slow
-def test_damaged_checkpoints_are_named_or_done_again(
-    of_two_networks, one_by_one, tmp_path
-):
-    directory = tmp_path / "cv"
-    shutil.copytree(one_by_one, directory)
-    runs = plan.cross_validation(of_two_networks, ["single"], 2)
-    both = [directory / "runs" / run.name for run in runs]
-    for workdir in both:
-        (workdir / results.RESULT).unlink()
-    execute = functools.partial(
-        execution.execute,
-        directory,
-        "cross_validation",
-        of_two_networks,
-        runs,
-        runs_per_program=2,
-    )
-    damage(both[1] / "fovea")
-    with pytest.raises(UserError, match="1 of 2 runs.* is damaged.*--redo_damaged"):
-        execute()
-    # It is not in the other's way.
-    assert [results.finished(workdir) is None for workdir in both] == [False, True]
-    # Now both networks of the run.
-    damage(both[1] / "glaucoma")
-    assert execute(redo_damaged=True) == 0
-    found, expected = (
-        [row for row in results.read(place) if row["metric"] != "seconds_per_step"]
-        for place in (directory, one_by_one)
-    )
-    assert found == expected
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 def test_a_run_that_diverges_does_not_stop_the_others(make_config, tmp_path):
@@ -354,63 +216,3 @@ def test_a_run_that_diverges_does_not_stop_the_others(make_config, tmp_path):
         execution.execute(tmp_path, "learning_rates", config, runs)
     assert {row["learning_rate"] for row in results.read(tmp_path)} == {1e-2}
     report.write(tmp_path)
-
-
-def test_plans(config, make_config):
-    runs = plan.learning_rates(config, ["independent"], [1e-3, 1e-4], 2)
-    assert [(run.learning_rate, run.seed) for run in runs] == [
-        (1e-3, 0),
-        (1e-4, 0),
-        (1e-3, 1),
-        (1e-4, 1),
-    ]
-    assert all(run.config.optimizer.learning_rate == run.learning_rate for run in runs)
-    parts = [plan.share(runs, i, 3) for i in range(3)]
-    assert sorted(run.name for part in parts for run in part) == sorted(
-        run.name for run in runs
-    )
-    with pytest.raises(UserError, match="--shard=3/3 is none of 0/3 to 2/3"):
-        plan.share(runs, 3, 3)
-    with pytest.raises(UserError, match="nothing to run"):
-        plan.repeats(config, METHODS, 0)
-    with pytest.raises(UserError, match="no learning rate twice"):
-        plan.learning_rates(config, METHODS, [1e-3, 1e-3], 1)
-    everything = make_config({"evaluation.score": "fovea_error"})
-    (run,) = plan.repeats(everything, ["res34_unet"], 1)
-    assert run.config.method.name == "two_stage"
-    assert run.config.model.encoder == "resnet34"
-    configuration.check(run.config)
-
-
-def test_plans_do_not_take_over_what_does_not_fit(make_config):
-    config = make_config({"model.pretrained": "weights/vgg13_bn"})
-    vgg, resnet = plan.repeats(config, ["independent", "res34_unet"], 1)
-    assert vgg.config.model.pretrained == "weights/vgg13_bn"
-    assert resnet.config.model.pretrained == ""
-    # Weights of a ResNet do fit.
-    config.model.encoder = "resnet34"
-    (resnet,) = plan.repeats(config, ["res34_unet"], 1)
-    assert resnet.config.model.pretrained == "weights/vgg13_bn"
-    config.data.fold = "1"
-    with pytest.raises(UserError, match="data.fold is '1', but repeats.*leave it out"):
-        plan.repeats(config, ["independent"], 1)
-
-
-def test_validation_around_annotated_discs_is_no_result(make_config, tmp_path):
-    config = make_config()
-    (tmp_path / "crop").mkdir()
-    line = json.dumps({"step": 1, "epoch": 1, "validation/dice_cup": 0.9})
-    (tmp_path / "crop/metrics.jsonl").write_text(line + "\n")
-    test = {
-        "split": "test",
-        "resolution": "model",
-        "num_images": {"dice_cup": 3},
-        "dice_cup": 0.5,
-        "num_parameters": 7,
-        "seconds_per_step": None,
-    }
-    splits = {}
-    for run in plan.repeats(config, ["single", "res34_unet"], 1):
-        rows = results.rows_of(run, tmp_path, [test])
-        splits[run.method] = [row["split"] for row in rows]
-    assert splits == {"single": ["test", "validation", ""], "res34_unet": ["test", ""]}

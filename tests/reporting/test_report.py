@@ -187,6 +187,17 @@ def test_what_is_damaged_or_missing_is_named(name, experiment, tmp_path):
             report.write(directory)
 
 
+def test_somebody_s_notes_are_not_replaced(written, experiment, tmp_path):
+    directory = tmp_path / "experiment"
+    shutil.copytree(experiment, directory)
+    shutil.copytree(written, directory / "report")
+    notes = directory / "report" / "notes.md"
+    notes.write_text("What I think of it.")
+    with pytest.raises(UserError, match=r"something else.*\(notes.md\); name another"):
+        report.write(directory)
+    assert notes.read_text() == "What I think of it."
+
+
 def test_what_is_no_experiment(tmp_path):
     with pytest.raises(UserError, match="holds no results"):
         report.write(tmp_path)
