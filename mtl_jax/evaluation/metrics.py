@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.metrics import roc_auc_score, roc_curve
 
 # The challenge's operating point.
 SPECIFICITY = 0.85
@@ -69,6 +68,9 @@ def auc(scores: ArrayLike, labels: ArrayLike) -> float | None:
     """
     if not has_both_classes(labels):
         return None
+    # Seconds that a prediction need not take.
+    from sklearn.metrics import roc_auc_score
+
     return float(roc_auc_score(np.asarray(labels), np.asarray(scores)))
 
 
@@ -90,6 +92,8 @@ def roc(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError("a ROC curve needs labels of both classes")
     # Without all points, interpolation over the best sensitivity at each rate would
     # depend on which points scikit-learn drops.
+    from sklearn.metrics import roc_curve
+
     false_positive_rate, true_positive_rate, _ = roc_curve(
         np.asarray(labels), np.asarray(scores), drop_intermediate=False
     )

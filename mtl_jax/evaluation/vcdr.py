@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import expit
-from sklearn.linear_model import LogisticRegression
 
 from mtl_jax.evaluation.metrics import has_both_classes
 
@@ -47,6 +46,9 @@ def fit(vcdr: ArrayLike, glaucoma: ArrayLike, C: float = 1.0) -> VcdrClassifier 
     """
     if not has_both_classes(glaucoma):
         return None
+    # Seconds that a prediction need not take.
+    from sklearn.linear_model import LogisticRegression
+
     regression = LogisticRegression(C=C)
     regression.fit(np.asarray(vcdr, np.float64)[:, np.newaxis], np.asarray(glaucoma))
     return VcdrClassifier(regression.coef_.item(), regression.intercept_.item())

@@ -5,8 +5,6 @@ import os
 import pathlib
 from collections.abc import Mapping
 
-import tensorboardX
-
 
 class MetricLog:
     """Writes one JSON object per line, and the same scalars for TensorBoard.
@@ -29,6 +27,9 @@ class MetricLog:
         self._silent = silent
         if silent:
             return
+        # It takes torch along where there is one: seconds that only a run should cost.
+        import tensorboardX
+
         path = pathlib.Path(workdir) / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if _is_up_to(line, step)]
