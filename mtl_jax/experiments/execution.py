@@ -149,9 +149,7 @@ def _carry_out(
     directory: pathlib.Path, runs: Sequence[Run], redo_damaged: bool
 ) -> dict[str, UserError]:
     """Trains and evaluates runs of one method; says which failed, and why."""
-    data = runs[0].config.data
-    # To be found out before the first training, not after it.
-    pipeline.check_split(pipeline.open_dataset(data.data_dir, data.dataset), "test")
+    _check_data(runs[0].config)
     workdirs = {_workdir(directory, run).absolute(): run for run in runs}
     damaged: dict[str, UserError] = {}
     redone = set()
@@ -175,6 +173,12 @@ def _carry_out(
     # The programs of these runs are of no use to the next.
     jax.clear_caches()
     return damaged | failures
+
+
+def _check_data(config: configuration.Config) -> None:
+    """Finds out before the first training what would be missing after it."""
+    data = config.data
+    pipeline.check_split(pipeline.open_dataset(data.data_dir, data.dataset), "test")
 
 
 def _train_and_evaluate(workdirs: dict[pathlib.Path, Run]) -> dict[str, UserError]:
@@ -211,16 +215,23 @@ def _claim_directory(
     path = directory / _RECORD
     ours = {"kind": kind, "config": json.loads(configuration.to_json(config))}
     try:
-        (directory / "runs").mkdir(parents=True, exist_ok=True)
-        with _locked(directory / "locks" / "results", wait=True):
-            if not path.exists():
-                files.write_json(path, ours)
-            theirs = json.loads(path.read_text())
-            their_kind = theirs["kind"]
-            their_config = configuration.stored(json.dumps(theirs["config"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not path.exists():
+            # A mistake in their name is not to become what the directory holds.
+            _check_data(config)
+            (directory / "runs").mkdir(parents=True, exist_ok=True)
+            with _locked(directory / "locks" / "results", wait=True):
+                if not path.exists():
+                    files.write_json(path, ours)
+        theirs = json.loads(path.read_text())
+        their_kind = theirs["kind"]
+        their_config = configuration.stored(json.dumps(theirs["config"]))
+    except OSError as error:
         raise UserError(
             f"{directory} cannot be used ({error}); name another directory."
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is not of an experiment, or damaged; name another directory."
         ) from error
     differing = configuration.differences(config, their_config)
     # Data that have moved are the same data.

@@ -113,9 +113,10 @@ def test_another_experiments_directory_is_refused(experiment, config, make_confi
 @pytest.mark.parametrize("text", ["[]", "{}", '{"kind": "repeats", "config": 3}', "{"])
 def test_another_program_s_experiment_json_is_not_touched(text, config, tmp_path):
     (tmp_path / "experiment.json").write_text(text)
-    with pytest.raises(UserError, match=r"cannot be used \(.*name another"):
+    with pytest.raises(UserError, match="is not of an experiment.*name another"):
         execution.execute(tmp_path, "repeats", config, [])
     assert (tmp_path / "experiment.json").read_text() == text
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.slow
@@ -202,7 +203,8 @@ def test_a_data_set_without_test_split_is_refused_before_the_training(
     runs = plan.cross_validation(other, METHODS, 2)
     with pytest.raises(UserError, match="has no split 'test'; it has train, validat"):
         execution.execute(tmp_path / "cv", "cross_validation", other, runs)
-    assert not list((tmp_path / "cv/runs").iterdir())
+    # Nor is the directory now that of a config with a mistake in it.
+    assert not (tmp_path / "cv").exists()
 
 
 @pytest.mark.slow
