@@ -18,8 +18,9 @@ import numpy as np
 import optax
 import pytest
 from small_network import SmallNetwork
+from training_fixtures import once
 
-from mtl_jax import optim, tasks
+from mtl_jax import files, optim, tasks
 from mtl_jax.errors import UserError
 from mtl_jax.models import MultiTaskUNet
 from mtl_jax.training import parallel, together
@@ -284,8 +285,17 @@ def refusals():
 
 
 @pytest.fixture(scope="module")
-def runs():
-    """What four devices and what one computed, both at the same time."""
+def runs(shared_dir):
+    """What four devices and what one computed, once for all workers."""
+    place = shared_dir / "parallel.json"
+    with once(place, shared_dir / "parallel.lock") as first:
+        if first:
+            files.write_json(place, compute())
+    return types.SimpleNamespace(**json.loads(place.read_text()))
+
+
+def compute():
+    """Both at the same time."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}",
@@ -308,7 +318,7 @@ def runs():
         }
         out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
-    return types.SimpleNamespace(one=one, four=json.loads(out.splitlines()[-1]))
+    return {"one": one, "four": json.loads(out.splitlines()[-1])}
 
 
 def test_four_devices_were_simulated(runs):
