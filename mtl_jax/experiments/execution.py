@@ -213,23 +213,32 @@ def _claim_directory(
 ) -> None:
     """Makes the directory this experiment's, unless it is another's."""
     path = directory / _RECORD
-    ours = {"kind": kind, "config": json.loads(configuration.to_json(config))}
+    if not _is_ours(path, kind, config):
+        # A mistake in their name is not to become what the directory holds.
+        _check_data(config)
     try:
-        if not path.exists():
-            # A mistake in their name is not to become what the directory holds.
-            _check_data(config)
-            (directory / "runs").mkdir(parents=True, exist_ok=True)
-            with _locked(directory / "locks" / "results", wait=True):
-                if not path.exists():
-                    files.write_json(path, ours)
-        theirs = json.loads(path.read_text())
-        their_kind = theirs["kind"]
-        their_config = configuration.stored(json.dumps(theirs["config"]))
+        (directory / "runs").mkdir(parents=True, exist_ok=True)
+        with _locked(directory / "locks" / "results", wait=True):
+            if not path.exists():
+                ours = json.loads(configuration.to_json(config))
+                files.write_json(path, {"kind": kind, "config": ours})
     except OSError as error:
         raise UserError(
             f"{directory} cannot be used ({error}); name another directory."
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    # Another process may have been first.
+    _is_ours(path, kind, config)
+
+
+def _is_ours(path: pathlib.Path, kind: str, config: configuration.Config) -> bool:
+    """False if there is no record yet; that of another experiment is refused."""
+    try:
+        theirs = json.loads(path.read_text())
+        their_kind = theirs["kind"]
+        their_config = configuration.stored(json.dumps(theirs["config"]))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is not of an experiment, or damaged; name another directory."
         ) from error
@@ -241,8 +250,9 @@ def _claim_directory(
         if kind == their_kind:
             what = f"its config differs in {', '.join(fields)}"
         raise UserError(
-            f"{directory} holds another experiment ({what}); name another directory."
+            f"{path.parent} holds another experiment ({what}); name another directory."
         )
+    return True
 
 
 @contextlib.contextmanager
