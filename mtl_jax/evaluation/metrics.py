@@ -90,10 +90,10 @@ def roc(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """
     if not has_both_classes(labels):
         raise ValueError("a ROC curve needs labels of both classes")
-    # Without all points, interpolation over the best sensitivity at each rate would
-    # depend on which points scikit-learn drops.
     from sklearn.metrics import roc_curve
 
+    # Without all points, interpolation over the best sensitivity at each rate would
+    # depend on which points scikit-learn drops.
     false_positive_rate, true_positive_rate, _ = roc_curve(
         np.asarray(labels), np.asarray(scores), drop_intermediate=False
     )

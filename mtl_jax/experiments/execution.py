@@ -240,7 +240,8 @@ def _is_ours(path: pathlib.Path, kind: str, config: configuration.Config) -> boo
         return False
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is not of an experiment, or damaged; name another directory."
+            f"{path} is not of an experiment, or damaged ({error}); name another "
+            "directory."
         ) from error
     differing = configuration.differences(config, their_config)
     # Data that have moved are the same data.
