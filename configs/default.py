@@ -31,9 +31,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.width = 1.0
     config.model.norm = "batch"  # batch_no_average: the authors' program; group; none
     config.model.norm_momentum = 0.99
+    config.model.init = "kaiming_uniform"  # of PyTorch, the paper's; he_uniform
     config.model.dropout = 0.8
     # Folder that scripts/import_weights.py wrote: the encoder starts from it, all else
-    # from He-uniform. Without one ("") the encoder does as well.
+    # from model.init. Without one ("") the encoder does as well.
     config.model.pretrained = ""
     # Images minus ImageNet's mean, by its deviations: on; off: in [0, 1] as they are,
     # the authors' program even with a pretrained encoder; auto: on if pretrained.

@@ -25,6 +25,7 @@ from mtl_jax.training import views
 _CHOICES = {
     "model.encoder": ENCODERS,
     "model.norm": layers.NORMS,
+    "model.init": layers.INITS,
     "model.dtype": DTYPES,
     "model.normalize_input": NORMALIZE_INPUT,
     "view.kind": views.KINDS,

@@ -45,6 +45,7 @@ def create_model(config: Config, axis_name: str | None = None) -> MultiTaskUNet:
         dense_heads=tuple(t.name for t in heads if t.is_dense),
         norm=config.model.norm,
         norm_momentum=config.model.norm_momentum,
+        init_scheme=config.model.init,
         dropout=config.model.dropout,
         normalize_input=normalize == "on",
         dtype=DTYPES[config.model.dtype],

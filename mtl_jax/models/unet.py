@@ -77,6 +77,8 @@ class MultiTaskUNet(nn.Module):
       dense_heads: names of the heads on the decoder's features.
       norm: `batch`, `batch_no_average` (the authors' behaviour), `group` or `none`.
       norm_momentum: share of the running averages kept at each update (`batch`).
+      init_scheme: of kernels and biases: `kaiming_uniform`, PyTorch's default and the
+        paper's, or `he_uniform`; see `layers.initializers`.
       dropout: probability that a pooled feature is dropped before the classifier.
       normalize_input: normalise images as ImageNet's for pretrained encoders.
       dtype: of the computation, float32 or bfloat16; parameters are float32.
@@ -89,6 +91,7 @@ class MultiTaskUNet(nn.Module):
     dense_heads: tuple[str, ...] = ("disc", "cup", "fovea")
     norm: layers.Norm = "batch"
     norm_momentum: float = 0.99
+    init_scheme: layers.Init = "kaiming_uniform"
     dropout: float = 0.8
     normalize_input: bool = False
     dtype: Any = jnp.float32
@@ -130,6 +133,7 @@ class MultiTaskUNet(nn.Module):
             layers.ConvNorm,
             norm=self.norm,
             norm_momentum=self.norm_momentum,
+            init_scheme=self.init_scheme,
             dtype=self.dtype,
             axis_name=self.axis_name,
         )
@@ -144,17 +148,24 @@ class MultiTaskUNet(nn.Module):
             pooled = jnp.max(features[-1], axis=(1, 2))
             pooled = layers.Dropout(self.dropout, self.axis_name)(pooled, train=train)
             for head in self.classification_heads:
-                logits[head] = self._head(head)(pooled)
+                logits[head] = self._head(head, pooled)
         if any(head in wanted for head in self.dense_heads):
             decoded = Decoder(widths, conv, name="decoder")(
                 features, images.shape[1], train=train
             )
             for head in self.dense_heads:
-                logits[head] = self._head(head)(decoded)
+                logits[head] = self._head(head, decoded)
         return {head: logits[head][..., 0].astype(jnp.float32) for head in wanted}
 
-    def _head(self, name: str) -> nn.Module:
+    def _head(self, name: str, features: jax.Array) -> jax.Array:
         # A dense layer on the last axis: for pixels that is the 1x1 convolution.
-        return nn.Dense(
-            1, dtype=self.dtype, kernel_init=layers.kernel_init, name=f"head_{name}"
+        kernel_init, bias_init = layers.initializers(
+            self.init_scheme, features.shape[-1]
         )
+        return nn.Dense(
+            1,
+            dtype=self.dtype,
+            kernel_init=kernel_init,
+            bias_init=bias_init,
+            name=f"head_{name}",
+        )(features)
