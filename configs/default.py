@@ -1,8 +1,7 @@
 """Every field of an experiment, with the values of the paper and its program.
 
 Other files start from this one and override what differs. From the command line any
-field can be set, for example --config.optimizer.learning_rate=1e-3. A new field's
-default is what was done before there was the field: runs of then are read with it.
+field can be set, for example --config.optimizer.learning_rate=1e-3.
 """
 
 import ml_collections

@@ -119,6 +119,8 @@ def make_config(synthetic_data):
         config.model.encoder = "vgg13"
         config.model.width = 1 / 16
         config.model.norm_momentum = 0.5
+        # From the larger kernels masks are found within 48 steps.
+        config.model.init = "he_uniform"
         # Its random numbers take seconds to compile.
         config.model.dropout = 0.0
         config.optimizer.learning_rate = 1e-2
@@ -149,7 +151,7 @@ def trained(shared_dir, compiled):
 @pytest.fixture(scope="session")
 def tiny_run(trained, make_config):
     """All tasks, with dropout: 16 epochs of 3 steps, validated every 4."""
-    return trained("tiny_run", make_config({"model.dropout": 0.8}))
+    return trained("tiny_run", make_config({"model.dropout": 0.8, "seed": 1}))
 
 
 @pytest.fixture(scope="session")

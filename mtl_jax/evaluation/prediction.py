@@ -25,7 +25,8 @@ class Prediction:
       fovea_xy: (x, y) in pixels.
       vcdr: vertical cup-to-disc ratio of the masks; None also where both are empty.
       probability_fc: of glaucoma, from the network's classifier.
-      probability_vcdr: of glaucoma, from the ratio.
+      probability_vcdr: of glaucoma, from the ratio; where both masks are empty, the
+        share of glaucomas among the training images.
       probability: the mean of the two, or the one there is.
     """
 
@@ -65,14 +66,14 @@ def interpret(
     if "fovea" in logits:
         point = np.array(postprocess.centre_of_mass(logits["fovea"]))
         fovea_xy = geometry.rescale_xy(point, logits["fovea"].shape, size)
-    ratio = None
-    # Where no disc was found there is no ratio, rather than that of a healthy eye.
-    if disc is not None and (disc.any() or (cup is not None and cup.any())):
-        ratio = cup_to_disc_ratio(disc, cup)
     fc = float(expit(logits["glaucoma"])) if "glaucoma" in logits else None
-    from_ratio = None
-    if ratio is not None and classifier is not None:
-        from_ratio = float(vcdr.predict_probability(classifier, ratio))
+    ratio, from_ratio = None, None
+    if disc is not None and cup is not None:
+        # Where nothing was found there is no ratio, rather than that of a healthy eye.
+        if disc.any() or cup.any():
+            ratio = cup_to_disc_ratio(disc, cup)
+        if classifier is not None:
+            from_ratio = vcdr.predict_probability(classifier, ratio)
     return Prediction(
         size=size,
         disc=disc,

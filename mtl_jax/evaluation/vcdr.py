@@ -3,6 +3,11 @@
 A logistic regression on the vCDR gives a second probability of glaucoma beside that of
 the fully connected classifier; the two are averaged.
 
+Where neither disc nor cup is found there is no vCDR. The second probability is then the
+share of glaucomas among the training images. The regression's probabilities of these
+images have the same mean, so that such an image is averaged on the scale of all others
+and takes its rank among them, and its diagnosis, from the classifier.
+
 Reference:
   Pascal et al., Multi-task deep learning for glaucoma detection from color fundus
   images, Scientific Reports 12:12361, 2022.
@@ -21,10 +26,16 @@ class VcdrClassifier(NamedTuple):
     """P(glaucoma | vCDR) = sigmoid(coefficient * vCDR + intercept).
 
     `VcdrClassifier(**json.loads(json.dumps(classifier._asdict())))` is the same again.
+
+    Attributes:
+      coefficient: of the vCDR.
+      intercept: of the logit.
+      prior: P(glaucoma) of an image without a vCDR.
     """
 
     coefficient: float
     intercept: float
+    prior: float
 
 
 def fit(vcdr: ArrayLike, glaucoma: ArrayLike, C: float = 1.0) -> VcdrClassifier | None:
@@ -39,7 +50,7 @@ def fit(vcdr: ArrayLike, glaucoma: ArrayLike, C: float = 1.0) -> VcdrClassifier 
       C: inverse strength of the penalty coefficient^2 / 2; the intercept is free.
 
     Returns:
-      The classifier, or None unless both classes are present.
+      The classifier, its prior the share of ones; None unless both classes are present.
 
     Raises:
       ValueError: lengths differ, a ratio is not finite, or C is not positive.
@@ -51,23 +62,18 @@ def fit(vcdr: ArrayLike, glaucoma: ArrayLike, C: float = 1.0) -> VcdrClassifier 
 
     regression = LogisticRegression(C=C)
     regression.fit(np.asarray(vcdr, np.float64)[:, np.newaxis], np.asarray(glaucoma))
-    return VcdrClassifier(regression.coef_.item(), regression.intercept_.item())
+    return VcdrClassifier(
+        coefficient=regression.coef_.item(),
+        intercept=regression.intercept_.item(),
+        prior=float(np.mean(glaucoma)),
+    )
 
 
-def predict_probability(
-    classifier: VcdrClassifier, vcdr: ArrayLike
-) -> np.ndarray | np.float64:
-    """Probability of glaucoma at each ratio.
-
-    Args:
-      classifier: as `fit` returns it.
-      vcdr: one ratio or an array of them.
-
-    Returns:
-      float64 of the shape of `vcdr`.
-    """
-    vcdr = np.asarray(vcdr, np.float64)
-    return expit(classifier.coefficient * vcdr + classifier.intercept)
+def predict_probability(classifier: VcdrClassifier, vcdr: float | None) -> float:
+    """Probability of glaucoma at a ratio; the prior where there is none."""
+    if vcdr is None:
+        return classifier.prior
+    return float(expit(classifier.coefficient * vcdr + classifier.intercept))
 
 
 def combine(

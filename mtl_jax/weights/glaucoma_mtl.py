@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from mtl_jax.evaluation.vcdr import VcdrClassifier
 from mtl_jax.weights import names, tensors
@@ -93,7 +94,10 @@ def _classifier(pickled: Any) -> VcdrClassifier | None:
     except (AttributeError, LookupError, OverflowError, TypeError, ValueError):
         return None
     is_right = classes == [0, 1] and np.isfinite([coefficient, intercept]).all()
-    return VcdrClassifier(coefficient, intercept) if is_right else None
+    if not is_right:
+        return None
+    # That program takes the ratio of nothing to be 0; its file has no other prior.
+    return VcdrClassifier(coefficient, intercept, prior=float(expit(intercept)))
 
 
 def _whole_number(value: Any) -> int | None:

@@ -145,7 +145,8 @@ def true_classifier(data):
     return LogisticRegression(C=1.0).fit(ratios, labels)
 
 
-def recompute(network, data, split, resolution, classifier):
+def recompute(network, data, split, resolution, classifier, glaucomas):
+    """`glaucomas`: their share of the images that the classifier was fitted on."""
     records = raw_records(data, split)
     per_image = []
     for record, logits in zip(records, raw_logits(network, records), strict=True):
@@ -173,7 +174,6 @@ def recompute(network, data, split, resolution, classifier):
         row = {
             "image_id": record["image_id"].decode(),
             "probability_fc": fc,
-            "probability": fc,
             "fovea_x": native_x,
             "fovea_y": native_y,
         }
@@ -183,7 +183,9 @@ def recompute(network, data, split, resolution, classifier):
             masks["true_disc"] |= masks["true_cup"] & bool(has["cup"])
         if masks["disc"].any() or masks["cup"].any():
             row["probability_vcdr"] = classifier.predict_proba([[vcdr]])[0, 1]
-            row["probability"] = (fc + row["probability_vcdr"]) / 2
+        else:
+            row["probability_vcdr"] = glaucomas
+        row["probability"] = (fc + row["probability_vcdr"]) / 2
         if has["glaucoma"]:
             row["glaucoma"] = record["glaucoma"]
         for name in ("disc", "cup"):
@@ -227,7 +229,8 @@ def case(request, workdir, synthetic_data, folder_data):
         found, data = request.getfixturevalue("on_native"), folder_data
         network = trained.load(workdir, "latest")
     classifier = true_classifier(synthetic_data)
-    return found, recompute(network, data, "test", request.param, classifier)
+    glaucomas = np.mean([r["glaucoma"] for r in raw_records(synthetic_data, "train")])
+    return found, recompute(network, data, "test", request.param, classifier, glaucomas)
 
 
 def test_metrics_against_the_definitions(case):

@@ -12,7 +12,7 @@ from mtl_jax.evaluation.prediction import (
 )
 from mtl_jax.evaluation.vcdr import VcdrClassifier
 
-CLASSIFIER = VcdrClassifier(coefficient=8.0, intercept=-3.0)
+CLASSIFIER = VcdrClassifier(coefficient=8.0, intercept=-3.0, prior=0.25)
 
 
 def block(rows, columns, size=16):
@@ -83,8 +83,14 @@ def test_no_ratio_where_nothing_was_found():
     nothing = np.full((16, 16), -30.0)
     found = interpret({**LOGITS, "disc": nothing, "cup": nothing}, CLASSIFIER, (16, 16))
     assert not found.disc.any()
-    assert found.vcdr is found.probability_vcdr is None
-    assert found.probability == found.probability_fc
+    assert found.vcdr is None
+    assert found.probability_vcdr == CLASSIFIER.prior
+    mean = (found.probability_fc + CLASSIFIER.prior) / 2
+    assert found.probability == pytest.approx(mean)
+    alone = interpret({"disc": nothing, "cup": nothing}, CLASSIFIER, (16, 16))
+    assert alone.probability == CLASSIFIER.prior
+    unfitted = interpret({**LOGITS, "disc": nothing, "cup": nothing}, None, (16, 16))
+    assert unfitted.vcdr is unfitted.probability_vcdr is None
     whole = interpret({**LOGITS, "cup": nothing}, CLASSIFIER, (16, 16))
     assert whole.vcdr == 0.0
     whole = interpret({**LOGITS, "disc": nothing}, CLASSIFIER, (16, 16))

@@ -12,7 +12,7 @@ from mtl_jax.evaluation.vcdr import VcdrClassifier
 pytest_plugins = ("training_fixtures",)
 
 # Rises steeply at a ratio of one half.
-CLASSIFIER = VcdrClassifier(coefficient=20.0, intercept=-10.0)
+CLASSIFIER = VcdrClassifier(coefficient=20.0, intercept=-10.0, prior=0.1)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ def sample(seed, size=60):
 @given(st.integers(0, 10**6), st.sampled_from([0.1, 1.0, 30.0]))
 def test_penalised_likelihood_is_stationary_at_the_solution(seed, C):
     ratios, glaucoma = sample(seed)
-    w, b = vcdr.fit(ratios, glaucoma, C)
+    w, b, _ = vcdr.fit(ratios, glaucoma, C)
     # Of w^2 / 2 + C * sum_i -log P(label_i), whose minimum is unique.
     residual = 1 / (1 + np.exp(-(w * ratios + b))) - glaucoma
     # lbfgs stops at a gradient of 1e-4, of the objective divided by C * N.
@@ -41,13 +41,23 @@ def test_one_class_has_no_classifier(labels):
 
 
 def test_predict_probability():
-    classifier = vcdr.VcdrClassifier(coefficient=3.0, intercept=-1.5)
-    assert vcdr.predict_probability(classifier, 0.5) == pytest.approx(0.5)
-    expected = [1 / (1 + math.exp(1.5)), 1 / (1 + math.exp(-1.5))]
-    found = vcdr.predict_probability(classifier, [0.0, 1.0])
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
-    # A cup without a disc has a ratio of a hundred million.
-    assert vcdr.predict_probability(classifier, 1e9) == 1.0
+    classifier = vcdr.VcdrClassifier(coefficient=3.0, intercept=-1.5, prior=0.1)
+    for ratio, logit in ((0.0, -1.5), (0.5, 0.0), (1.0, 1.5)):
+        expected = 1 / (1 + math.exp(-logit))
+        found = vcdr.predict_probability(classifier, ratio)
+        assert found == pytest.approx(expected, rel=1e-12)
+    assert vcdr.predict_probability(classifier, None) == 0.1
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(0, 10**6), st.sampled_from([0.1, 1.0, 30.0]))
+def test_prior_is_the_mean_probability_of_the_training_images(seed, C):
+    ratios, glaucoma = sample(seed)
+    classifier = vcdr.fit(ratios, glaucoma, C)
+    probabilities = [vcdr.predict_probability(classifier, ratio) for ratio in ratios]
+    assert classifier.prior == glaucoma.mean()
+    # Exact at the solution, as the intercept is not penalised; lbfgs stops near it.
+    assert np.mean(probabilities) == pytest.approx(classifier.prior, abs=1e-3)
 
 
 def test_classifier_survives_json():

@@ -162,7 +162,7 @@ def test_a_view_does_not_make_two_stages(make_config):
             metadata={"seconds_per_step": 1.0},
             image_size=SIZE,
             batch_size=4,
-            classifier=VcdrClassifier(1.0, 2.0),
+            classifier=VcdrClassifier(1.0, 2.0, 0.5),
             num_parameters=3,
             networks=(),
         )
@@ -171,7 +171,7 @@ def test_a_view_does_not_make_two_stages(make_config):
     joined = _join(members)
     assert joined.config.method.name == "single"
     assert joined.config.view.kind == "whole"
-    assert joined.classifier == (1, 2)
+    assert joined.classifier == (1, 2, 0.5)
     assert joined.num_parameters == 6
 
 

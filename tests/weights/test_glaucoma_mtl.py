@@ -2,6 +2,7 @@
 
 import collections
 import json
+import math
 import pathlib
 import subprocess
 import sys
@@ -174,9 +175,7 @@ def test_a_checkpoint_becomes_a_workdir_with_the_original_logits(
         "n_iter": 6000,
     }
     assert network.num_parameters == 17_268_036
-    np.testing.assert_allclose(
-        network.classifier, [regression.coef_.item(), regression.intercept_.item()]
-    )
+    assert network.classifier == pytest.approx(numbers_of(regression))
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (network.batch_size, 32, 32, 3), np.uint8)
     logits, _ = network({"image": images})
@@ -186,6 +185,12 @@ def test_a_checkpoint_becomes_a_workdir_with_the_original_logits(
     _, metrics = evaluate.evaluate(tmp_path / "run")
     assert metrics["auc_vcdr"] is not None
     assert metrics["seconds_per_step"] is None
+
+
+def numbers_of(regression):
+    """Coefficient, intercept, and P at a ratio of 0, as that program has it."""
+    coefficient, intercept = regression.coef_.item(), regression.intercept_.item()
+    return coefficient, intercept, 1 / (1 + math.exp(-intercept))
 
 
 @pytest.mark.parametrize("numpy_1", [False, True])
@@ -208,7 +213,7 @@ def test_the_classifier_needs_no_code_of_the_file(
     _, others = tensors.read_checkpoint(path)
     assert type(others["classifier"]) is tensors.Inert
     found = weights.import_checkpoint(path).classifier
-    assert found == (regression.coef_.item(), regression.intercept_.item())
+    assert found == pytest.approx(numbers_of(regression))
 
 
 class Malicious:
@@ -298,7 +303,7 @@ def test_numbers_of_any_kind_and_both_formats(torch, original, zipped, kind, tmp
         _use_new_zipfile_serialization=zipped,
     )
     network = weights.import_checkpoint(tmp_path / "a.pth")
-    assert network.classifier == (3, -2)
+    assert network.classifier == pytest.approx(numbers_of(fitted))
 
 
 @pytest.mark.parametrize(
