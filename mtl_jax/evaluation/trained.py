@@ -102,6 +102,15 @@ def load(place: pathlib.Path, checkpoint: str = "best") -> TrainedNetwork:
     return _join([_load_one(folder, checkpoint) for folder in folders])
 
 
+def load_task(place: pathlib.Path, task: str) -> TrainedNetwork | None:
+    """Reads back that network of a run, at its best, which has a task; None without."""
+    for folder in workdir.networks(pathlib.Path(place)):
+        network = _load_one(folder, "best")
+        if task in network.config.tasks:
+            return network
+    return None
+
+
 def _load_one(folder: pathlib.Path, checkpoint: str) -> TrainedNetwork:
     checkpoints = Checkpoints(folder, read_only=True)
     step = _step_of(checkpoints, folder, checkpoint)

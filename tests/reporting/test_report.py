@@ -85,9 +85,8 @@ def number(line, metric):
 
 
 def test_what_is_written(written):
-    figures = {
-        f"{name}.{s}" for name in ("roc", "case", "saliency") for s in ("png", "pdf")
-    }
+    names = ("roc", "case", "fovea_map", "saliency")
+    figures = {f"{name}.{s}" for name in names for s in ("png", "pdf")}
     assert {path.name for path in written.iterdir()} == figures | {
         *(f"table-{r}.{s}" for r in ("model", "native") for s in ("md", "csv", "tex")),
         "comparisons.md",
@@ -147,6 +146,26 @@ def test_the_case_shown_is_the_hardest_glaucoma(written, lines):
             chances.setdefault(line["image_id"], []).append(float(line["probability"]))
     hardest = min(chances, key=lambda name: np.mean(chances[name]))
     assert f"{hardest} as methods read it" in (written / "report.html").read_text()
+
+
+def test_the_maps_are_those_of_mtl_io(written):
+    text = (written / "report.html").read_text()
+    assert "Map of its fovea by MTL-IO<" in text
+    assert "what its diagnosis by MTL-IO hangs on<" in text
+
+
+def test_without_a_network_for_the_fovea_there_is_no_map_of_it(experiment, tmp_path):
+    directory = tmp_path / "experiment"
+    shutil.copytree(experiment, directory)
+    rows = results.read(directory)
+    results.write(directory, [row for row in rows if row["method"] == "vanilla"])
+    output, _ = report.write(directory)
+    names = {path.name for path in output.iterdir()}
+    assert "saliency.png" in names
+    assert not any(name.startswith("fovea_map") for name in names)
+    text = (output / "report.html").read_text()
+    assert "what its diagnosis by Vanilla MTL hangs on<" in text
+    assert "Map of its fovea" not in text
 
 
 def test_a_case_by_name_and_data_that_have_moved(experiment, lines, tmp_path):
