@@ -33,14 +33,14 @@ _TITLES = {
     "learning_rates": "Learning rates",
 }
 _SWEPT = {
-    "auc": "AUC",
-    "dice_disc": "disc Dice",
-    "dice_cup": "cup Dice",
-    "fovea_error": "fovea error, px",
-    "loss_glaucoma": "glaucoma loss",
-    "loss_disc": "disc loss",
-    "loss_cup": "cup loss",
-    "loss_fovea": "fovea loss",
+    "auc": "best AUC",
+    "dice_disc": "best disc Dice",
+    "dice_cup": "best cup Dice",
+    "fovea_error": "smallest fovea error, px",
+    "loss_glaucoma": "smallest glaucoma loss",
+    "loss_disc": "smallest disc loss",
+    "loss_cup": "smallest cup loss",
+    "loss_fovea": "smallest fovea loss",
 }
 
 

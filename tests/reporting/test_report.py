@@ -217,6 +217,32 @@ def test_somebody_s_notes_are_not_replaced(written, experiment, tmp_path):
     assert notes.read_text() == "What I think of it."
 
 
+def test_a_study_of_learning_rates_is_of_the_validation_split():
+    rows = [
+        {
+            "method": method,
+            "learning_rate": rate,
+            "split": split,
+            "metric": metric,
+            "value": value,
+        }
+        for method, rate, split, metric, value in (
+            ("independent", 1e-3, "validation", "loss_cup", 0.2),
+            ("independent", 1e-3, "validation", "auc", 0.8),
+            ("independent", 1e-3, "validation", "auc", 0.9),
+            ("single", 1e-4, "validation", "auc", 0.7),
+            ("single", 1e-4, "test", "auc", 0.1),
+            ("single", 1e-4, "validation", "vcdr_mae", 0.1),
+        )
+    ]
+    assert report._panels(rows) == {
+        "best AUC": {"STL": {1e-4: [0.7]}, "MTL-IO": {1e-3: [0.8, 0.9]}},
+        "smallest cup loss": {"MTL-IO": {1e-3: [0.2]}},
+    }
+    # The second of two stages is validated around annotated discs: it has no rows.
+    assert report._panels(rows[4:5]) == {}
+
+
 def test_what_is_no_experiment(tmp_path):
     with pytest.raises(UserError, match="holds no results"):
         report.write(tmp_path)
