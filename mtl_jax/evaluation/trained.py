@@ -103,7 +103,14 @@ def load(place: pathlib.Path, checkpoint: str = "best") -> TrainedNetwork:
 
 
 def load_task(place: pathlib.Path, task: str) -> TrainedNetwork | None:
-    """Reads back that network of a run, at its best, which has a task; None without."""
+    """Reads back the network of a run that has a task, at its best checkpoint.
+
+    Returns:
+      None if no network of the run has the task.
+
+    Raises:
+      UserError: if a checkpoint cannot be read.
+    """
     for folder in workdir.networks(pathlib.Path(place)):
         network = _load_one(folder, "best")
         if task in network.config.tasks:
