@@ -53,6 +53,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.method.num_groups = 2  # of random_grouping
     config.method.gradnorm_alpha = 1.5
     config.method.gradnorm_learning_rate = 0.025
+    # Of res34_unet in an experiment whose model.encoder is another: the folder of
+    # ResNet-34's weights that it starts from, as model.pretrained is for the others.
+    config.method.res34_pretrained = ""
 
     # What a network sees of the data set's images: "" as they are; whole: all of it at
     # another size. The second network of two_stage sees a square around the optic disc.

@@ -15,4 +15,6 @@ from configs import refuge_mtl_io
 def get_config():
     config = refuge_mtl_io.get_config()
     config.model.pretrained = "weights/vgg16_bn"
+    # Of res34_unet, where an experiment with this config has it among its methods.
+    config.method.res34_pretrained = "weights/resnet34"
     return config

@@ -15,4 +15,6 @@ from configs import refuge_stl
 def get_config():
     config = refuge_stl.get_config()
     config.model.pretrained = "weights/vgg16_bn"
+    # Of res34_unet, where an experiment with this config has it among its methods.
+    config.method.res34_pretrained = "weights/resnet34"
     return config

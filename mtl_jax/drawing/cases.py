@@ -1,4 +1,8 @@
-"""Figures of one photograph: what methods find in it, and what a diagnosis hangs on."""
+"""Figures of one photograph: what methods find in it, and how.
+
+Masks and points of several methods, the fovea's target map and a predicted one, and the
+gradient map of a diagnosis.
+"""
 
 import pathlib
 from collections.abc import Mapping
@@ -6,6 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Polygon, Rectangle
 from matplotlib.patheffects import withStroke
 
@@ -16,6 +21,7 @@ from mtl_jax.drawing.overlay import CUP_COLOUR, DISC_COLOUR
 # Okabe and Ito's yellow and sky blue, which stand out from an orange fundus; the signs
 # tell the points apart without colour.
 _FOVEAS = (("+", "#F0E442"), ("x", "#56B4E9"))
+_HALO = (withStroke(linewidth=3, foreground="#000000B0"),)
 
 # Side of the cut-out around the disc, in times the disc's.
 _MARGIN = 2.0
@@ -66,10 +72,44 @@ def plot_case(
     save(figure, path)
 
 
+def plot_fovea_maps(
+    photograph: np.ndarray,
+    title: str,
+    fovea_xy: np.ndarray | None,
+    maps: Mapping[str, np.ndarray],
+    path: pathlib.Path,
+) -> None:
+    """Writes a photograph beside maps of its fovea (Pascal et al. 2022, figure 6).
+
+    The paper's figure has the target map only. All maps have one scale of colours, from
+    0 to 1.
+
+    Args:
+      photograph: uint8 [H, W, 3].
+      title: above it.
+      fovea_xy: the annotated fovea in pixels of the photograph, marked in every panel;
+        None where it is not annotated.
+      maps: what stands above each, to float [H, W] in [0, 1]; at least one.
+      path: without its ending; a PNG and a PDF are written.
+    """
+    figure = Figure(figsize=(2.6 * (1 + len(maps)) + 0.5, 3.0), layout="constrained")
+    first, *others = figure.subplots(1, 1 + len(maps))
+    _show(first, photograph, title)
+    for axes, (name, values) in zip(others, maps.items(), strict=True):
+        drawn = _show(axes, values, name, vmin=0, vmax=1)
+        _mark_annotated(axes, fovea_xy)
+    figure.colorbar(drawn, ax=others, shrink=0.8).ax.tick_params(labelsize=8)
+    _draw_foveas(first, Marks([], [], fovea_xy), {})
+    save(figure, path)
+
+
 def plot_saliency(
     photograph: np.ndarray, saliency: np.ndarray, title: str, path: pathlib.Path
 ) -> None:
-    """Writes a photograph beside its saliency map (Pascal et al. 2022, figure 6).
+    """Writes a photograph beside the gradient map of its diagnosis.
+
+    This figure is ours, the paper has none like it; its "saliency map" is one of
+    `plot_fovea_maps`.
 
     Args:
       photograph: uint8 [H, W, 3].
@@ -80,29 +120,26 @@ def plot_saliency(
     figure = Figure(figsize=(5.2, 2.9), layout="constrained")
     left, right = figure.subplots(1, 2)
     _show(left, photograph, title)
-    _show(right, saliency, "saliency", vmin=0, vmax=np.percentile(saliency, 99))
+    _show(right, saliency, "gradient map", vmin=0, vmax=np.percentile(saliency, 99))
     save(figure, path)
 
 
-def _show(axes: Axes, image: np.ndarray, title: str, **scale: float) -> None:
-    # Even in lightness, and the same to the colour-blind.
-    axes.imshow(image, cmap="cividis", interpolation="nearest", **scale)
+def _show(axes: Axes, image: np.ndarray, title: str, **scale: float) -> AxesImage:
     axes.set_title(title, fontsize=9, wrap=True, parse_math=False)
     axes.set(xticks=[], yticks=[])
+    # Even in lightness, and the same to the colour-blind.
+    return axes.imshow(image, cmap="cividis", interpolation="nearest", **scale)
 
 
 def _draw_foveas(
     axes: Axes, truth: Marks, found: Mapping[str, tuple[Marks, str]]
 ) -> None:
-    halo = [withStroke(linewidth=3, foreground="#000000B0")]
-    ring = {"marker": "o", "mfc": "none", "ms": 7, "color": "w", "linestyle": "none"}
-    if truth.fovea_xy is not None:
-        axes.plot(*truth.fovea_xy, **ring, path_effects=halo, label="fovea, annotated")
+    _mark_annotated(axes, truth.fovea_xy)
     for (name, (marks, _)), (sign, colour) in zip(found.items(), _FOVEAS, strict=False):
         if marks.fovea_xy is not None:
             style = {"marker": sign, "ms": 7, "mew": 1.5, "linestyle": "none"}
             axes.plot(
-                *marks.fovea_xy, **style, color=colour, path_effects=halo, label=name
+                *marks.fovea_xy, **style, color=colour, path_effects=_HALO, label=name
             )
     if axes.get_legend_handles_labels()[0]:
         # Below the photograph, and as dark as that for the white ring.
@@ -112,6 +149,14 @@ def _draw_foveas(
             bbox_to_anchor=(0.5, -0.02),
             facecolor="#303030",
             labelcolor="w",
+        )
+
+
+def _mark_annotated(axes: Axes, fovea_xy: np.ndarray | None) -> None:
+    if fovea_xy is not None:
+        ring = {"marker": "o", "mfc": "none", "ms": 7, "linestyle": "none"}
+        axes.plot(
+            *fovea_xy, **ring, color="w", path_effects=_HALO, label="fovea, annotated"
         )
 
 

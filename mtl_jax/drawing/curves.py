@@ -54,11 +54,12 @@ def plot_mean_roc(
 
 
 def plot_learning_rates(panels: Mapping[str, Panel], path: pathlib.Path) -> None:
-    """Writes values against the learning rate (Pascal et al. 2022, figures 2 and 3).
+    """Writes what validation gave at each rate (Pascal et al. 2022, figures 2 and 3).
 
-    Lines join the means of the runs, a band shows one sample standard deviation either
-    way. A mean of fewer runs than others has their number beside it. A curve looks the
-    same in all panels.
+    For the paper's figures those are the best of each metric and the smallest of each
+    loss over the epochs. Lines join the means of the runs, a band shows one sample
+    standard deviation either way. A mean of fewer runs than others has their number
+    beside it. A curve looks the same in all panels.
 
     Args:
       panels: by what stands beside the axis; four in a row.
@@ -89,7 +90,8 @@ def plot_learning_rates(panels: Mapping[str, Panel], path: pathlib.Path) -> None
         loc="outside upper center",
         ncols=len(names),
         fontsize=8,
-        title=f"means of {num_runs} runs" if num_runs > 1 else None,
+        title="validation split"
+        + (f", means of {num_runs} runs" if num_runs > 1 else ""),
         title_fontsize=8,
     )
     save(figure, path)

@@ -1,4 +1,4 @@
-"""ROC curves of glaucoma classifiers in one figure (Pascal et al. 2022, figure 1)."""
+"""ROC curves of glaucoma classifiers in one figure, those of one evaluation."""
 
 import os
 from collections.abc import Iterator, Mapping

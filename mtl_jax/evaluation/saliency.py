@@ -1,4 +1,8 @@
-"""Which pixels a diagnosis of glaucoma hangs on (Pascal et al. 2022, figure 6)."""
+"""Which pixels a diagnosis of glaucoma hangs on: a gradient map.
+
+It is ours, the paper has none; what its figure 6 calls a saliency map is the fovea's
+target map, see `fovea_map`.
+"""
 
 import pathlib
 from collections.abc import Callable
@@ -13,7 +17,6 @@ from mtl_jax import configuration
 from mtl_jax.evaluation import trained
 from mtl_jax.training import parallel
 from mtl_jax.training.step import as_unit_range
-from mtl_jax.training.workdir import networks
 
 # Noisy copies of the image, and the standard deviation of the noise; pixels are 0 to 1.
 NUM_COPIES = 32
@@ -26,7 +29,7 @@ def saliency(
     image: np.ndarray,
     seed: int = 0,
 ) -> np.ndarray:
-    """How strongly a logit answers to each pixel.
+    """How strongly a logit answers to each pixel: its gradient map.
 
     The gradient with respect to the image, as Simonyan et al. 2014 take it: the largest
     absolute value over the colours. It is averaged over noisy copies of the image
@@ -71,19 +74,17 @@ def of_run(place: pathlib.Path, image: np.ndarray) -> np.ndarray | None:
     Returns:
       float32 [H, W]; None if the run has no classifier.
     """
-    for folder in networks(pathlib.Path(place)):
-        network = trained.load(folder)
-        if "glaucoma" not in network.config.tasks:
-            continue
-        model = configuration.create_model(network.config)
-        view = configuration.create_view(network.config)
-        ((_, variables),) = network.networks
+    network = trained.load_task(place, "glaucoma")
+    if network is None:
+        return None
+    model = configuration.create_model(network.config)
+    view = configuration.create_view(network.config)
 
-        def logit(variables, images, model=model, view=view):
-            if view is not None:
-                batch = {"image": images}
-                images = view.look(batch, view.windows(batch))["image"]
-            return model.apply(variables, images, heads=["glaucoma"])["glaucoma"]
+    def logit(variables, images):
+        if view is not None:
+            batch = {"image": images}
+            images = view.look(batch, view.windows(batch))["image"]
+        return model.apply(variables, images, heads=["glaucoma"])["glaucoma"]
 
-        return saliency(logit, parallel.unreplicate(variables), image)
-    return None
+    ((_, variables),) = network.networks
+    return saliency(logit, parallel.unreplicate(variables), image)

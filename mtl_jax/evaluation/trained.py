@@ -102,6 +102,22 @@ def load(place: pathlib.Path, checkpoint: str = "best") -> TrainedNetwork:
     return _join([_load_one(folder, checkpoint) for folder in folders])
 
 
+def load_task(place: pathlib.Path, task: str) -> TrainedNetwork | None:
+    """Reads back the network of a run that has a task, at its best checkpoint.
+
+    Returns:
+      None if no network of the run has the task.
+
+    Raises:
+      UserError: if a checkpoint cannot be read.
+    """
+    for folder in workdir.networks(pathlib.Path(place)):
+        network = _load_one(folder, "best")
+        if task in network.config.tasks:
+            return network
+    return None
+
+
 def _load_one(folder: pathlib.Path, checkpoint: str) -> TrainedNetwork:
     checkpoints = Checkpoints(folder, read_only=True)
     step = _step_of(checkpoints, folder, checkpoint)

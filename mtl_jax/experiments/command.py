@@ -50,8 +50,6 @@ def carry_out(kind: str, plan: Callable[..., Sequence], *arguments: object) -> N
     config = CONFIG.value
     index, count = _shard()
     runs = plans.share(plan(config, METHODS.value, *arguments), index, count)
-    if config.model.pretrained and not all(r.config.model.pretrained for r in runs):
-        print("res34_unet begins from scratch: the pretrained weights are not its own.")
     directory = pathlib.Path(DIRECTORY.value)
     elsewhere = execution.execute(
         directory,

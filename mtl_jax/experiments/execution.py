@@ -21,7 +21,7 @@ from mtl_jax.errors import NotFinite, UserError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.experiments import results
 from mtl_jax.experiments.plan import Run
-from mtl_jax.training import loop
+from mtl_jax.training import loop, member
 from mtl_jax.training.checkpoints import Damaged
 
 try:
@@ -63,6 +63,7 @@ def execute(
         are named when the others are done.
     """
     directory = pathlib.Path(directory)
+    _check_weights(directory, runs)
     _claim_directory(directory, kind, config)
     with _shared_programs():
         skipped, failures = _execute(directory, runs, runs_per_program, redo_damaged)
@@ -179,6 +180,18 @@ def _check_data(config: configuration.Config) -> None:
     """Finds out before the first training what would be missing after it."""
     data = config.data
     pipeline.check_split(pipeline.open_dataset(data.data_dir, data.dataset), "test")
+
+
+def _check_weights(directory: pathlib.Path, runs: Sequence[Run]) -> None:
+    """Finds out before the first training what a method that comes later would lack."""
+    unfinished = (
+        run for run in runs if results.finished(_workdir(directory, run)) is None
+    )
+    for run in {run.method: run for run in unfinished}.values():
+        try:
+            member.load_pretrained(run.config)
+        except UserError as error:
+            raise UserError(f"{run.method} cannot begin: {error}") from error
 
 
 def _train_and_evaluate(workdirs: dict[pathlib.Path, Run]) -> dict[str, UserError]:

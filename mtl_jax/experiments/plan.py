@@ -136,7 +136,16 @@ def _config_of(config: configuration.Config, method: str) -> configuration.Confi
         config.method.name = "two_stage"
         if config.model.encoder != "resnet34":
             # Those of the other methods' encoder would not fit.
-            config.model.pretrained = ""
+            pretrained, own = config.model.pretrained, config.method.res34_pretrained
+            if pretrained and not own:
+                raise UserError(
+                    f"config.model.pretrained is {pretrained}, the weights of another "
+                    "encoder than res34_unet's; import its own by "
+                    "scripts/import_weights.py --architecture=resnet34 and name their "
+                    "folder by --config.method.res34_pretrained, or leave res34_unet "
+                    "out of --methods."
+                )
+            config.model.pretrained = own
         config.model.encoder = "resnet34"
         config.tasks = ("disc", "cup")
         config.evaluation.score = "mean"

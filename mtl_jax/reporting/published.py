@@ -1,10 +1,11 @@
 """Figures of Pascal et al. on REFUGE, to stand beside those of a report.
 
 They are of the test split, 256 x 256 pixels, from the paper's first version on arXiv
-(official splits, three runs) and, `CROSS_VALIDATED`, from Scientific Reports 12:12361.
-AUC and Dice in %, fovea error in pixels of the model image. By method and metric the
-mean and the standard deviation, of `COST` the mean alone: millions of parameters
-(VGG-13), and seconds of a step on a Titan XP.
+(official splits, three runs) and, `CROSS_VALIDATED`, from the abstract of Scientific
+Reports 12:12361, which does not say whether that encoder was pretrained. AUC and Dice
+in %, fovea error in pixels of the model image. By method and metric the mean and the
+standard deviation, of `COST` the mean alone: millions of parameters (VGG-13), and
+seconds of a step on a Titan XP.
 """
 
 from collections.abc import Mapping

@@ -12,7 +12,7 @@ from mtl_jax import configuration, files
 from mtl_jax.data import pipeline
 from mtl_jax.drawing import cases, curves
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation import saliency
+from mtl_jax.evaluation import fovea_map, saliency
 from mtl_jax.experiments import results
 from mtl_jax.reporting import comparisons, page, published, runs, tables
 from mtl_jax.reporting.page import Photograph, Reading
@@ -23,7 +23,7 @@ CONTENTS = (
     *(f"table-{r}.{s}" for r in ("model", "native") for s in ("md", "tex", "csv")),
     "comparisons.md",
     *(f"{f}.{s}" for f in ("roc", "learning_rates") for s in ("png", "pdf")),
-    *(f"{f}.{s}" for f in ("case", "saliency") for s in ("png", "pdf")),
+    *(f"{f}.{s}" for f in ("case", "fovea_map", "saliency") for s in ("png", "pdf")),
     "report.html",
 )
 
@@ -33,14 +33,14 @@ _TITLES = {
     "learning_rates": "Learning rates",
 }
 _SWEPT = {
-    "auc": "AUC",
-    "dice_disc": "disc Dice",
-    "dice_cup": "cup Dice",
-    "fovea_error": "fovea error, px",
-    "loss_glaucoma": "glaucoma loss",
-    "loss_disc": "disc loss",
-    "loss_cup": "cup loss",
-    "loss_fovea": "fovea loss",
+    "auc": "best AUC",
+    "dice_disc": "best disc Dice",
+    "dice_cup": "best cup Dice",
+    "fovea_error": "smallest fovea error, px",
+    "loss_glaucoma": "smallest glaucoma loss",
+    "loss_disc": "smallest disc loss",
+    "loss_cup": "smallest cup loss",
+    "loss_fovea": "smallest fovea loss",
 }
 
 
@@ -51,14 +51,14 @@ def write(
 
     `table-RESOLUTION.md`, `.tex` and `.csv`; `comparisons.md`; `roc.png` and `.pdf`; of
     a study of learning rates `learning_rates.png` and `.pdf` instead of comparisons.
-    Where the data set is at hand also `case` and `saliency`, as PNG and PDF, and
-    `report.html`, which shows all of it.
+    Where the data set is at hand also `case`, `fovea_map` and `saliency`, as PNG and
+    PDF, and `report.html`, which shows all of it.
 
     Args:
       directory: of the experiment.
       data_dir: where data sets are, if not where the runs had them.
-      case: name of the image that `case` and `saliency` show; None for the glaucoma
-        that was given the lowest probability.
+      case: name of the image that these three show; None for the glaucoma that was
+        given the lowest probability.
 
     Returns:
       The folder written; and, if the data set is not at hand, what is the matter.
@@ -215,12 +215,12 @@ def _draw_case(
     readings: Mapping[Run, Sequence[Reading | None]],
     case: str | None,
 ) -> dict[str, pathlib.Path]:
-    """Draws one photograph as two methods read it, and its saliency map."""
+    """Draws one photograph as two methods read it, and maps of it by one of them."""
     place = _choose(photographs, readings, case)
     photograph = photographs[place]
     title = _diagnosis(photograph)
     found, figures, names = {}, {}, runs.labels(list(readings))
-    for run in _pair(readings):
+    for run in _first(readings)[:2]:
         if reading := readings[run][place]:
             found[names[run]] = reading.marks, _numbers(reading)
     if found:
@@ -228,21 +228,46 @@ def _draw_case(
             photograph.pixels, title, photograph.truth, found, folder / "case"
         )
         figures[f"{photograph.image_id} as methods read it"] = folder / "case.png"
-    # MTL-IO's, as in the paper, where there is one.
-    for run in reversed(_pair(readings)):
-        image = saliency.of_run(run.workdir(directory), photograph.pixels)
+    return figures | _draw_maps(folder, directory, photograph, names)
+
+
+def _draw_maps(
+    folder: pathlib.Path,
+    directory: pathlib.Path,
+    photograph: Photograph,
+    names: Mapping[Run, str],
+) -> dict[str, pathlib.Path]:
+    """Draws maps of a photograph's fovea and diagnosis, those there are.
+
+    They are MTL-IO's where it has the task, or else the first method's that does.
+    """
+    figures, title = {}, _diagnosis(photograph)
+    pixels, fovea_xy = photograph.pixels, photograph.truth.fovea_xy
+    by_preference = sorted(_first(names), key=lambda run: run.method != "independent")
+    for run in by_preference:
+        maps = fovea_map.of_run(run.workdir(directory), pixels, fovea_xy)
+        if maps is not None:
+            panels = {f"predicted by {names[run]}": maps.predicted}
+            if maps.target is not None:
+                panels = {"target map": maps.target, **panels}
+            cases.plot_fovea_maps(pixels, title, fovea_xy, panels, folder / "fovea_map")
+            name = f"Map of its fovea by {names[run]}"
+            figures[name] = folder / "fovea_map.png"
+            break
+    for run in by_preference:
+        image = saliency.of_run(run.workdir(directory), pixels)
         if image is not None:
-            cases.plot_saliency(photograph.pixels, image, title, folder / "saliency")
-            name = f"What the diagnosis of it by {names[run]} hangs on"
+            cases.plot_saliency(pixels, image, title, folder / "saliency")
+            name = f"Gradient map: what its diagnosis by {names[run]} hangs on"
             figures[name] = folder / "saliency.png"
             break
     return figures
 
 
-def _pair(found: Mapping[Run, Any]) -> list[Run]:
-    """The first runs of two methods: those of the paper where they are there."""
+def _first(found: Mapping[Run, Any]) -> list[Run]:
+    """The first run of each method: those of the paper come first."""
     first = {run.method: run for run in reversed(list(found))}
-    return [first[method] for method in NAMES if method in first][:2]
+    return [first[method] for method in NAMES if method in first]
 
 
 def _choose(

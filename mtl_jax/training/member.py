@@ -67,7 +67,7 @@ class Member:
         self.epoch_steps = pipeline.steps_per_epoch(self._train, config.batch_size)
         is_begun = Checkpoints(workdir, read_only=True).latest() is not None
         # Before the folder is claimed: weights that do not fit leave no trace.
-        pretrained = None if is_begun else _load_pretrained(config)
+        pretrained = None if is_begun else load_pretrained(config)
         for claim_folder in claims:
             claim_folder()
         self._checkpoints = Checkpoints(workdir)
@@ -194,8 +194,12 @@ class Member:
         return {**summary, "score": score}
 
 
-def _load_pretrained(config: configuration.Config) -> weights.Encoder | None:
-    """The weights that the encoder starts from; None where it starts from scratch."""
+def load_pretrained(config: configuration.Config) -> weights.Encoder | None:
+    """The weights that the encoder starts from; None where it starts from scratch.
+
+    Raises:
+      UserError: if there are none in that folder, or they do not fit the network.
+    """
     if not config.model.pretrained:
         return None
     encoder = weights.load(pathlib.Path(config.model.pretrained))

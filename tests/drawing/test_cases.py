@@ -49,7 +49,43 @@ def test_nothing_annotated_and_nothing_found(tmp_path):
     assert strong(drawn(tmp_path / "case.png"), CUP_COLOUR) == 0
 
 
-def test_a_saliency_map_beside_its_photograph(tmp_path):
+def test_maps_of_a_fovea_beside_its_photograph(tmp_path):
+    target, predicted = np.zeros((2, 40, 40))
+    target[5:10, 5:10] = 1.0
+    predicted[20:30, 20:30] = 0.5
+    maps = {"target map": target, "predicted by MTL-IO": predicted}
+    cases.plot_fovea_maps(GREY, "eye", np.array([7.0, 7.0]), maps, tmp_path / "fovea")
+    pixels = drawn(tmp_path / "fovea.png")
+    # Beside the last panel is the scale.
+    first, second, third = panels(pixels[:, : int(0.925 * pixels.shape[1])], 3)
+    assert strong(first, (120, 120, 120)) > 10_000
+    # Cividis from dark blue over grey to yellow: a half is not drawn as the whole.
+    dark, half, yellow = (0, 34, 78), (125, 124, 120), (254, 232, 56)
+    assert strong(second, dark) > 10_000
+    assert strong(third, dark) > 10_000
+    assert strong(second, yellow) > 1_000
+    assert strong(third, yellow) == 0
+    assert strong(third, half) > 10_000
+    assert (tmp_path / "fovea.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize("fovea_xy", [np.array([7.0, 30.0]), None])
+def test_an_annotated_fovea_is_marked_in_every_panel(fovea_xy, monkeypatch, tmp_path):
+    figures = []
+    monkeypatch.setattr(cases, "save", lambda figure, _: figures.append(figure))
+    maps = {"target map": np.ones((40, 40)), "predicted": np.zeros((40, 40))}
+    cases.plot_fovea_maps(GREY, "eye", fovea_xy, maps, tmp_path / "fovea")
+    *axes, scale = figures[0].axes
+    assert [one.get_title() for one in axes] == ["eye", "target map", "predicted"]
+    marked = [tuple(line.get_xydata()[0]) for one in axes for line in one.lines]
+    assert marked == ([] if fovea_xy is None else [(7, 30)] * 3)
+    for one, values in zip(axes[1:], maps.values(), strict=True):
+        (image,) = one.images
+        np.testing.assert_array_equal(image.get_array(), values)
+        assert image.get_clim() == scale.get_ylim() == (0, 1)
+
+
+def test_a_gradient_map_beside_its_photograph(tmp_path):
     saliency = np.zeros((40, 40))
     saliency[5:10, 5:10] = 3.0
     cases.plot_saliency(GREY, saliency, "eye", tmp_path / "saliency")

@@ -67,7 +67,8 @@ def test_how_many_runs_a_mean_is_of(drawn, tmp_path):
     roc, rates = drawn
     _, *names = (text.get_text() for text in roc.axes[0].get_legend().get_texts())
     assert [name[-3:] for name in names] == ["(3)", "(2)"]
-    assert rates.legends[0].get_title().get_text() == "means of 2 runs"
+    (legend,) = rates.legends
+    assert legend.get_title().get_text() == "validation split, means of 2 runs"
     (mark,) = rates.axes[0].texts
     assert (mark.get_text(), mark.xy) == ("n = 1", (1e-3, 0.8))
 

@@ -1,4 +1,4 @@
-"""Saliency maps against gradients by hand."""
+"""Gradient maps of diagnoses against gradients by hand."""
 
 import jax
 import jax.numpy as jnp

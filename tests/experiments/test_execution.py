@@ -10,7 +10,7 @@ import sys
 import pytest
 from training_fixtures import once
 
-from mtl_jax import configuration
+from mtl_jax import configuration, files
 from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
 from mtl_jax.experiments import execution, plan, results
@@ -205,6 +205,19 @@ def test_a_data_set_without_test_split_is_refused_before_the_training(
         execution.execute(tmp_path / "cv", "cross_validation", other, runs)
     # Nor is the directory now that of a config with a mistake in it.
     assert not (tmp_path / "cv").exists()
+
+
+def test_missing_weights_are_refused_before_the_training(make_config, tmp_path):
+    config = make_config({"method.res34_pretrained": str(tmp_path / "resnet34")})
+    runs = plan.cross_validation(config, ["independent", "res34_unet"], 2)
+    directory = tmp_path / "cv"
+    with pytest.raises(UserError, match="res34_unet cannot begin.*resnet34, where"):
+        execution.execute(directory, "cross_validation", config, runs)
+    assert not directory.exists()
+    # What is finished does not need them any more.
+    (*_, run) = runs
+    files.write_json(directory / "runs" / run.name / results.RESULT, [])
+    assert execution.execute(directory, "cross_validation", config, [run]) == 0
 
 
 @pytest.mark.slow

@@ -1,5 +1,8 @@
 """What runs an experiment is going to have."""
 
+import importlib
+import pathlib
+
 import pytest
 
 from mtl_jax import configuration
@@ -9,6 +12,7 @@ from mtl_jax.experiments import plan
 pytest_plugins = ("training_fixtures",)
 
 METHODS = ("independent", "vanilla")
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_plans(make_config):
@@ -38,15 +42,50 @@ def test_plans(make_config):
     configuration.check(run.config)
 
 
-def test_plans_do_not_take_over_what_does_not_fit(make_config):
+@pytest.mark.parametrize(
+    ("encoder", "pretrained", "own", "wanted"),
+    [
+        ("vgg13", "weights/vgg13_bn", "weights/resnet34", "weights/resnet34"),
+        ("vgg13", "", "weights/resnet34", "weights/resnet34"),
+        ("vgg13", "", "", ""),
+        # The weights of the other methods fit: their encoder is the same.
+        ("resnet34", "weights/resnet34", "", "weights/resnet34"),
+    ],
+)
+def test_what_res34_unet_starts_from(make_config, encoder, pretrained, own, wanted):
+    fields = {
+        "model.encoder": encoder,
+        "model.pretrained": pretrained,
+        "method.res34_pretrained": own,
+    }
+    runs = plan.repeats(make_config(fields), ["independent", "res34_unet"], 1)
+    assert [run.config.model.pretrained for run in runs] == [pretrained, wanted]
+    # Whoever starts from ImageNet sees images as there.
+    for run in runs:
+        for one in configuration.part_configs(run.config).values() or [run.config]:
+            model = configuration.create_model(one)
+            assert model.normalize_input == bool(run.config.model.pretrained)
+
+
+def test_no_row_from_scratch_among_pretrained_ones(make_config):
     config = make_config({"model.pretrained": "weights/vgg13_bn"})
-    vgg, resnet = plan.repeats(config, ["independent", "res34_unet"], 1)
-    assert vgg.config.model.pretrained == "weights/vgg13_bn"
-    assert resnet.config.model.pretrained == ""
-    # Weights of a ResNet do fit.
-    config.model.encoder = "resnet34"
-    (resnet,) = plan.repeats(config, ["res34_unet"], 1)
-    assert resnet.config.model.pretrained == "weights/vgg13_bn"
-    config.data.fold = "1"
+    with pytest.raises(UserError, match="resnet34 .*--config.method.res34_pretrained"):
+        plan.cross_validation(config, ["independent", "res34_unet"], 2)
+    assert len(plan.cross_validation(config, METHODS, 2)) == 4
+
+
+PRETRAINED = sorted((ROOT / "configs").glob("refuge_*_pretrained.py"))
+
+
+@pytest.mark.parametrize("path", PRETRAINED, ids=lambda path: path.stem)
+def test_pretrained_configs_have_weights_for_res34_unet(path):
+    config = importlib.import_module(f"configs.{path.stem}").get_config()
+    other, resnet = plan.cross_validation(config, ["vanilla", "res34_unet"], 5)[:2]
+    assert other.config.model.pretrained == "weights/vgg16_bn"
+    assert resnet.config.model.pretrained == "weights/resnet34"
+
+
+def test_repeats_are_of_the_official_splits(make_config):
+    config = make_config({"data.fold": "1"})
     with pytest.raises(UserError, match="data.fold is '1', but repeats.*leave it out"):
         plan.repeats(config, ["independent"], 1)

@@ -2,9 +2,37 @@
 
 import json
 
+import numpy as np
+
 from mtl_jax.experiments import plan, results
 
 pytest_plugins = ("training_fixtures",)
+
+
+def test_validation_gives_the_best_of_all_epochs(make_config, tmp_path):
+    """Whatever epoch that was, each metric's own; of STL by the network of its task."""
+    rng = np.random.default_rng(0)
+    values = rng.uniform(size=(3, 5))
+    names = ("auc", "loss_glaucoma", "fovea_error")
+    for part, columns in (("glaucoma", names[:2]), ("fovea", names[2:])):
+        lines = [
+            {f"validation/{name}": row[names.index(name)] for name in columns}
+            | {"train/loss_glaucoma": -1.0, "validation/dice_disc": None}
+            for row in values.T
+        ]
+        (tmp_path / part).mkdir()
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / part / "metrics.jsonl").write_text(text)
+    (run,) = plan.learning_rates(make_config(), ["single"], [1e-3], 1)
+    test = {"split": "test", "resolution": "model", "num_images": {}}
+    test |= {"num_parameters": 7, "seconds_per_step": 0.5}
+    found = {
+        row["metric"]: row["value"]
+        for row in results.rows_of(run, tmp_path, [test])
+        if row["split"] == "validation"
+    }
+    best = [values[0].max(), values[1].min(), values[2].min()]
+    assert found == dict(zip(names, best, strict=True))
 
 
 def test_validation_around_annotated_discs_is_no_result(make_config, tmp_path):

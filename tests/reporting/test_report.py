@@ -85,9 +85,8 @@ def number(line, metric):
 
 
 def test_what_is_written(written):
-    figures = {
-        f"{name}.{s}" for name in ("roc", "case", "saliency") for s in ("png", "pdf")
-    }
+    names = ("roc", "case", "fovea_map", "saliency")
+    figures = {f"{name}.{s}" for name in names for s in ("png", "pdf")}
     assert {path.name for path in written.iterdir()} == figures | {
         *(f"table-{r}.{s}" for r in ("model", "native") for s in ("md", "csv", "tex")),
         "comparisons.md",
@@ -149,6 +148,26 @@ def test_the_case_shown_is_the_hardest_glaucoma(written, lines):
     assert f"{hardest} as methods read it" in (written / "report.html").read_text()
 
 
+def test_the_maps_are_those_of_mtl_io(written):
+    text = (written / "report.html").read_text()
+    assert "Map of its fovea by MTL-IO<" in text
+    assert "what its diagnosis by MTL-IO hangs on<" in text
+
+
+def test_without_a_network_for_the_fovea_there_is_no_map_of_it(experiment, tmp_path):
+    directory = tmp_path / "experiment"
+    shutil.copytree(experiment, directory)
+    rows = results.read(directory)
+    results.write(directory, [row for row in rows if row["method"] == "vanilla"])
+    output, _ = report.write(directory)
+    names = {path.name for path in output.iterdir()}
+    assert "saliency.png" in names
+    assert not any(name.startswith("fovea_map") for name in names)
+    text = (output / "report.html").read_text()
+    assert "what its diagnosis by Vanilla MTL hangs on<" in text
+    assert "Map of its fovea" not in text
+
+
 def test_a_case_by_name_and_data_that_have_moved(experiment, lines, tmp_path):
     directory = tmp_path / "experiment"
     shutil.copytree(experiment, directory)
@@ -196,6 +215,32 @@ def test_somebody_s_notes_are_not_replaced(written, experiment, tmp_path):
     with pytest.raises(UserError, match=r"something else.*\(notes.md\); name another"):
         report.write(directory)
     assert notes.read_text() == "What I think of it."
+
+
+def test_a_study_of_learning_rates_is_of_the_validation_split():
+    rows = [
+        {
+            "method": method,
+            "learning_rate": rate,
+            "split": split,
+            "metric": metric,
+            "value": value,
+        }
+        for method, rate, split, metric, value in (
+            ("independent", 1e-3, "validation", "loss_cup", 0.2),
+            ("independent", 1e-3, "validation", "auc", 0.8),
+            ("independent", 1e-3, "validation", "auc", 0.9),
+            ("single", 1e-4, "validation", "auc", 0.7),
+            ("single", 1e-4, "test", "auc", 0.1),
+            ("single", 1e-4, "validation", "vcdr_mae", 0.1),
+        )
+    ]
+    assert report._panels(rows) == {
+        "best AUC": {"STL": {1e-4: [0.7]}, "MTL-IO": {1e-3: [0.8, 0.9]}},
+        "smallest cup loss": {"MTL-IO": {1e-3: [0.2]}},
+    }
+    # The second of two stages is validated around annotated discs: it has no rows.
+    assert report._panels(rows[4:5]) == {}
 
 
 def test_what_is_no_experiment(tmp_path):
