@@ -102,7 +102,7 @@ def _create_method(
 ) -> optim.SequentialOptimizer | optax.GradientTransformation:
     """The way of combining the tasks' gradients that takes steps by `tx`."""
     method, num_tasks = config.method, len(config.tasks)
-    deepest = f"encoder/{ENCODERS[config.model.encoder].deepest}/conv/kernel"
+    last_kernel = ENCODERS[config.model.encoder].last_kernel
     create = {
         "independent": lambda: optim.independent(tx, num_tasks),
         "alternating": lambda: optim.alternating(tx),
@@ -111,13 +111,12 @@ def _create_method(
         "random_grouping": lambda: optim.random_grouping(tx, method.num_groups, key),
         "per_task": lambda: optim.per_task(tx, num_tasks),
         "pcgrad": lambda: optax.chain(optim.pcgrad(key), tx),
-        "gradnorm": lambda: optax.chain(
-            optim.gradnorm(
+        "gradnorm": lambda: optim.weighted(
+            optim.gradnorm_weighting(
                 num_tasks,
                 method.gradnorm_alpha,
                 method.gradnorm_learning_rate,
-                # The last layer that all tasks share.
-                shared=lambda path: path == deepest,
+                shared=lambda path: path == last_kernel,
             ),
             tx,
         ),

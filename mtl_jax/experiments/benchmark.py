@@ -19,6 +19,7 @@ import optax
 from mtl_jax import losses, optim
 from mtl_jax import tasks as tasks_lib
 from mtl_jax.models import MultiTaskUNet
+from mtl_jax.models.encoders import ENCODERS
 from mtl_jax.training import step as steps
 from mtl_jax.training.state import TrainState
 
@@ -86,6 +87,21 @@ def _one_forward(routes, whole):
     return (1 + 2 * len(routes)) * whole
 
 
+def _norms_at_one_layer(routes, whole):
+    # The gradients of dense tasks pass through the decoder to the encoder's last layer,
+    # and leave none of the decoder's parameters on the way.
+    return 3 * whole + sum(route - min(routes) for route in routes)
+
+
+def _gradnorm(optimizer: Callable[..., steps.Optimizer]):
+    def create(model, tasks):
+        last_kernel = ENCODERS[model.encoder].last_kernel
+        tx = optimizer(len(tasks), lambda path: path == last_kernel, optax.adam(1e-4))
+        return steps.train_step(model, tasks, tx), tx
+
+    return create
+
+
 METHODS = {
     "vanilla": Method(
         _trained_by(lambda tx, n: optim.random_grouping(tx, 1, KEY)),
@@ -103,10 +119,21 @@ METHODS = {
         _trained_by(lambda tx, n: optax.chain(optim.pcgrad(KEY), tx)), _one_forward
     ),
     "gradnorm": Method(
-        _trained_by(lambda tx, n: optax.chain(optim.gradnorm(n), tx)), _one_forward
+        _gradnorm(
+            lambda n, shared, tx: optim.weighted(
+                optim.gradnorm_weighting(n, shared=shared), tx
+            )
+        ),
+        _norms_at_one_layer,
     ),
     "per_task": Method(_trained_by(optim.per_task), _one_forward),
     # Beside those of the config, to see what the form of the program brings.
+    "gradnorm_stacked": Method(
+        _gradnorm(
+            lambda n, shared, tx: optax.chain(optim.gradnorm(n, shared=shared), tx)
+        ),
+        _one_forward,
+    ),
     "independent_unrolled": Method(_unrolled, _task_by_task),
     "pcgrad_vmap": Method(
         _trained_by(lambda tx, n: optax.chain(optim.pcgrad(KEY), tx), backward="vmap"),

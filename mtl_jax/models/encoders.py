@@ -16,13 +16,14 @@ class Encoder(NamedTuple):
       create: makes the module, given `widths`, `conv` and `name`.
       widths: channels of its features at full width.
       stride: how many times smaller the deepest features are than the image.
-      deepest: name of its last convolution layer.
+      last_kernel: path of its last convolution's kernel, the last parameter that all
+        tasks share.
     """
 
     create: Callable[..., nn.Module]
     widths: tuple[int, ...]
     stride: int
-    deepest: str
+    last_kernel: str
 
 
 ENCODERS = {
@@ -30,7 +31,7 @@ ENCODERS = {
         functools.partial(vgg.VggEncoder, depths),
         vgg.WIDTHS,
         16,
-        f"block5_conv{depths[-1]}",
+        f"encoder/block5_conv{depths[-1]}/conv/kernel",
     )
     for name, depths in vgg.DEPTHS.items()
 } | {
@@ -38,7 +39,7 @@ ENCODERS = {
         functools.partial(resnet.ResNetEncoder, depths),
         resnet.WIDTHS,
         32,
-        f"layer4_block{depths[-1]}_conv2",
+        f"encoder/layer4_block{depths[-1]}_conv2/conv/kernel",
     )
     for name, depths in resnet.DEPTHS.items()
 }

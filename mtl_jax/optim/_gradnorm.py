@@ -1,6 +1,5 @@
 """GradNorm: task weights that keep the tasks' gradient norms in balance."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -8,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtl_jax.optim import _task_axis
+from mtl_jax.optim import _paths, _task_axis
+from mtl_jax.optim._weighted import LossWeighting
 
 # Before the weights are renormalised. Adam's steps have the size of the learning rate
 # whatever the gradient's, so that a weight near zero would be stepped across it.
@@ -40,9 +40,12 @@ def gradnorm(
     num_tasks: int,
     alpha: float | jax.Array = 1.5,
     learning_rate: optax.ScalarOrSchedule = 0.025,
-    shared: Callable[[str], bool] | None = None,
+    shared: _paths.Predicate | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Learns task weights w_k for which all tasks train at similar rates.
+
+    For gradients that are at hand; `weighted` with `gradnorm_weighting` makes the same
+    steps without computing all of them.
 
     With L_k the losses, G_k = w_k |g_k| the norms of the weighted gradients on the
     shared parameters, mean(G) their mean over the tasks, and r_k = (L_k / L_k(0)) /
@@ -102,15 +105,7 @@ def gradnorm(
       Chen et al., `GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep
       Multitask Networks <https://arxiv.org/abs/1711.02257>`_, ICML 2018, algorithm 1.
     """
-    adam = optax.adam(learning_rate, eps=1e-8 * _ADAM_SCALE)
-
-    def init_fn(params):
-        _shared_leaves(params, shared)
-        return GradNormState(
-            weights=jnp.ones(num_tasks),
-            initial_losses=jnp.zeros(num_tasks),
-            opt_state=_task_axis.init_stacked(adam, jnp.ones(()), num_tasks),
-        )
+    weighting = gradnorm_weighting(num_tasks, alpha, learning_rate, shared)
 
     def update_fn(
         updates, state, params=None, *, task_losses=None, active=None, **extra_args
@@ -122,18 +117,61 @@ def gradnorm(
                 "gradnorm weighs the tasks by their losses: pass update(..., "
                 "task_losses=...), one number per task"
             )
-        task_losses = jnp.asarray(task_losses, jnp.float32)
+        weights, state = weighting.update(
+            task_losses, lambda chosen: _paths.choose(updates, chosen)[0], state, active
+        )
+        return _task_axis.combine(weights, updates), state
+
+    return optax.GradientTransformationExtraArgs(weighting.init, update_fn)
+
+
+def gradnorm_weighting(
+    num_tasks: int,
+    alpha: float | jax.Array = 1.5,
+    learning_rate: optax.ScalarOrSchedule = 0.025,
+    shared: _paths.Predicate | None = None,
+) -> LossWeighting:
+    """GradNorm's weights at the price that Chen et al. have: norms at one layer.
+
+    For `weighted`. The weights are those of `gradnorm`, and so are the arguments. Of a
+    task's gradient only the part of the parameters that `shared` chooses is computed;
+    the full backward pass is one, of the weighted sum.
+
+    Args:
+      num_tasks: N.
+      alpha: see `gradnorm`.
+      learning_rate: see `gradnorm`.
+      shared: see `gradnorm`; the last layer that the tasks share makes it cheap.
+
+    Returns:
+      A `LossWeighting`; its state is a `GradNormState`.
+
+    References:
+      Chen et al., `GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep
+      Multitask Networks <https://arxiv.org/abs/1711.02257>`_, ICML 2018, algorithm 1.
+    """
+    adam = optax.adam(learning_rate, eps=1e-8 * _ADAM_SCALE)
+
+    def init_fn(params):
+        _paths.choose(params, shared)
+        return GradNormState(
+            weights=jnp.ones(num_tasks),
+            initial_losses=jnp.zeros(num_tasks),
+            opt_state=_task_axis.init_stacked(adam, jnp.ones(()), num_tasks),
+        )
+
+    def update_fn(losses, shared_gradients, state, active=None):
+        losses = jnp.asarray(losses, jnp.float32)
         active = jnp.asarray(True if active is None else active)
         active = jnp.broadcast_to(active, (num_tasks,))
-        chex.assert_shape(task_losses, (num_tasks,))
+        chex.assert_shape(losses, (num_tasks,))
 
-        is_first = active & (state.initial_losses == 0) & (task_losses > 0)
-        initial_losses = jnp.where(is_first, task_losses, state.initial_losses)
-        leaves = _shared_leaves(updates, shared)
+        is_first = active & (state.initial_losses == 0) & (losses > 0)
+        initial_losses = jnp.where(is_first, losses, state.initial_losses)
         gradient = _weight_gradient(
             state.weights,
-            norms=_task_axis.norms(leaves, num_tasks, active),
-            remaining=_remaining(task_losses, initial_losses, active),
+            norms=_task_axis.norms(shared_gradients(shared), num_tasks, active),
+            remaining=_remaining(losses, initial_losses, active),
             active=active,
             alpha=alpha,
         )
@@ -145,29 +183,9 @@ def gradnorm(
             initial_losses=initial_losses,
             opt_state=_task_axis.select(active, opt_state, state.opt_state),
         )
-        return _task_axis.combine(state.weights, updates), new_state
+        return state.weights, new_state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _shared_leaves(tree, shared):
-    paths_and_leaves = jax.tree.leaves_with_path(tree)
-    chosen = [
-        leaf
-        for path, leaf in paths_and_leaves
-        if shared is None
-        or shared(jax.tree_util.keystr(path, simple=True, separator="/"))
-    ]
-    if paths_and_leaves and not chosen:
-        example = jax.tree_util.keystr(
-            paths_and_leaves[0][0], simple=True, separator="/"
-        )
-        raise ValueError(
-            "gradnorm's predicate `shared` holds for none of the "
-            f"{len(paths_and_leaves)} parameters, the first of which is {example!r}; "
-            "it must choose those that the tasks share"
-        )
-    return chosen
+    return LossWeighting(init_fn, update_fn)
 
 
 def _remaining(losses, initial_losses, active):

@@ -1,13 +1,13 @@
 """Another learning rate for some of the parameters."""
 
-from collections.abc import Callable
-
 import jax
 import optax
 
+from mtl_jax.optim import _paths
+
 
 def scale_where(
-    chosen: Callable[[str], bool], factor: float | jax.Array
+    chosen: _paths.Predicate, factor: float | jax.Array
 ) -> optax.GradientTransformation:
     """Multiplies the updates of some parameters by a factor.
 
@@ -37,7 +37,7 @@ def scale_where(
     """
 
     def scale(path, update):
-        if chosen(jax.tree_util.keystr(path, simple=True, separator="/")):
+        if chosen(_paths.name(path)):
             return (update * factor).astype(update.dtype)
         return update
 

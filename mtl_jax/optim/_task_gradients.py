@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from mtl_jax.optim import _paths
+
 Carry = Any
 LossAndGradient = tuple[tuple[jax.Array, Carry], optax.Updates]
 
@@ -26,11 +28,15 @@ class TaskGradients(NamedTuple):
       of_group: `(mask, params, carry) -> ((losses, carry), gradient)`, `mask` bool [N]:
         the gradient of the sum of the masked losses; `losses` float32 [N], 0 for tasks
         that are not in the group.
+      of_weighted_sum: `(weigh, params, carry) -> ((losses, carry, aux), gradient)`: the
+        gradient of sum_k w_k L_k, all losses taken at one point, with `(w, aux) =
+        weigh(losses, shared_gradients)`, both as for a `LossWeighting`.
     """
 
     num_tasks: int
     of_task: Callable[[jax.Array, optax.Params, Carry], LossAndGradient]
     of_group: Callable[[jax.Array, optax.Params, Carry], LossAndGradient]
+    of_weighted_sum: Callable[..., tuple[tuple[jax.Array, Carry, Any], optax.Updates]]
 
 
 def task_gradients(
@@ -89,4 +95,29 @@ def task_gradients(
             values.append(value)
         return (jnp.stack(values), carry), total
 
-    return TaskGradients(len(branches), of_task, of_group)
+    def every_loss(params, carry):
+        values = []
+        for loss in losses:
+            value, carry = loss(params, carry)
+            values.append(value)
+        return jnp.stack(values), carry
+
+    def of_weighted_sum(weigh, params, carry):
+        values, pull_back, after = jax.vjp(
+            lambda params: every_loss(params, carry), params, has_aux=True
+        )
+
+        def shared_gradients(predicate):
+            chosen, put_back = _paths.choose(params, predicate)
+            _, pull_chosen_back = jax.vjp(
+                lambda chosen: every_loss(put_back(chosen), carry)[0], chosen
+            )
+            return jax.vmap(pull_chosen_back)(jnp.eye(len(losses), dtype=values.dtype))[
+                0
+            ]
+
+        weights, aux = weigh(values.astype(jnp.float32), shared_gradients)
+        (gradient,) = pull_back(weights.astype(values.dtype))
+        return (values.astype(jnp.float32), after, aux), gradient
+
+    return TaskGradients(len(branches), of_task, of_group, of_weighted_sum)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from mtl_jax import losses, optim
@@ -24,12 +25,12 @@ def _losses(
     tasks: Sequence[Task],
     batch: Batch,
     axis_name: str | None,
-) -> Callable[..., tuple[jax.Array, Any]]:
+) -> Callable[..., tuple[list[jax.Array], Any]]:
     """Losses of some tasks from one forward pass.
 
     Returns:
       `(params, batch_stats, dropout_key, members) -> (shares, batch_stats)`, `members`
-      indices of tasks, `shares` [members] this device's parts of their losses.
+      indices of tasks, `shares` a list of this device's parts of their losses.
     """
 
     def losses_of(params, batch_stats, dropout_key, members):
@@ -49,7 +50,7 @@ def _losses(
             )
             for task in (tasks[i] for i in members)
         ]
-        return jnp.stack(shares), updated.get("batch_stats", batch_stats)
+        return shares, updated.get("batch_stats", batch_stats)
 
     return losses_of
 
@@ -86,7 +87,7 @@ def task_gradients(
         # A group of one task drops what that task drops by itself.
         key = jax.random.fold_in(dropout_key, jnp.argmax(chosen))
         shares, batch_stats = losses_of(params, batch_stats, key, members)
-        shares = jnp.where(chosen[jnp.array(members)], shares, 0.0)
+        shares = jnp.where(chosen[jnp.array(members)], jnp.stack(shares), 0.0)
         everyones = jnp.zeros(len(tasks)).at[jnp.array(members)].set(shares)
         return shares.sum(), (everyones, batch_stats)
 
@@ -115,7 +116,41 @@ def task_gradients(
         route = (mask & is_dense).any().astype(jnp.int32)
         return along(choice, route, mask, params, batch_stats)
 
-    return optim.TaskGradients(len(tasks), of_task, of_group)
+    def of_weighted_sum(weigh, params, batch_stats):
+        shares, of_tangents, after = jax.linearize(
+            lambda params: losses_of(params, batch_stats, dropout_key, everything),
+            params,
+            has_aux=True,
+        )
+
+        def pull_back(members, put_in, leaves):
+            """From cotangents of members' losses to those of some leaves."""
+
+            def forward(leaves):
+                tangents = of_tangents(put_in(leaves))
+                return jnp.stack([tangents[i] for i in members])
+
+            return jax.linear_transpose(forward, leaves)
+
+        def shared_gradients(predicate):
+            leaves, _ = optim.choose(params, predicate)
+            _, put_in = optim.choose(jax.tree.map(jnp.zeros_like, params), predicate)
+            # Route by route: no cotangent of a classification passes through the
+            # decoder, and nothing of the decoder's own gradients is computed.
+            by_route = [
+                jax.vmap(pull_back(members, put_in, leaves))(jnp.eye(len(members)))[0]
+                for members in routes.values()
+            ]
+            order = np.argsort([i for members in routes.values() for i in members])
+            stacked = jax.tree.map(lambda *x: jnp.concatenate(x)[order], *by_route)
+            return psum(stacked, axis_name)
+
+        values = psum(jnp.stack(shares), axis_name)
+        weights, aux = weigh(values, shared_gradients)
+        (gradient,) = pull_back(everything, lambda params: params, params)(weights)
+        return (values, after, aux), psum(gradient, axis_name)
+
+    return optim.TaskGradients(len(tasks), of_task, of_group, of_weighted_sum)
 
 
 def stacked_gradients(
@@ -144,18 +179,18 @@ def stacked_gradients(
     everything = range(len(tasks))
 
     def compute(params, batch_stats):
-        shares, pull_back, batch_stats = jax.vjp(
-            lambda params: losses_of(params, batch_stats, dropout_key, everything),
-            params,
-            has_aux=True,
-        )
+        def every_loss(params):
+            shares, after = losses_of(params, batch_stats, dropout_key, everything)
+            return jnp.stack(shares), after
+
+        shares, pull_back, after = jax.vjp(every_loss, params, has_aux=True)
         one_each = jnp.eye(len(tasks))
         if backward == "vmap":
             (gradients,) = jax.vmap(pull_back)(one_each)
         else:
             (gradients,) = lax.map(pull_back, one_each)
         values, gradients = psum((shares, gradients), axis_name)
-        return (values, batch_stats), gradients
+        return (values, after), gradients
 
     return compute
 
