@@ -130,6 +130,31 @@ def test_gradnorm_is_told_losses_and_who_is_active(
     assert state.opt_state[0].initial_losses[2] == 0
 
 
+def test_gradnorm_at_one_layer_is_that_of_all_gradients(variables, tiny_batch):
+    batch = {**tiny_batch, "has_label": tiny_batch["has_label"].copy()}
+    batch["has_label"][:2, 1] = False
+
+    def shared(path):
+        return path == "trunk/kernel"
+
+    tx = optax.sgd(0.05)
+    found = []
+    for optimizer in (
+        optim.weighted(optim.gradnorm_weighting(4, shared=shared), tx),
+        optax.chain(optim.gradnorm(4, shared=shared), tx),
+    ):
+        model = SmallNetwork(dropout=0.3)
+        step = jax.jit(steps.train_step(model, tasks.build(), optimizer))
+        state, history = start(optimizer, variables), []
+        for _ in range(4):
+            state, metrics = step(state, batch)
+            history.append(metrics)
+        found.append((history, state.params, state.batch_stats))
+    for ours, theirs in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+    assert np.ptp(found[0][0][-1]["weights"]) > 0.05
+
+
 def test_vanilla_is_the_sum_of_all_gradients(variables, tiny_batch, task_gradients):
     _, gradients = task_gradients(tiny_batch)
     tx = optim.random_grouping(optax.sgd(1.0), 1, KEY)
@@ -145,7 +170,8 @@ METHODS = {
     "random_grouping": lambda: optim.random_grouping(SGD(), 2, KEY),
     "vanilla": lambda: optim.random_grouping(SGD(), 1, KEY),
     "pcgrad": lambda: optax.chain(optim.pcgrad(KEY), SGD()),
-    "gradnorm": lambda: optax.chain(optim.gradnorm(4), SGD()),
+    "gradnorm": lambda: optim.weighted(optim.gradnorm_weighting(4), SGD()),
+    "gradnorm_stacked": lambda: optax.chain(optim.gradnorm(4), SGD()),
     "per_task": lambda: optim.per_task(SGD(), 4),
 }
 

@@ -1,6 +1,7 @@
 """Methods chosen by config, from training to evaluation."""
 
 import csv
+import functools
 import json
 import pathlib
 
@@ -87,22 +88,26 @@ def test_gradnorm_looks_at_the_deepest_convolution_of_the_encoder(encoder):
         jnp.zeros((1, 32, 32, 3)),
     )
     # The network's parameters by name, each a single number.
-    params = jax.tree.map(lambda _: np.zeros(1, np.float32), shapes["params"])
-    tx = configuration.create_optimizer(config, 10)
-    gradients = jax.tree.map(lambda _: np.zeros((4, 1), np.float32), params)
+    params = jax.tree.map(lambda _: np.ones(1, np.float32), shapes["params"])
     deepest = max(k for k in params["encoder"] if k.startswith("block5"))
     assert deepest == {"vgg13": "block5_conv2", "vgg16": "block5_conv3"}[encoder]
-    gradients["encoder"][deepest]["conv"]["kernel"] = np.arange(4.0)[:, None]
+    optimizer = configuration.create_optimizer(config, 10)
+
+    def loss(slope, params, carry):
+        kernel = params["encoder"][deepest]["conv"]["kernel"]
+        return 1 + slope * (kernel.sum() - 1), carry
+
+    losses = [functools.partial(loss, slope) for slope in range(4)]
 
     @jax.jit
-    def weights(gradients):
-        _, state = tx.update(
-            gradients, tx.init(params), params, task_losses=jnp.ones(4)
+    def weights(params):
+        _, state, _, _ = optimizer.update(
+            optim.task_gradients(losses), optimizer.init(params), params
         )
-        return state[0].weights
+        return state.weighting.weights
 
     # Elsewhere the gradients are zero and would not tell the tasks apart.
-    assert np.ptp(weights(gradients)) > 0
+    assert np.ptp(weights(params)) > 0
 
 
 @pytest.mark.parametrize(

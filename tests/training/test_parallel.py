@@ -188,14 +188,19 @@ def real_network_outputs(axis_name):
 def method_losses(axis_name):
     """Three steps of one method of each other kind.
 
-    A sequential one of groups, and a joint one that needs all of the gradients.
+    A sequential one of groups, one of weighted losses, and a joint one that needs all
+    of the gradients.
     """
     model = SmallNetwork(dropout=0.3, axis_name=axis_name)
     key = jax.random.key(5)
     sgd = optax.sgd(3e-2, momentum=0.9)
     methods = {
         "random_grouping": optim.random_grouping(sgd, 2, key),
-        "gradnorm": optax.chain(optim.gradnorm(len(tasks.NAMES)), sgd),
+        "gradnorm": optim.weighted(
+            optim.gradnorm_weighting(len(tasks.NAMES), shared=lambda p: "trunk" in p),
+            sgd,
+        ),
+        "pcgrad": optax.chain(optim.pcgrad(key), sgd),
     }
     found = {}
     for name, optimizer in methods.items():
@@ -351,7 +356,7 @@ def test_the_real_network_normalises_and_drops_by_the_whole_batch(runs):
     assert np.std(one["logits"]["glaucoma"]) > 1e-3
 
 
-@pytest.mark.parametrize("method", ["random_grouping", "gradnorm"])
+@pytest.mark.parametrize("method", ["random_grouping", "gradnorm", "pcgrad"])
 def test_other_methods_have_the_losses_of_one_device(runs, method):
     for step, (four, one) in enumerate(
         zip(runs.four["methods"][method], runs.one["methods"][method], strict=True)
