@@ -24,6 +24,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.fold = "official"
     config.data.num_folds = 5
     config.data.fold_seed = 0
+    # How a fovea goes to the size of the model's image and back: centre: as the image
+    # does, (x + .5) * s - .5; corner: x * s, the authors' program.
+    config.data.pixel_origin = "centre"
 
     config.model = ml_collections.ConfigDict()
     config.model.encoder = "vgg16"  # vgg13: the authors' program; resnet34
@@ -44,6 +47,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.loss.focal_gamma = 2.0
     config.loss.fovea_sigma = 50**0.5 / 256  # fraction of the image width
     config.loss.fovea_reduction = "mean"  # sum: the paper's formula
+    # Where the target map is 1: point: at the fovea, between pixels; pixel: at the
+    # pixel next to it, the authors' program.
+    config.loss.fovea_peak = "point"
 
     config.method = ml_collections.ConfigDict()
     # independent: MTL-IO; alternating; vanilla; gradnorm; pcgrad; per_task;
@@ -100,5 +106,14 @@ def get_config() -> ml_collections.ConfigDict:
     # error, those there are), or auc, dice_disc, dice_cup, fovea_error, loss.
     config.evaluation.score = "mean"
     config.evaluation.vcdr_C = 1.0  # of the logistic regression on the vCDR
+    # Of cleaned masks, the paper's text; probabilities: largest sum in a column, of
+    # disc and of cup, the authors' program.
+    config.evaluation.vcdr = "masks"
+    config.evaluation.connectivity = (
+        8  # of a mask's components; 4: the authors' program
+    )
+    # What a mask is where no pixel is inside; whole: all of the image, the authors'
+    # program.
+    config.evaluation.empty = "empty"
 
     return config

@@ -17,6 +17,7 @@ from jax import lax
 FOVEA_SIGMA = 50**0.5 / 256
 
 Reduction = Literal["mean", "sum"]
+Peak = Literal["point", "pixel"]
 
 
 def focal_loss(logits: jax.Array, labels: jax.Array, gamma: float = 2.0) -> jax.Array:
@@ -70,7 +71,10 @@ def heatmap_l1(
 
 
 def fovea_map(
-    fovea_xy: jax.Array, size: tuple[int, int], sigma: float = FOVEA_SIGMA
+    fovea_xy: jax.Array,
+    size: tuple[int, int],
+    sigma: float = FOVEA_SIGMA,
+    peak: Peak = "point",
 ) -> jax.Array:
     """Isotropic Gaussians with maximum 1 at the foveas.
 
@@ -78,15 +82,24 @@ def fovea_map(
       fovea_xy: [B, 2] points (x, y) in pixels of the map.
       size: (height, width) of the map.
       sigma: standard deviation as a fraction of the width.
+      peak: where the maximum 1 is: at the `point`, between pixels as a rule, or at the
+        `pixel` next to it, as in the authors' program, which divides the samples by the
+        largest of them.
 
     Returns:
       [B, H, W] maps.
     """
     height, width = size
-    dx = jnp.arange(width) - fovea_xy[:, 0, None]
-    dy = jnp.arange(height) - fovea_xy[:, 1, None]
     scale = -0.5 / (sigma * width) ** 2
-    return jnp.exp(scale * dy**2)[:, :, None] * jnp.exp(scale * dx**2)[:, None, :]
+
+    def along(pixels, coordinates):
+        square = (jnp.arange(pixels) - coordinates[:, None]) ** 2
+        if peak == "pixel":
+            square -= square.min(axis=1, keepdims=True)
+        return jnp.exp(scale * square)
+
+    column, row = along(height, fovea_xy[:, 1]), along(width, fovea_xy[:, 0])
+    return column[:, :, None] * row[:, None, :]
 
 
 def masked_mean(

@@ -52,6 +52,7 @@ def build(
     focal_gamma: float = 2.0,
     fovea_sigma: float = losses.FOVEA_SIGMA,
     fovea_reduction: losses.Reduction = "mean",
+    fovea_peak: losses.Peak = "point",
 ) -> tuple[Task, ...]:
     """The tasks called `names`, in the method's order.
 
@@ -60,6 +61,7 @@ def build(
       focal_gamma: of the glaucoma loss.
       fovea_sigma: of the fovea's target map, as a fraction of the image width.
       fovea_reduction: of the fovea loss over pixels, `mean` or `sum`.
+      fovea_peak: where the fovea's target map has its maximum, `point` or `pixel`.
 
     Raises:
       ValueError: for an unknown name, a name given twice, or none at all.
@@ -74,7 +76,9 @@ def build(
         return lambda logits, batch: losses.pixel_cross_entropy(logits, batch[key])
 
     def fovea(logits: jax.Array, batch: Batch) -> jax.Array:
-        target = losses.fovea_map(batch["fovea_xy"], logits.shape[1:], fovea_sigma)
+        target = losses.fovea_map(
+            batch["fovea_xy"], logits.shape[1:], fovea_sigma, fovea_peak
+        )
         return losses.heatmap_l1(logits, target, fovea_reduction)
 
     everything = (

@@ -28,6 +28,11 @@ def make(fields=None):
         ("optimizer.name", "adamax", "adamw"),
         ("optimizer.schedule", "step", "cosine"),
         ("evaluation.score", "accuracy", "dice_cup"),
+        ("evaluation.vcdr", "areas", "probabilities"),
+        ("evaluation.connectivity", 6, "8, 4"),
+        ("evaluation.empty", "none", "whole"),
+        ("loss.fovea_peak", "disc", "pixel"),
+        ("data.pixel_origin", "edge", "corner"),
         ("tasks", ("disc", "retina"), "fovea"),
     ],
 )
@@ -60,6 +65,27 @@ def test_a_number_out_of_range(field, value):
     with pytest.raises(UserError) as caught:
         configuration.check(make({field: value}))
     assert f"config.{field} is {value}; it must be" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("augmentation.flip_horizontal", True),
+        ("augmentation.flip_vertical", True),
+        ("augmentation.rotation", 5.0),
+        ("augmentation.scale", 0.1),
+        ("view.kind", "whole"),
+    ],
+)
+def test_foveas_that_would_not_move_with_their_images(field, value):
+    fields = {"data.pixel_origin": "corner", field: value}
+    with pytest.raises(UserError, match=rf"'corner'.* config\.{field} would"):
+        configuration.check(make(fields))
+    configuration.check(make({**fields, "tasks": ("disc",)}))
+    configuration.check(make({field: value}))
+    configuration.check(
+        make({"data.pixel_origin": "corner", "augmentation.brightness": 0.2})
+    )
 
 
 @pytest.mark.parametrize("names", [(), ("disc", "disc")])

@@ -105,6 +105,29 @@ def test_fovea_map_is_a_gaussian_with_maximum_one(point, sigma):
     assert actual[0, y, x] == actual.max() == 1
 
 
+@given(st.floats(-3, 23), st.floats(-3, 15), st.floats(0.02, 0.3))
+def test_fovea_map_with_its_peak_at_a_pixel_is_divided_by_its_maximum(x, y, sigma):
+    rows, columns = np.mgrid[:12, :20]
+    square = (columns - x) ** 2 + (rows - y) ** 2
+    # In logarithms: far from the image every sample is too small for a float.
+    expected = np.exp((square.min() - square) / (2 * (sigma * 20) ** 2))
+    xy = jnp.array([[x, y]])
+    actual = np.asarray(losses.fovea_map(xy, (12, 20), sigma, "pixel"))[0]
+    np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-6)
+    assert actual.max() == 1
+
+
+def test_fovea_maps_differ_by_less_than_half_a_percent():
+    """At 256 pixels: a peak half a pixel off both ways is exp(-0.25 / 50) of one."""
+    xy = jnp.array([[100.5, 90.5], [100.0, 90.0]])
+    point, pixel = (
+        np.asarray(losses.fovea_map(xy, (256, 256), peak=peak))
+        for peak in ("point", "pixel")
+    )
+    difference = np.abs(pixel - point).max((1, 2))
+    np.testing.assert_allclose(difference, [1 - np.exp(-0.25 / 50), 0], atol=1e-5)
+
+
 def test_fovea_map_is_isotropic_also_on_a_map_that_is_not_square():
     size, sigma = (24, 48), 0.1
     wide = np.asarray(losses.fovea_map(jnp.array([[20.0, 12.0]]), size, sigma))[0]

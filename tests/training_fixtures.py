@@ -77,7 +77,18 @@ def folder_data(shared_dir):
     return str(shared_dir / "data"), f"fundus_folder/{version_dir.parent.name}"
 
 
-def write_photographs(source):
+@pytest.fixture(scope="session")
+def complete_data(shared_dir):
+    """As `folder_data`, with every annotation, and in all three splits."""
+    source = shared_dir / "complete"
+    with once(source / "manifest.csv", shared_dir / "complete.lock") as first:
+        if first:
+            write_photographs(source, complete=True)
+    version_dir = folder.build(shared_dir / "data", source, image_size=SIZE)
+    return str(shared_dir / "data"), f"fundus_folder/{version_dir.parent.name}"
+
+
+def write_photographs(source, complete=False):
     """Drawn fundi, with foveas of our own choice, and their manifest."""
     source.mkdir(exist_ok=True)
     lines = ["image_id,image,disc_mask,cup_mask,fovea_x,fovea_y,glaucoma,split"]
@@ -95,13 +106,17 @@ def write_photographs(source):
         )
         for name, array in (("p", picture), ("d", disc), ("c", cup)):
             Image.fromarray(array).save(source / f"{name}{i}.png")
-        if i < 5:
+        fovea = f"{20 + i}.25", "30.5"
+        if complete:
+            split = "train" if i < 5 else "validation" if i < 8 else "test"
+            cells = [f"d{i}.png", f"c{i}.png", *fovea, str(i % 2), split]
+        elif i < 5:
             cells = [f"d{i}.png", "", "", "", "", "train"]
         else:
             cells = [
                 "" if i == 5 else f"d{i}.png",
                 "" if i == 6 else f"c{i}.png",
-                *(("", "") if i == 7 else (f"{20 + i}.25", "30.5")),
+                *(("", "") if i == 7 else fovea),
                 "" if i == 8 else str(i % 2),
                 "test",
             ]

@@ -17,12 +17,15 @@ from mtl_jax.configuration.values import (
     SCORES,
     Config,
 )
+from mtl_jax.data import geometry
 from mtl_jax.errors import UserError
+from mtl_jax.evaluation import postprocess
 from mtl_jax.models import layers
 from mtl_jax.models.encoders import ENCODERS
 from mtl_jax.training import views
 
 _CHOICES = {
+    "data.pixel_origin": get_args(geometry.PixelOrigin),
     "model.encoder": ENCODERS,
     "model.norm": layers.NORMS,
     "model.init": layers.INITS,
@@ -30,10 +33,14 @@ _CHOICES = {
     "model.normalize_input": NORMALIZE_INPUT,
     "view.kind": views.KINDS,
     "loss.fovea_reduction": get_args(losses.Reduction),
+    "loss.fovea_peak": get_args(losses.Peak),
     "method.name": METHODS,
     "optimizer.name": OPTIMIZERS,
     "optimizer.schedule": SCHEDULES,
     "evaluation.score": SCORES,
+    "evaluation.connectivity": get_args(postprocess.Connectivity),
+    "evaluation.empty": get_args(postprocess.Empty),
+    "evaluation.vcdr": get_args(postprocess.Vcdr),
 }
 _POSITIVE = (
     "model.width",
@@ -120,6 +127,7 @@ def _check_tasks(config: Config) -> None:
 def _check_together(config: Config) -> None:
     """Refuses values that do not go with those of other fields."""
     _check_views(config)
+    _check_points(config)
     fold_names = ("official", *map(str, range(config.data.num_folds)))
     _check_choice("data.fold", config.data.fold, fold_names)
     needed = SCORED.get(config.evaluation.score)
@@ -157,6 +165,25 @@ def _check_views(config: Config) -> None:
         check_image_size(config, config.view.size, "config.view.size is")
 
 
+def _check_points(config: Config) -> None:
+    """Refuses to turn or rescale images whose foveas are not where pixels are."""
+    if config.data.pixel_origin == "centre" or "fovea" not in config.tasks:
+        return
+    moving = [
+        f"augmentation.{name}"
+        for name in ("flip_horizontal", "flip_vertical", "rotation", "scale")
+        if config.augmentation[name]
+    ]
+    if config.view.kind:
+        moving.append("view.kind")
+    if moving:
+        raise UserError(
+            f"config.data.pixel_origin is 'corner', which puts foveas up to half a "
+            f"pixel beside their place in the image, so that config.{moving[0]} would "
+            "move them elsewhere than the image; set one of the two to its default."
+        )
+
+
 def check_image_size(config: Config, size: int, where: str) -> None:
     """Refuses a size of images that the encoder cannot halve as often as it does.
 
@@ -191,9 +218,9 @@ def _check_fields(config: Config) -> None:
             )
 
 
-def _check_choice(field: str, value: Any, choices: Collection[str]) -> None:
+def _check_choice(field: str, value: Any, choices: Collection[Any]) -> None:
     if value not in choices:
         raise UserError(
             f"config.{field} has {value!r}; choose from "
-            f"{', '.join(choice or repr(choice) for choice in choices)}."
+            f"{', '.join(str(choice) or repr(choice) for choice in choices)}."
         )

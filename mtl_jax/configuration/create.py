@@ -7,6 +7,7 @@ import optax
 from mtl_jax import optim, tasks
 from mtl_jax.configuration.values import DTYPES, Config
 from mtl_jax.data import folds
+from mtl_jax.evaluation.postprocess import PostProcessing
 from mtl_jax.models import MultiTaskUNet
 from mtl_jax.models.encoders import ENCODERS
 from mtl_jax.training import views
@@ -29,6 +30,7 @@ def create_tasks(config: Config) -> tuple[tasks.Task, ...]:
         focal_gamma=config.loss.focal_gamma,
         fovea_sigma=config.loss.fovea_sigma,
         fovea_reduction=config.loss.fovea_reduction,
+        fovea_peak=config.loss.fovea_peak,
     )
 
 
@@ -137,6 +139,16 @@ def _schedule(config: Config, steps_per_epoch: int, peak: jax.Array) -> optax.Sc
     # The first step already moves.
     rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
     return optax.join_schedules([rise, after], [warmup])
+
+
+def create_post_processing(config: Config) -> PostProcessing:
+    """How the network's maps are read."""
+    return PostProcessing(
+        connectivity=config.evaluation.connectivity,
+        empty=config.evaluation.empty,
+        vcdr=config.evaluation.vcdr,
+        pixel_origin=config.data.pixel_origin,
+    )
 
 
 def create_view(config: Config) -> views.View | None:

@@ -2,11 +2,17 @@
 
 A point is (x, y) = (column, row) in pixels, with pixel centres at whole numbers: the
 left edge of the image lies at x = -0.5. Photographs are stretched to a square, as in
-the original authors' program.
+the original authors' program. That program multiplies a point's coordinates by the
+ratio of the sizes, as if pixels had their centres at their corners; what it trained is
+read by its convention, see `rescale_xy`. Pictures are drawn by ours.
 """
+
+from typing import Literal
 
 import numpy as np
 from PIL import Image
+
+PixelOrigin = Literal["centre", "corner"]
 
 
 def resize_photograph(
@@ -40,7 +46,10 @@ def _resize(
 
 
 def rescale_xy(
-    xy: np.ndarray, from_size: tuple[int, int], to_size: tuple[int, int]
+    xy: np.ndarray,
+    from_size: tuple[int, int],
+    to_size: tuple[int, int],
+    origin: PixelOrigin = "centre",
 ) -> np.ndarray:
     """Carries points from an image of one size to the same image at another.
 
@@ -48,9 +57,13 @@ def rescale_xy(
       xy: [..., 2] points (x, y).
       from_size: (height, width) of the image the points are given in.
       to_size: (height, width) of the image they are wanted in.
+      origin: what of the first pixel stays in its place: its `centre` is at 0 and its
+        edges move, which is where the picture's content goes; or `corner`, where 0
+        goes to 0, as in the authors' program.
 
     Returns:
       float64 [..., 2] points.
     """
     scale = np.array([to_size[1] / from_size[1], to_size[0] / from_size[0]])
-    return (np.asarray(xy, np.float64) + 0.5) * scale - 0.5
+    offset = 0.5 if origin == "centre" else 0.0
+    return (np.asarray(xy, np.float64) + offset) * scale - offset

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mtl_jax.data import schema
+from mtl_jax.data import geometry, schema
 from mtl_jax.data.building import quiet_tfds
 from mtl_jax.data.folds import Fold
 from mtl_jax.errors import UserError
@@ -98,7 +98,10 @@ def check_split(builder: tfds.core.DatasetBuilder, split: str) -> None:
 
 
 def open_split(
-    builder: tfds.core.DatasetBuilder, split: str, fold: Fold | None = None
+    builder: tfds.core.DatasetBuilder,
+    split: str,
+    fold: Fold | None = None,
+    pixel_origin: geometry.PixelOrigin = "centre",
 ) -> "Table":
     """Opens a split of a data set.
 
@@ -106,18 +109,22 @@ def open_split(
       builder: of the data set.
       split: `train`, `validation` or `test`.
       fold: what training and validation are; None for those of the data set.
+      pixel_origin: of the foveas at model size, see `geometry.rescale_xy`.
 
     Raises:
       UserError: if the data set has no such split.
     """
     if fold is None or split not in TRAINING_SPLITS:
         check_split(builder, split)
-        return Table(builder, split)
-    return _divide(_merged(builder), fold)[TRAINING_SPLITS.index(split)]
+        return Table(builder, split, pixel_origin)
+    merged = _merged(builder, pixel_origin)
+    return _divide(merged, fold)[TRAINING_SPLITS.index(split)]
 
 
 def open_training_splits(
-    builder: tfds.core.DatasetBuilder, folds: Sequence[Fold | None] = (None,)
+    builder: tfds.core.DatasetBuilder,
+    folds: Sequence[Fold | None] = (None,),
+    pixel_origin: geometry.PixelOrigin = "centre",
 ) -> list[tuple["Table", "Table | None"]]:
     """Opens what each of some runs trains and validates on; see `open_split`.
 
@@ -128,23 +135,30 @@ def open_training_splits(
     merged = functools.cache(_merged)
     official = functools.cache(_official)
     return [
-        official(builder) if fold is None else _divide(merged(builder), fold)
+        official(builder, pixel_origin)
+        if fold is None
+        else _divide(merged(builder, pixel_origin), fold)
         for fold in folds
     ]
 
 
-def _official(builder: tfds.core.DatasetBuilder) -> tuple["Table", "Table | None"]:
-    train = open_split(builder, "train")
-    has_validation = "validation" in builder.info.splits
-    return train, open_split(builder, "validation") if has_validation else None
+def _official(
+    builder: tfds.core.DatasetBuilder, pixel_origin: geometry.PixelOrigin
+) -> tuple["Table", "Table | None"]:
+    train = open_split(builder, "train", None, pixel_origin)
+    if "validation" not in builder.info.splits:
+        return train, None
+    return train, open_split(builder, "validation", None, pixel_origin)
 
 
-def _merged(builder: tfds.core.DatasetBuilder) -> "Table":
+def _merged(
+    builder: tfds.core.DatasetBuilder, pixel_origin: geometry.PixelOrigin
+) -> "Table":
     """The splits that folds divide, as one."""
     there = [split for split in TRAINING_SPLITS if split in builder.info.splits]
     if not there:
         raise UserError(f"{builder.info.full_name} has no images to make folds of.")
-    return Table(builder, "+".join(there))
+    return Table(builder, "+".join(there), pixel_origin)
 
 
 def _divide(merged: "Table", fold: Fold) -> tuple["Table", "Table"]:
@@ -170,8 +184,14 @@ class Table:
       name: of the data set and split, for messages.
     """
 
-    def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
+    def __init__(
+        self,
+        builder: tfds.core.DatasetBuilder,
+        split: str,
+        pixel_origin: geometry.PixelOrigin = "centre",
+    ):
         """Opens a split, or several joined by "+"; see `open_split`."""
+        self._pixel_origin = pixel_origin
         self._directory = pathlib.Path(builder.data_dir)
         self.name = f"{builder.info.full_name}, split {split}"
         with quiet_tfds(), _readable(self._directory):
@@ -243,12 +263,21 @@ class Table:
     def _decode(self, places: Sequence[int]) -> dict[str, np.ndarray]:
         def decode(place: int) -> dict[str, Any]:
             record = self._source[int(place)]
-            return {
+            values = {
                 key: schema.decode_png(record[key])
                 if key in schema.IMAGES
                 else record[key]
                 for key in TRAINING_KEYS
             }
+            # Records hold the point by our own convention.
+            if self._pixel_origin != "centre":
+                values["fovea_xy"] = geometry.rescale_xy(
+                    record["native_fovea_xy"],
+                    record["native_size"],
+                    values["image"].shape[:2],
+                    self._pixel_origin,
+                ).astype(np.float32)
+            return values
 
         # Zlib lets go of the interpreter lock.
         with _readable(self._directory), futures.ThreadPoolExecutor() as threads:

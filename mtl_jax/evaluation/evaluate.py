@@ -63,14 +63,15 @@ def evaluate(
     _check_image_size(builder, network.image_size)
     # Another data set's images were not divided for this run.
     fold = configuration.create_fold(network.config) if is_own else None
-    table = pipeline.open_split(builder, split, fold)
+    post = network.post
+    table = pipeline.open_split(builder, split, fold, post.pixel_origin)
     if is_own:
         network = trained.fit_missing_classifier(network, workdir, builder, fold)
     rows, traced = [], {}
     for case in scoring.cases(
-        network, table, network.batch_size, network.classifier, resolution
+        network, table, network.batch_size, network.classifier, resolution, post
     ):
-        rows.append(scoring.score_case(case))
+        rows.append(scoring.score_case(case, post))
         if resolution == "model":
             traced[case.details["image_id"]] = _outlines(case.prediction)
     metrics = {
@@ -116,7 +117,12 @@ def _write_submission(
 ) -> None:
     """Predicts once more, at the photographs' own resolution."""
     cases = scoring.cases(
-        network, table, network.batch_size, network.classifier, "native"
+        network,
+        table,
+        network.batch_size,
+        network.classifier,
+        "native",
+        network.post,
     )
     with files.whole_directory(output, submission.CONTENTS) as folder:
         submission.write(

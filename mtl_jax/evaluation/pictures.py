@@ -89,24 +89,23 @@ def _draw_case(
     """One case at the photograph's own proportions."""
     batch = table.take([index] * network.batch_size)
     logits, _ = network(batch)
-    native = table.details(index)["native_size"]
+    details = table.details(index)
+    native = details["native_size"]
     prediction = interpret(
         {task: values[0] for task, values in logits.items()},
         network.classifier,
         native,
+        network.post,
     )
     truth = scoring.truth_of(batch, 0)
     masks = table.native_masks(index)
-    fovea_xy = truth["fovea"]
-    if fovea_xy is not None:
-        fovea_xy = geometry.rescale_xy(fovea_xy, batch["image"].shape[1:3], native)
     return draw_prediction(
         geometry.resize_photograph(batch["image"][0], native),
         prediction,
         caption,
         true_disc=masks["disc"] if truth["disc"] is not None else None,
         true_cup=masks["cup"] if truth["cup"] is not None else None,
-        true_fovea_xy=fovea_xy,
+        true_fovea_xy=None if truth["fovea"] is None else details["native_fovea_xy"],
     )
 
 

@@ -1,5 +1,8 @@
 """From maps of logits to masks, a fovea and a vertical cup-to-disc ratio.
 
+Where the paper and its authors' program differ, `PostProcessing` says which is
+followed; docs/authors.md lists the differences.
+
 A point is (x, y) = (column, row) with pixel centres at whole numbers, as in
 `mtl_jax.data.geometry`.
 
@@ -10,30 +13,68 @@ References:
   published evaluation program fixes the height of a mask and the vCDR.
 """
 
+import dataclasses
+from typing import Literal
+
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 from scipy.special import expit
 
+from mtl_jax.data.geometry import PixelOrigin
+
+Connectivity = Literal[8, 4]
+Empty = Literal["empty", "whole"]
+Vcdr = Literal["masks", "probabilities"]
+
 # Keeps the ratio finite without a disc; the evaluation program's own constant.
 _EPSILON = 1e-7
 
-_EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
+# Which of the pixels around one belong to its component.
+_NEIGHBOURS = {
+    8: np.ones((3, 3), bool),
+    4: ndimage.generate_binary_structure(2, 1),
+}
 
 
-def largest_component(mask: np.ndarray) -> np.ndarray:
+@dataclasses.dataclass(frozen=True)
+class PostProcessing:
+    """How the maps of a network are read; the default is the paper's text.
+
+    Attributes:
+      connectivity: pixels of a component touch at an edge or a corner (8), or at an
+        edge (4, the authors' program).
+      empty: what a mask without a pixel of probability >= 0.5 is: `empty`, or the
+        `whole` image, as in the authors' program.
+      vcdr: the ratio is of the cleaned `masks`, or of the `probabilities` as they are,
+        as in the authors' program (see `probability_cdr`).
+      pixel_origin: how a point goes from the network's map to an image of another
+        size, see `geometry.rescale_xy`.
+    """
+
+    connectivity: Connectivity = 8
+    empty: Empty = "empty"
+    vcdr: Vcdr = "masks"
+    pixel_origin: PixelOrigin = "centre"
+
+
+PAPER = PostProcessing()
+
+
+def largest_component(mask: np.ndarray, connectivity: Connectivity = 8) -> np.ndarray:
     """Keeps the largest connected component of a mask.
 
-    Pixels that touch at an edge or a corner belong together (8-connectivity). Of
-    components of equal size the one that comes first in reading order stays.
+    Of components of equal size the one that comes first in reading order stays.
 
     Args:
       mask: [H, W], non-zero inside.
+      connectivity: 8 if pixels that touch at a corner belong together, 4 if an edge is
+        needed.
 
     Returns:
       uint8 [H, W], 1 inside; all zero if `mask` is empty.
     """
-    labels, count = ndimage.label(np.asarray(mask) != 0, structure=_EIGHT_NEIGHBOURS)
+    labels, count = ndimage.label(np.asarray(mask) != 0, _NEIGHBOURS[connectivity])
     if count == 0:
         return np.zeros(labels.shape, np.uint8)
     # Labels are given out in reading order, and argmax returns the first maximum.
@@ -41,7 +82,11 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
     return (labels == 1 + np.argmax(areas)).astype(np.uint8)
 
 
-def segment(logits: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
+def segment(
+    logits: np.ndarray,
+    size: tuple[int, int] | None = None,
+    post: PostProcessing = PAPER,
+) -> np.ndarray:
     """The mask that a map of logits stands for (Pascal et al. 2022).
 
     Pixels of probability >= 0.5 are inside; then the largest component stays. The
@@ -51,6 +96,7 @@ def segment(logits: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarr
     Args:
       logits: float [H, W].
       size: (height, width) of the mask wanted; None keeps the size of `logits`.
+      post: which pixels touch, and what an empty mask becomes.
 
     Returns:
       uint8 mask, 1 inside, of shape `size`.
@@ -63,7 +109,10 @@ def segment(logits: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarr
                 (width, height), Image.Resampling.BILINEAR
             )
         )
-    return largest_component(probability >= 0.5)
+    mask = largest_component(probability >= 0.5, post.connectivity)
+    if post.empty == "whole" and not mask.any():
+        return np.ones_like(mask)
+    return mask
 
 
 def centre_of_mass(logits: np.ndarray) -> tuple[float, float]:
@@ -110,3 +159,23 @@ def vertical_cdr(disc: np.ndarray, cup: np.ndarray) -> float:
       The ratio; 0 without a cup, and very large for a cup without a disc.
     """
     return mask_height(cup) / (mask_height(disc) + _EPSILON)
+
+
+def probability_cdr(disc_logits: np.ndarray, cup_logits: np.ndarray) -> float:
+    """The vCDR of the authors' program, from probabilities instead of masks.
+
+    The height of a map is the largest sum of probabilities in any one column, without
+    threshold or component. There is always a ratio.
+
+    Args:
+      disc_logits: float [H, W] of the optic disc.
+      cup_logits: float [H, W] of the optic cup.
+
+    Returns:
+      Cup height / (disc height + 1e-7), which may exceed 1.
+    """
+    disc, cup = (
+        expit(np.asarray(logits, np.float64)).sum(axis=0).max()
+        for logits in (disc_logits, cup_logits)
+    )
+    return float(cup / (disc + _EPSILON))

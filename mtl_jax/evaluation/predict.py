@@ -135,6 +135,7 @@ def _predict_batch(
                 {task: values[place] for task, values in logits.items()},
                 network.classifier,
                 photograph.shape[:2],
+                network.post,
             ),
         )
         for place, (name, path, photograph) in enumerate(read)

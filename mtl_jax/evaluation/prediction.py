@@ -8,6 +8,7 @@ from scipy.special import expit
 
 from mtl_jax.data import geometry
 from mtl_jax.evaluation import postprocess, vcdr
+from mtl_jax.evaluation.postprocess import PAPER, PostProcessing
 from mtl_jax.evaluation.vcdr import VcdrClassifier
 
 # Grey values of a mask that shows both, as REFUGE has them.
@@ -23,10 +24,11 @@ class Prediction:
       disc: uint8 [h, w] mask.
       cup: uint8 [h, w] mask.
       fovea_xy: (x, y) in pixels.
-      vcdr: vertical cup-to-disc ratio of the masks; None also where both are empty.
+      vcdr: vertical cup-to-disc ratio; that of masks is None also where both are
+        empty, that of probabilities is of the network's image, whatever the size.
       probability_fc: of glaucoma, from the network's classifier.
-      probability_vcdr: of glaucoma, from the ratio; where both masks are empty, the
-        share of glaucomas among the training images.
+      probability_vcdr: of glaucoma, from the ratio; without one the share of
+        glaucomas among the training images.
       probability: the mean of the two, or the one there is.
     """
 
@@ -49,6 +51,7 @@ def interpret(
     logits: Mapping[str, np.ndarray],
     classifier: VcdrClassifier | None,
     size: tuple[int, int],
+    post: PostProcessing = PAPER,
 ) -> Prediction:
     """Post-processes the logits of one image as Pascal et al. 2022 do.
 
@@ -57,20 +60,25 @@ def interpret(
       classifier: on the vertical cup-to-disc ratio; None if none was fitted.
       size: (height, width) that masks and fovea are wanted for: that of the network's
         image, or that of the photograph.
+      post: by the paper's text or by its authors' program.
     """
     disc, cup = (
-        postprocess.segment(logits[name], size) if name in logits else None
+        postprocess.segment(logits[name], size, post) if name in logits else None
         for name in ("disc", "cup")
     )
     fovea_xy = None
     if "fovea" in logits:
         point = np.array(postprocess.centre_of_mass(logits["fovea"]))
-        fovea_xy = geometry.rescale_xy(point, logits["fovea"].shape, size)
+        fovea_xy = geometry.rescale_xy(
+            point, logits["fovea"].shape, size, post.pixel_origin
+        )
     fc = float(expit(logits["glaucoma"])) if "glaucoma" in logits else None
     ratio, from_ratio = None, None
     if disc is not None and cup is not None:
+        if post.vcdr == "probabilities":
+            ratio = postprocess.probability_cdr(logits["disc"], logits["cup"])
         # Where nothing was found there is no ratio, rather than that of a healthy eye.
-        if disc.any() or cup.any():
+        elif disc.any() or cup.any():
             ratio = cup_to_disc_ratio(disc, cup)
         if classifier is not None:
             from_ratio = vcdr.predict_probability(classifier, ratio)
@@ -86,15 +94,23 @@ def interpret(
     )
 
 
-def cup_to_disc_ratio(disc: np.ndarray | None, cup: np.ndarray | None) -> float | None:
+def cup_to_disc_ratio(
+    disc: np.ndarray | None,
+    cup: np.ndarray | None,
+    convention: postprocess.Vcdr = "masks",
+) -> float | None:
     """Vertical ratio of two masks; None if there is none of one of them.
 
     The cup counts as part of the disc, as in the challenge's one mask with three
     values: without that, a cup where no disc was found would give a ratio of millions.
+    The authors' program, of the convention `probabilities`, takes annotated masks for
+    maps of probabilities and does not add the cup.
     """
     if disc is None or cup is None:
         return None
-    return postprocess.vertical_cdr(with_cup(disc, cup), cup)
+    if convention == "masks":
+        disc = with_cup(disc, cup)
+    return postprocess.vertical_cdr(disc, cup)
 
 
 def with_cup(disc: np.ndarray | None, cup: np.ndarray | None) -> np.ndarray | None:

@@ -10,6 +10,7 @@ from mtl_jax.data import geometry, pipeline
 from mtl_jax.data.schema import LABELS
 from mtl_jax.errors import NotFinite
 from mtl_jax.evaluation import metrics, vcdr
+from mtl_jax.evaluation.postprocess import PAPER, PostProcessing
 from mtl_jax.evaluation.prediction import (
     Prediction,
     cup_to_disc_ratio,
@@ -52,6 +53,7 @@ def cases(
     batch_size: int,
     classifier: vcdr.VcdrClassifier | None,
     resolution: Resolution = "model",
+    post: PostProcessing = PAPER,
 ) -> Iterator[Case]:
     """Applies a network to every image of a split, in its order.
 
@@ -63,6 +65,7 @@ def cases(
       resolution: at which masks are compared: that of the network, disc and cup each
         for itself; or that of the photograph, where the cup counts as part of the disc,
         as in the one mask with three values that REFUGE's program compares.
+      post: how the network's maps are read; the table's foveas are by its origin.
 
     Raises:
       NotFinite: if the network's outputs are not.
@@ -79,6 +82,7 @@ def cases(
                 {task: values[place] for task, values in logits.items()},
                 classifier,
                 details["native_size"] if is_native else model_size,
+                post,
             )
             if is_native:
                 masks = table.native_masks(index)
@@ -120,11 +124,12 @@ def score_split(
     batch_size: int,
     classifier: vcdr.VcdrClassifier | None,
     resolution: Resolution = "model",
+    post: PostProcessing = PAPER,
 ) -> list[dict[str, Any]]:
     """One row of scores, see `score_case`, for each of the split's `cases`."""
     return [
-        score_case(case)
-        for case in cases(network, table, batch_size, classifier, resolution)
+        score_case(case, post)
+        for case in cases(network, table, batch_size, classifier, resolution, post)
     ]
 
 
@@ -140,26 +145,33 @@ def truth_of(batch: Batch, place: int) -> dict[str, Any]:
     return {name: values[name] if labelled[name] else None for name in LABELS}
 
 
-def score_case(case: Case) -> dict[str, Any]:
+def score_case(case: Case, post: PostProcessing = PAPER) -> dict[str, Any]:
     """Compares a prediction with the annotations there are.
+
+    Args:
+      case: made with the same `post`.
+      post: how maps and points are read.
 
     Returns:
       The prediction's numbers and its scores, None where there is nothing to compare;
       the keys are those of `metrics.summarize`, and `loss_TASK` of each annotated task.
       Fovea coordinates are in the photograph's pixels, `fovea_error` in those of the
-      model image. Where neither disc nor cup was found the ratio is 0, as REFUGE's
-      program has it.
+      model image. Where neither disc nor cup was found the ratio of masks is 0, as
+      REFUGE's program has it.
     """
     details, model_size, prediction, truth = case[1:5]
     native_size = details["native_size"]
+    ratio = prediction.vcdr
+    if post.vcdr == "masks":
+        ratio = cup_to_disc_ratio(prediction.disc, prediction.cup)
     row = {
         "image_id": details["image_id"],
         "glaucoma": truth["glaucoma"],
         "probability": prediction.probability,
         "probability_fc": prediction.probability_fc,
         "probability_vcdr": prediction.probability_vcdr,
-        "vcdr": cup_to_disc_ratio(prediction.disc, prediction.cup),
-        "vcdr_true": cup_to_disc_ratio(truth["disc"], truth["cup"]),
+        "vcdr": ratio,
+        "vcdr_true": cup_to_disc_ratio(truth["disc"], truth["cup"], post.vcdr),
     }
     for name in ("disc", "cup"):
         predicted, true = getattr(prediction, name), truth[name]
@@ -169,11 +181,13 @@ def score_case(case: Case) -> dict[str, Any]:
     row |= dict.fromkeys(names)
     if prediction.fovea_xy is not None:
         native_xy = geometry.rescale_xy(
-            prediction.fovea_xy, prediction.size, native_size
+            prediction.fovea_xy, prediction.size, native_size, post.pixel_origin
         )
         row["fovea_x"], row["fovea_y"] = (float(value) for value in native_xy)
         if truth["fovea"] is not None:
-            model_xy = geometry.rescale_xy(native_xy, native_size, model_size)
+            model_xy = geometry.rescale_xy(
+                native_xy, native_size, model_size, post.pixel_origin
+            )
             row["fovea_error"] = metrics.fovea_distance(model_xy, truth["fovea"])
             row["fovea_error_native"] = metrics.fovea_distance(
                 native_xy, details["native_fovea_xy"]
@@ -210,9 +224,15 @@ def score_of(summary: Mapping[str, Any], name: str, image_size: int) -> float | 
 
 
 def fit_vcdr_classifier(
-    table: pipeline.Table, C: float, chunk: int = 64
+    table: pipeline.Table, C: float, post: PostProcessing = PAPER, chunk: int = 64
 ) -> vcdr.VcdrClassifier | None:
     """Fits the classifier on the true masks and diagnoses of the training split.
+
+    Args:
+      table: of the training split.
+      C: see `vcdr.fit`.
+      post: what the ratio is of.
+      chunk: images at a time.
 
     Returns:
       None if fewer than two classes have an image with both masks.
@@ -221,7 +241,7 @@ def fit_vcdr_classifier(
     for indices, batch in pipeline.evaluation_batches(table, min(chunk, len(table))):
         for place in range(len(indices)):
             truth = truth_of(batch, place)
-            ratio = cup_to_disc_ratio(truth["disc"], truth["cup"])
+            ratio = cup_to_disc_ratio(truth["disc"], truth["cup"], post.vcdr)
             if ratio is not None and truth["glaucoma"] is not None:
                 ratios.append(ratio)
                 labels.append(truth["glaucoma"])

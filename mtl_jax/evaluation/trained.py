@@ -15,6 +15,7 @@ from mtl_jax import configuration, files, weights
 from mtl_jax.data import folds, pipeline
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import postprocess, scoring
+from mtl_jax.evaluation.postprocess import PostProcessing
 from mtl_jax.evaluation.scoring import Batch, Logits
 from mtl_jax.evaluation.vcdr import VcdrClassifier
 from mtl_jax.models import unet
@@ -55,6 +56,11 @@ class TrainedNetwork:
     num_parameters: int
     networks: tuple[tuple[Any, Any], ...]
 
+    @property
+    def post(self) -> PostProcessing:
+        """How its maps are read."""
+        return configuration.create_post_processing(self.config)
+
     def __call__(self, batch: Batch) -> tuple[Logits, dict[str, Any]]:
         """Logits and losses of a batch of `batch_size` images."""
         if self.config.view.kind == "disc":
@@ -74,7 +80,7 @@ class TrainedNetwork:
 
     def _windows(self, logits: np.ndarray) -> np.ndarray:
         """Where the second of two stages looks, [B, 3]: around the discs found."""
-        discs = np.stack([postprocess.segment(one) for one in logits])
+        discs = np.stack([postprocess.segment(one, None, self.post) for one in logits])
         return np.asarray(views.around(discs, self.config.view.margin))
 
 
@@ -214,7 +220,9 @@ def fit_missing_classifier(
     if not is_missing or "train" not in builder.info.splits:
         return network
     table = pipeline.open_split(builder, "train", fold)
-    classifier = scoring.fit_vcdr_classifier(table, network.config.evaluation.vcdr_C)
+    classifier = scoring.fit_vcdr_classifier(
+        table, network.config.evaluation.vcdr_C, network.post
+    )
     if classifier is None:
         return network
     files.write_json(pathlib.Path(place) / _CLASSIFIER, classifier._asdict())

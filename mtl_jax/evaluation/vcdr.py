@@ -3,10 +3,10 @@
 A logistic regression on the vCDR gives a second probability of glaucoma beside that of
 the fully connected classifier; the two are averaged.
 
-Where neither disc nor cup is found there is no vCDR. The second probability is then the
-share of glaucomas among the training images. The regression's probabilities of these
-images have the same mean, so that such an image is averaged on the scale of all others
-and takes its rank among them, and its diagnosis, from the classifier.
+Masks without disc and cup have no vCDR. The second probability is then the share of
+glaucomas among the training images. The regression's probabilities of these images have
+the same mean, so that such an image is averaged on the scale of all others and takes
+its rank among them, and its diagnosis, from the classifier.
 
 Reference:
   Pascal et al., Multi-task deep learning for glaucoma detection from color fundus

@@ -124,7 +124,9 @@ def _train_networks(
     dataset = pipeline.open_dataset(config.data.data_dir, config.data.dataset)
     side = pipeline.image_size(dataset)
     splits = pipeline.open_training_splits(
-        dataset, [configuration.create_fold(place.config) for place in places]
+        dataset,
+        [configuration.create_fold(place.config) for place in places],
+        config.data.pixel_origin,
     )
     if not config.view.kind:
         train, _ = splits[0]

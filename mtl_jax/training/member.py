@@ -91,9 +91,10 @@ class Member:
             self.state, _ = self._checkpoints.restore(latest, initial, self._batches)
         # Of the second of two stages, as of both, nothing is said of glaucoma.
         self._classifier = None
+        self._post = configuration.create_post_processing(config)
         if config.view.kind != "disc":
             self._classifier = scoring.fit_vcdr_classifier(
-                self._train, config.evaluation.vcdr_C
+                self._train, config.evaluation.vcdr_C, self._post
             )
         self._log: MetricLog | None = None
 
@@ -186,7 +187,11 @@ class Member:
             return parallel.gather(evaluation(variables, parallel.shard(batch)))
 
         rows = scoring.score_split(
-            outputs, self._validation, config.batch_size, self._classifier
+            outputs,
+            self._validation,
+            config.batch_size,
+            self._classifier,
+            post=self._post,
         )
         summary = scoring.summarize(rows)
         del summary["num_images"]

@@ -63,3 +63,16 @@ def test_resizing_puts_a_blob_where_rescaling_says(size, to_size):
     drift = centre_of_mass(resized) - expected
     bound = 0.5 * max(to_size[0] / height, to_size[1] / width)
     assert np.abs(drift).max() < max(bound, 0.25)
+
+
+@settings(deadline=None)
+@given(COORDINATES, COORDINATES, SIZES, SIZES)
+def test_from_the_corner_points_are_multiplied(x, y, size, other):
+    there = geometry.rescale_xy([x, y], size, other, "corner")
+    expected = [x * other[1] / size[1], y * other[0] / size[0]]
+    np.testing.assert_allclose(there, expected, rtol=1e-12)
+    back = geometry.rescale_xy(there, other, size, "corner")
+    np.testing.assert_allclose(back, [x, y], rtol=1e-12)
+    ours = geometry.rescale_xy([x, y], size, other)
+    scale = np.array([other[1] / size[1], other[0] / size[0]])
+    np.testing.assert_allclose(there - ours, (1 - scale) / 2, rtol=1e-9, atol=1e-6)

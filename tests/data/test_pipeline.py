@@ -8,6 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from mtl_jax.data import pipeline
+from mtl_jax.data.folds import Fold
 from mtl_jax.errors import UserError
 
 pytest_plugins = ("training_fixtures",)
@@ -213,6 +214,7 @@ def test_evaluation_leaves_the_decoded_images_as_they_are(table):
 READ = """
 import json, sys
 from mtl_jax.data import pipeline
+from mtl_jax.data.folds import Fold
 table = pipeline.open_split(pipeline.open_dataset(*sys.argv[1:]), "train")
 next(pipeline.training_batches(table, 4, 0))
 table.native_masks(0)
@@ -230,3 +232,40 @@ def test_tensorflow_is_not_needed(synthetic_data):
     modules = json.loads(finished.stdout.splitlines()[-1])
     assert tfds.__name__ in modules
     assert "tensorflow" not in modules
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_foveas_by_the_convention_of_the_authors(folder_data, in_memory, monkeypatch):
+    """Of photographs of several sizes, annotated at (20 + i + 1/4, 30.5)."""
+    if not in_memory:
+        monkeypatch.setattr(pipeline, "MEMORY_SHARE", 0.0)
+    builder = pipeline.open_dataset(*folder_data)
+    table = pipeline.open_split(builder, "test", None, "corner")
+    ours = pipeline.open_split(builder, "test")
+    found = table.take(range(len(table)))
+    for index, xy in enumerate(found["fovea_xy"]):
+        details = table.details(index)
+        height, width = details["native_size"]
+        i = int(details["image_id"].removeprefix("eye"))
+        expected = [0, 0] if i == 7 else [(20.25 + i) * 32 / width, 30.5 * 32 / height]
+        np.testing.assert_allclose(xy, expected, rtol=1e-6)
+        assert xy.dtype == np.float32
+    same = ours.take(range(len(table)))
+    assert np.abs(same.pop("fovea_xy") - found.pop("fovea_xy")).max() > 0.2
+    assert_same_batch(found, same)
+
+
+@pytest.mark.parametrize("fold", [None, Fold(1, 2, 0)])
+def test_every_way_to_open_a_split_takes_the_convention(complete_data, fold):
+    builder = pipeline.open_dataset(*complete_data)
+    pair = pipeline.open_training_splits(builder, [fold], "corner")[0]
+    for split, table in zip(pipeline.TRAINING_SPLITS, pair, strict=True):
+        other = pipeline.open_split(builder, split, fold, "corner")
+        batch = table.take(range(len(table)))
+        assert_same_batch(batch, other.take(range(len(other))))
+        for index, xy in enumerate(batch["fovea_xy"]):
+            details = table.details(index)
+            scale = 32 / np.array(details["native_size"][::-1])
+            np.testing.assert_allclose(
+                xy, details["native_fovea_xy"] * scale, rtol=1e-6
+            )

@@ -233,7 +233,7 @@ def test_classifier_on_the_true_ratios(synthetic_data, C):
     ratios = [[column_height(cup) / column_height(disc)] for cup, disc in pairs]
     reference = LogisticRegression(C=C).fit(ratios, batch["glaucoma"])
     for chunk in (5, 64):
-        found = scoring.fit_vcdr_classifier(table, C, chunk)
+        found = scoring.fit_vcdr_classifier(table, C, chunk=chunk)
         assert found.coefficient == pytest.approx(reference.coef_.item(), rel=1e-4)
         assert found.intercept == pytest.approx(reference.intercept_.item(), rel=1e-4)
 

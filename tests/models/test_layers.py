@@ -237,3 +237,24 @@ def test_conv_norm_relu_is_what_its_name_says():
     expected = np.maximum(normalised(y, (0, 1, 2), scale, shift), 0)
     actual = layer.apply({"params": params}, x, train=True)
     np.testing.assert_allclose(actual, expected, atol=1e-4)
+
+
+def test_running_variance_is_the_biased_one_torch_keeps_the_unbiased():
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(0).normal(2, 3, (2, 4, 4, 3)).astype(np.float32)
+    layer = layers.ConvNorm(3, norm="batch", norm_momentum=0.9)
+    variables = jax.tree.map(np.array, layer.init(jax.random.key(0), x, train=False))
+    kernel = variables["params"]["conv"]["kernel"]
+    kernel[...] = 0
+    kernel[1, 1] = np.eye(3)
+    variables["params"]["conv"]["bias"][...] = 0
+    _, updated = layer.apply(variables, x, train=True, mutable=["batch_stats"])
+    ours = updated["batch_stats"]["norm"]
+    theirs = torch.nn.BatchNorm2d(3, momentum=0.1)
+    theirs(torch.tensor(x.transpose(0, 3, 1, 2)))
+    np.testing.assert_allclose(ours["mean"], theirs.running_mean, rtol=1e-5)
+    # Both keep 0.9 of the 1 that they begin with.
+    count = 2 * 4 * 4
+    biased = (theirs.running_var.numpy() - 0.9) * (count - 1) / count + 0.9
+    np.testing.assert_allclose(ours["var"], biased, rtol=1e-5)
+    assert (np.abs(ours["var"] - theirs.running_var.numpy()) > 0.01).all()

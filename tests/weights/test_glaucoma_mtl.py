@@ -1,6 +1,5 @@
 """Checkpoints of the original program become workdirs."""
 
-import collections
 import json
 import math
 import pathlib
@@ -12,8 +11,10 @@ import jax
 import numpy as np
 import pytest
 import weight_files
+from original_program import original_logits, original_network
 from sklearn.linear_model import LogisticRegression
 
+from configs import refuge_authors
 from mtl_jax import configuration, weights
 from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
@@ -25,87 +26,6 @@ from mtl_jax.weights import tensors
 pytest_plugins = ("training_fixtures",)
 
 ROOT = pathlib.Path(__file__).parents[2]
-DECODER = ((1024, 512, 256), (512, 256, 128), (256, 128, 64), (128, 64, 64))
-
-
-def original_network(torch):
-    """The authors' architecture by its published names, with random parameters."""
-    nn = torch.nn
-
-    def block(before, after):
-        layers = collections.OrderedDict(
-            CONV=nn.Conv2d(before, after, 3, padding=1),
-            BN=nn.BatchNorm2d(after, track_running_stats=False),
-            ACT=nn.ReLU(),
-        )
-        module = nn.Module()
-        module.conv_block = nn.Sequential(layers)
-        return module
-
-    def double(before, middle, after):
-        module = nn.Module()
-        module.double_conv = nn.ModuleList(
-            [block(before, middle), block(middle, after)]
-        )
-        return module
-
-    def named(**parts):
-        module = nn.Module()
-        for name, part in parts.items():
-            setattr(module, name, part)
-        return module
-
-    widths = (64, 128, 256, 512, 512)
-    network = named(
-        inc=double(3, 64, 64),
-        **{
-            f"down{i + 1}": named(
-                maxpool_conv=nn.ModuleList([nn.MaxPool2d(2), double(a, b, b)])
-            )
-            for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False))
-        },
-        **{f"up{i + 1}": named(conv=double(*c)) for i, c in enumerate(DECODER)},
-        outcs=nn.ModuleList(named(conv=nn.Conv2d(64, 1, 1)) for _ in range(3)),
-        outfc=named(fc=nn.Linear(512, 1)),
-    )
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in network.named_parameters():
-        low, high = (0.7, 1.3) if name.endswith("BN.weight") else (-0.2, 0.2)
-        if parameter.ndim == 4:
-            high = (6 / parameter[0].numel()) ** 0.5
-            low = -high
-        with torch.no_grad():
-            parameter.uniform_(low, high, generator=generator)
-    return network
-
-
-def original_logits(torch, network, images):
-    """What the authors' program computes, image by image as its evaluation does."""
-
-    def convolve(module, x):
-        for part in module.double_conv:
-            x = part.conv_block(x)
-        return x
-
-    found = collections.defaultdict(list)
-    with torch.no_grad():
-        for image in images:
-            x = torch.tensor(image[None] / np.float32(255)).permute(0, 3, 1, 2)
-            features = [convolve(network.inc, x)]
-            for i in range(1, 5):
-                pool, conv = getattr(network, f"down{i}").maxpool_conv
-                features.append(convolve(conv, pool(features[-1])))
-            found["glaucoma"].append(network.outfc.fc(features[4].amax((2, 3)))[0, 0])
-            x = features[4]
-            for i in range(1, 5):
-                x = torch.nn.functional.interpolate(
-                    x, scale_factor=2, mode="bilinear", align_corners=True
-                )
-                x = torch.cat([features[4 - i], x], 1)
-                x = convolve(getattr(network, f"up{i}").conv, x)
-            for name, head in zip(("disc", "cup", "fovea"), network.outcs, strict=True):
-                found[name].append(head.conv(x)[0, 0])
-    return {name: torch.stack(values).numpy() for name, values in found.items()}
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +95,9 @@ def test_a_checkpoint_becomes_a_workdir_with_the_original_logits(
         "n_iter": 6000,
     }
     assert network.num_parameters == 17_268_036
+    authors = configuration.create_post_processing(refuge_authors.get_config())
+    assert network.post == authors
+    assert network.post.pixel_origin == "corner"
     assert network.classifier == pytest.approx(numbers_of(regression))
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (network.batch_size, 32, 32, 3), np.uint8)
