@@ -51,6 +51,7 @@ def of_run(
     target = None
     if fovea_xy is not None:
         points, size = jnp.asarray(fovea_xy, jnp.float32)[None], image.shape[:2]
-        (target,) = losses.fovea_map(points, size, network.config.loss.fovea_sigma)
+        loss = network.config.loss
+        (target,) = losses.fovea_map(points, size, loss.fovea_sigma, loss.fovea_peak)
         target = np.asarray(target)
     return FoveaMaps(target, expit(logits["fovea"][0]))

@@ -1,6 +1,7 @@
 """A workdir for a network that another program trained."""
 
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from mtl_jax import configuration, files
 from mtl_jax.data import schema
 from mtl_jax.errors import UserError
+from mtl_jax.evaluation.vcdr import VcdrClassifier
 from mtl_jax.training.checkpoints import Checkpoints
 from mtl_jax.weights.glaucoma_mtl import OriginalNetwork
 
@@ -44,23 +46,57 @@ def write_workdir(
     configuration.check(config)
     schema.check_image_size(image_size)
     _check_config(config, network)
-    metadata = {
-        "config": configuration.to_json(config),
-        "image_size": image_size,
-        "num_training_images": None,
-        "vcdr_classifier": network.classifier and network.classifier._asdict(),
-        "epoch": 0,
-        "seconds_per_step": None,
-        "validation": {},
-        "imported": {
+    write_network(
+        workdir,
+        config,
+        network.params,
+        image_size=image_size,
+        classifier=network.classifier,
+        origin={
             "source": network.source,
             "epoch": network.epoch,
             "n_iter": network.n_iter,
         },
+    )
+
+
+def write_network(
+    workdir: pathlib.Path,
+    config: configuration.Config,
+    params: Any,
+    *,
+    image_size: int,
+    batch_stats: Any = None,
+    classifier: VcdrClassifier | None = None,
+    origin: dict[str, Any],
+) -> None:
+    """Writes a workdir whose checkpoint 0 is a network; see `write_workdir`.
+
+    Args:
+      workdir: to write, whole or not at all.
+      config: of the run.
+      params: of its network.
+      image_size: pixels a side of the images that it is for.
+      batch_stats: of its network; None where there are none.
+      classifier: on the vertical cup-to-disc ratio.
+      origin: JSON values that say where the network comes from.
+
+    Raises:
+      UserError: if the workdir holds something else or cannot be written.
+    """
+    metadata = {
+        "config": configuration.to_json(config),
+        "image_size": image_size,
+        "num_training_images": None,
+        "vcdr_classifier": classifier and classifier._asdict(),
+        "epoch": 0,
+        "seconds_per_step": None,
+        "validation": {},
+        "imported": origin,
     }
     with files.whole_directory(workdir, CONTENTS) as folder:
         checkpoints = Checkpoints(folder)
-        variables = {"params": network.params, "batch_stats": {}}
+        variables = {"params": params, "batch_stats": batch_stats or {}}
         checkpoints.save_network(variables, metadata)
         checkpoints.close()
         files.write_text(folder / "config.json", configuration.to_json(config) + "\n")

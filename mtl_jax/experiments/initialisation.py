@@ -1,0 +1,128 @@
+"""Which part of an initialisation a result hangs on.
+
+Networks begin as PyTorch's layers do (`kaiming_uniform`), but for some of their
+parameters, which begin as He et al. 2015 have it (`he_uniform`). All else is a run's.
+"""
+
+import copy
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtl_jax import configuration
+from mtl_jax.data import pipeline
+from mtl_jax.evaluation import evaluate
+from mtl_jax.experiments import results
+from mtl_jax.files import write_json
+from mtl_jax.training import imported, loop
+from mtl_jax.training.checkpoints import Checkpoints
+
+# By name, which parameters begin by `he_uniform`: kernels six times as large in
+# variance, biases 0.
+VARIANTS: dict[str, Callable[[str], bool]] = {
+    "none": lambda path: False,
+    "heads": lambda path: path.startswith("head_"),
+    "trunk": lambda path: not path.startswith("head_"),
+    "biases": lambda path: path.endswith("bias"),
+    "kernels": lambda path: path.endswith("kernel"),
+    "all": lambda path: True,
+}
+
+METRICS = ("auc", "dice_disc", "dice_cup", "fovea_error")
+# A cup of less Dice than this has not been found.
+FOUND = 0.1
+
+
+def begin(config: configuration.Config, variant: str) -> Any:
+    """A network's variables before its training.
+
+    Args:
+      config: of the run, of one network; its seed is that of the parameters.
+      variant: one of `VARIANTS`.
+
+    Returns:
+      `params` and `batch_stats`.
+    """
+    drawn = {}
+    for scheme in ("kaiming_uniform", "he_uniform"):
+        one = copy.deepcopy(config)
+        one.model.init = scheme
+        init = jax.jit(configuration.create_model(one).init)
+        drawn[scheme] = init(jax.random.key(config.seed), jnp.zeros((1, 32, 32, 3)))
+
+    def choose(path, ours, theirs):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return theirs if VARIANTS[variant](name.removeprefix("params/")) else ours
+
+    return jax.tree_util.tree_map_with_path(choose, *drawn.values())
+
+
+def ablate(
+    config: configuration.Config,
+    directory: pathlib.Path,
+    variants: Sequence[str],
+    num_seeds: int,
+) -> list[dict[str, Any]]:
+    """Trains and evaluates a network for each variant and seed.
+
+    What is finished is not done again, what was interrupted goes on.
+
+    Args:
+      config: of the runs, but for the seed.
+      directory: gets a workdir `VARIANT-seed_N` for each.
+      variants: some of `VARIANTS`.
+      num_seeds: from the config's on.
+
+    Returns:
+      For each run `variant`, `seed` and `METRICS` on the test split.
+    """
+    rows = []
+    for seed in range(config.seed, config.seed + num_seeds):
+        for variant in variants:
+            workdir = directory / f"{variant}-seed_{seed}"
+            if (workdir / results.RESULT).exists():
+                rows.append(results.finished(workdir))
+                continue
+            one = copy.deepcopy(config)
+            one.seed = seed
+            _train(one, workdir, variant)
+            _, metrics = evaluate.evaluate(workdir)
+            row = {"variant": variant, "seed": seed}
+            rows.append(row | {name: metrics[name] for name in METRICS})
+            write_json(workdir / results.RESULT, rows[-1])
+    return rows
+
+
+def _train(config: configuration.Config, workdir: pathlib.Path, variant: str) -> None:
+    if Checkpoints(workdir, read_only=True).latest() is None:
+        dataset = pipeline.open_dataset(config.data.data_dir, config.data.dataset)
+        imported.write_network(
+            workdir,
+            config,
+            **begin(config, variant),
+            image_size=pipeline.image_size(dataset),
+            origin={"variant": variant},
+        )
+    loop.train(config, workdir, resume=True)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Means over the seeds as Markdown, and how many runs found the cup."""
+    lines = [
+        "| He-uniform | AUC | disc Dice | cup Dice | fovea px | cup found |",
+        "|---|---|---|---|---|---|",
+    ]
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        own = [row for row in rows if row["variant"] == variant]
+        cells = []
+        for name in METRICS:
+            values = [row[name] for row in own if row[name] is not None]
+            digits = 2 if name == "fovea_error" else 3
+            cells.append(f"{np.mean(values):.{digits}f}" if values else "-")
+        found = sum((row["dice_cup"] or 0) >= FOUND for row in own)
+        lines.append(f"| {variant} | {' | '.join(cells)} | {found} of {len(own)} |")
+    return "\n".join(lines)
