@@ -112,6 +112,20 @@ def whole_numbers(flag: flags.FlagHolder) -> list[int]:
         ) from None
 
 
+def numbers(flag: flags.FlagHolder) -> list[float]:
+    """The value of a comma-separated list flag as numbers.
+
+    Raises:
+      UserError: if one of them is not.
+    """
+    try:
+        return [float(value) for value in flag.value]
+    except ValueError:
+        raise UserError(
+            f"--{flag.name}={','.join(flag.value)} must be numbers."
+        ) from None
+
+
 def check_list(flag: flags.FlagHolder, choices: Collection[str]) -> None:
     """Refuses a comma-separated list flag with anything but `choices`.
 

@@ -8,7 +8,6 @@ on as scripts/cross_validate.py does.
 from absl import flags
 
 from mtl_jax import cli
-from mtl_jax.errors import UserError
 from mtl_jax.experiments import command
 
 RATES = flags.DEFINE_list(
@@ -21,13 +20,9 @@ def main() -> None:
     """Carries out the runs."""
     from mtl_jax.experiments import plan
 
-    try:
-        rates = [float(rate) for rate in RATES.value]
-    except ValueError:
-        raise UserError(
-            f"--learning_rates={','.join(RATES.value)} must be numbers."
-        ) from None
-    command.carry_out("learning_rates", plan.learning_rates, rates, SEEDS.value)
+    command.carry_out(
+        "learning_rates", plan.learning_rates, cli.numbers(RATES), SEEDS.value
+    )
 
 
 if __name__ == "__main__":

@@ -35,13 +35,16 @@ REDO_DAMAGED = flags.DEFINE_bool(
 flags.mark_flags_as_required(["config", "directory"])
 
 
-def carry_out(kind: str, plan: Callable[..., Sequence], *arguments: object) -> None:
+def carry_out(kind: str, plan: Callable[..., Sequence], *arguments: object) -> int:
     """Plans the runs of an experiment and carries out those of this machine.
 
     Args:
       kind: of the experiment.
       plan: makes the runs from the config, the methods and the arguments.
       *arguments: what distinguishes this kind of experiment.
+
+    Returns:
+      How many of the runs other processes are at; they may not be finished.
     """
     from mtl_jax.experiments import execution
     from mtl_jax.experiments import plan as plans
@@ -62,6 +65,7 @@ def carry_out(kind: str, plan: Callable[..., Sequence], *arguments: object) -> N
     if elsewhere:
         print(f"{elsewhere} of {len(runs)} runs are other processes'.")
     print(directory / "results.csv")
+    return elsewhere
 
 
 def _shard() -> tuple[int, int]:

@@ -8,7 +8,7 @@ validation splits (Tables 1 and 2), repeats of the official splits with several 
 import copy
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from mtl_jax import configuration
 from mtl_jax.errors import UserError
@@ -50,11 +50,32 @@ def run_name(method: str, fold: str, seed: int, learning_rate: float) -> str:
 
 
 def cross_validation(
-    config: configuration.Config, methods: Sequence[str], num_folds: int
+    config: configuration.Config,
+    methods: Sequence[str],
+    num_folds: int,
+    rates: Mapping[str, Sequence[float]] | None = None,
+    folds: Iterable[int] | None = None,
 ) -> list[Run]:
-    """A run of every method on every fold; the config is given their number."""
+    """A run of every method on every fold; the config is given their number.
+
+    The seed of fold k is the config's plus k: the spread over the folds is that of the
+    initialisation too.
+
+    Args:
+      config: of the runs.
+      methods: some of `METHODS`.
+      num_folds: that the images are divided into.
+      rates: by method its learning rates; None for the config's.
+      folds: which of them; None for all.
+    """
     config.data.num_folds = num_folds
-    return _runs(config, methods, folds=list(map(str, range(num_folds))))
+    runs = []
+    for fold in range(num_folds) if folds is None else folds:
+        for method in methods:
+            own = None if rates is None else rates[method]
+            seeds = [config.seed + fold]
+            runs += _runs(config, [method], folds=[str(fold)], seeds=seeds, rates=own)
+    return _checked(runs)
 
 
 def repeats(
@@ -120,6 +141,10 @@ def _runs(
         one.data.fold, one.seed, one.optimizer.learning_rate = fold, seed, rate
         configuration.check(one)
         runs.append(Run(method, fold, seed, rate, one))
+    return _checked(runs)
+
+
+def _checked(runs: list[Run]) -> list[Run]:
     if not runs:
         raise UserError("There is nothing to run; name at least one of everything.")
     if len({run.name for run in runs}) < len(runs):

@@ -3,6 +3,7 @@
 import csv
 import json
 import pathlib
+import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -47,9 +48,10 @@ def rows_of(
 
     Returns:
       Test metrics at each resolution; of the validation split, whatever the epoch, the
-      best value of each metric and the smallest loss of each task (none of two stages,
-      of which the second is validated around annotated discs); parameters and seconds a
-      step. Nothing for what could not be computed.
+      best value of each metric, the smallest loss of each task, and the best score, of
+      several networks the mean of theirs (none of two stages, of which the second is
+      validated around annotated discs); parameters and seconds a step. Nothing for what
+      could not be computed.
     """
     key = {
         "method": run.method,
@@ -100,15 +102,49 @@ def finished(workdir: pathlib.Path) -> list[Row] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
+def best_rates(rows: Sequence[Row]) -> dict[str, float]:
+    """By method the learning rate of the best validation score on the first fold."""
+    best: dict[str, tuple[float, float]] = {}
+    for row in rows:
+        place = row["fold"], row["split"], row["metric"]
+        if place == ("0", "validation", "score"):
+            own = row["value"], row["learning_rate"]
+            best[row["method"]] = max(own, best.get(row["method"], own))
+    return {method: rate for method, (_, rate) in best.items()}
+
+
+def at_best_rates(rows: Sequence[Row]) -> list[Row]:
+    """The rows of each method's best learning rate; all of a method with a single one.
+
+    For cross-validations; see `best_rates`.
+    """
+    best = best_rates(rows)
+    return [
+        row
+        for row in rows
+        if row["learning_rate"] == best.get(row["method"], row["learning_rate"])
+    ]
+
+
 def _best_validation(workdir: pathlib.Path) -> dict[str, float]:
     """Best values over the epochs; of several networks, each of the tasks it has."""
     best: dict[str, float] = {}
+    scores = []
     for log in sorted(workdir.rglob("metrics.jsonl")):
-        for line in log.read_text().splitlines():
-            for key, value in json.loads(line).items():
-                split, _, name = key.partition("/")
-                if split != "validation" or value is None:
-                    continue
-                choose = max if name in (*RISING, "score") else min
-                best[name] = choose(best.get(name, value), value)
+        own = _best_of(log)
+        if "score" in own:
+            scores.append(own.pop("score"))
+        best |= own
+    return best | ({"score": statistics.fmean(scores)} if scores else {})
+
+
+def _best_of(log: pathlib.Path) -> dict[str, float]:
+    best: dict[str, float] = {}
+    for line in log.read_text().splitlines():
+        for key, value in json.loads(line).items():
+            split, _, name = key.partition("/")
+            if split != "validation" or value is None:
+                continue
+            choose = max if name in (*RISING, "score") else min
+            best[name] = choose(best.get(name, value), value)
     return best

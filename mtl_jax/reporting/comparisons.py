@@ -26,13 +26,13 @@ class Diagnoses(NamedTuple):
     """What one run said of the images whose diagnosis is known.
 
     Attributes:
-      key: fold, seed and learning rate of the run.
+      key: fold and seed of the run.
       images: their names.
       scores: [N] probabilities of glaucoma.
       labels: [N] zeros and ones.
     """
 
-    key: tuple[str, int, float]
+    key: tuple[str, int]
     images: tuple[str, ...]
     scores: np.ndarray
     labels: np.ndarray
@@ -51,7 +51,7 @@ def diagnoses(
         )
         if len({label for *_, label in cases}) == 2:
             names, scores, labels = zip(*cases, strict=True)
-            key = run.fold, run.seed, run.learning_rate
+            key = run.fold, run.seed
             one = Diagnoses(key, names, np.array(scores), np.array(labels))
             found.setdefault(run.method, []).append(one)
     return found
@@ -79,7 +79,7 @@ def _run_by_run(
     for metric in _COMPARED:
         values = [
             {
-                (row["fold"], row["seed"], row["learning_rate"]): row["value"]
+                (row["fold"], row["seed"]): row["value"]
                 for row in rows
                 if row["method"] == method
                 and row["metric"] == metric

@@ -50,7 +50,8 @@ def write(
     """Writes `report/` into an experiment's directory.
 
     `table-RESOLUTION.md`, `.tex` and `.csv`; `comparisons.md`; `roc.png` and `.pdf`; of
-    a study of learning rates `learning_rates.png` and `.pdf` instead of comparisons.
+    a study of learning rates `learning_rates.png` and `.pdf` instead of comparisons,
+    and of a cross-validation that chose among several rates both.
     Where the data set is at hand also `case`, `fovea_map` and `saliency`, as PNG and
     PDF, and `report.html`, which shows all of it.
 
@@ -68,7 +69,10 @@ def write(
         image, or what a run left is damaged.
     """
     directory = pathlib.Path(directory)
-    kind, config, rows = _open(directory)
+    kind, config, everything = _open(directory)
+    rows = everything
+    if kind == "cross_validation":
+        rows = results.at_best_rates(everything)
     found = runs.labels(runs.of(rows))
     try:
         data = config.data
@@ -88,9 +92,12 @@ def write(
         if kind != "learning_rates":
             shown["Differences"] = _write_comparisons(folder, rows, diagnoses)
             figures |= _draw_roc(folder, diagnoses)
-        elif panels := _panels(rows):
-            curves.plot_learning_rates(panels, folder / "learning_rates")
-            figures["Learning rates"] = folder / "learning_rates.png"
+        if kind == "learning_rates" or len(rows) < len(everything):
+            # Folds after the first have one rate each.
+            tried = [r for r in everything if r["fold"] in ("0", config.data.fold)]
+            if panels := _panels(tried):
+                curves.plot_learning_rates(panels, folder / "learning_rates")
+                figures["Learning rates"] = folder / "learning_rates.png"
         if missing is None:
             photographs = runs.photographs(table)
             readings = {run: runs.readings(directory, run, table) for run in found}

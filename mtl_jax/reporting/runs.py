@@ -65,21 +65,18 @@ def of(rows: Sequence[results.Row]) -> list[Run]:
 
 
 def labels(runs: Sequence[Run]) -> dict[Run, str]:
-    """What to call each: its method, and in what else it differs from others."""
+    """What to call each: its method, and what else tells it from the others."""
     parts = {
         "fold": lambda run: f"fold {run.fold}",
         "seed": lambda run: f"seed {run.seed}",
         "learning_rate": lambda run: f"learning rate {run.learning_rate:g}",
     }
-    differing = [
-        text
-        for field, text in parts.items()
-        if len({getattr(run, field) for run in runs}) > 1
-    ]
-    return {
-        run: ", ".join([NAMES[run.method], *(text(run) for text in differing)])
-        for run in runs
-    }
+    names = {run: NAMES[run.method] for run in runs}
+    for field, text in parts.items():
+        is_enough = len(set(names.values())) == len(names)
+        if not is_enough and len({getattr(run, field) for run in runs}) > 1:
+            names = {run: f"{name}, {text(run)}" for run, name in names.items()}
+    return names
 
 
 def image_rows(directory: pathlib.Path, run: Run) -> list[ImageRow]:

@@ -56,7 +56,7 @@ def test_a_row_for_every_run_and_metric(experiment, config):
     }
     assert set(test) == {(method, fold) for method in METHODS for fold in ("0", "1")}
     for (method, fold), value in test.items():
-        name = f"{method}-fold_{fold}-seed_0-lr_0.01"
+        name = f"{method}-fold_{fold}-seed_{fold}-lr_0.01"
         evaluation = experiment / "runs" / name / "evaluation/test-native/metrics.json"
         metrics = json.loads(evaluation.read_text())
         assert metrics["auc"] == value

@@ -42,6 +42,23 @@ def test_plans(make_config):
     configuration.check(run.config)
 
 
+def test_folds_have_seeds_and_methods_rates_of_their_own(make_config):
+    config = make_config({"seed": 5})
+    runs = plan.cross_validation(config, METHODS, 3)
+    assert [(run.fold, run.seed, run.method) for run in runs] == [
+        (str(fold), 5 + fold, method) for fold in range(3) for method in METHODS
+    ]
+    assert all(run.config.seed == run.seed for run in runs)
+    rates = {"independent": [1e-3, 1e-2], "vanilla": [3e-3]}
+    runs = plan.cross_validation(config, METHODS, 3, rates, [1, 2])
+    assert [(run.fold, run.method, run.learning_rate) for run in runs] == [
+        (fold, method, rate)
+        for fold in "12"
+        for method, own in rates.items()
+        for rate in own
+    ]
+
+
 @pytest.mark.parametrize(
     ("encoder", "pretrained", "own", "wanted"),
     [

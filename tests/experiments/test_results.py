@@ -17,6 +17,7 @@ def test_validation_gives_the_best_of_all_epochs(make_config, tmp_path):
     for part, columns in (("glaucoma", names[:2]), ("fovea", names[2:])):
         lines = [
             {f"validation/{name}": row[names.index(name)] for name in columns}
+            | {"validation/score": row[names.index(columns[0])]}
             | {"train/loss_glaucoma": -1.0, "validation/dice_disc": None}
             for row in values.T
         ]
@@ -32,7 +33,29 @@ def test_validation_gives_the_best_of_all_epochs(make_config, tmp_path):
         if row["split"] == "validation"
     }
     best = [values[0].max(), values[1].min(), values[2].min()]
-    assert found == dict(zip(names, best, strict=True))
+    # Of several networks the mean of their best scores.
+    score = (values[0].max() + values[2].max()) / 2
+    assert found == dict(zip(names, best, strict=True)) | {"score": score}
+
+
+def row(method, fold, rate, score):
+    place = {"method": method, "fold": fold, "seed": 0, "learning_rate": rate}
+    return {**place, "split": "validation", "metric": "score", "value": score}
+
+
+def test_rates_are_chosen_on_the_first_fold():
+    rows = [
+        row("vanilla", "0", 1e-3, 0.5),
+        row("vanilla", "0", 1e-2, 0.7),
+        row("vanilla", "1", 1e-2, 0.1),
+        row("single", "0", 1e-3, 0.9),
+        row("single", "0", 1e-2, 0.8),
+        row("single", "1", 1e-3, 0.2),
+        # Never validated.
+        {**row("res34_unet", "0", 1e-3, 0.9), "split": "test"},
+    ]
+    assert results.best_rates(rows) == {"vanilla": 1e-2, "single": 1e-3}
+    assert results.at_best_rates(rows) == [rows[i] for i in (1, 2, 3, 5, 6)]
 
 
 def test_validation_around_annotated_discs_is_no_result(make_config, tmp_path):
