@@ -23,6 +23,9 @@ def get_config() -> ml_collections.ConfigDict:
     # official: the data set's splits. "0", "1", ...: training and validation merged,
     # shuffled and divided anew, that fold held out for validation.
     config.data.fold = "official"
+    # stratified: each diagnosis by itself; shuffled: all images together, as in the
+    # paper.
+    config.data.folds = "stratified"
     config.data.num_folds = 5
     config.data.fold_seed = 0
 

@@ -17,12 +17,14 @@ from mtl_jax.configuration.values import (
     SCORES,
     Config,
 )
+from mtl_jax.data import folds
 from mtl_jax.errors import UserError
 from mtl_jax.models import layers
 from mtl_jax.models.encoders import ENCODERS
 from mtl_jax.training import views
 
 _CHOICES = {
+    "data.folds": folds.KINDS,
     "model.encoder": ENCODERS,
     "model.norm": layers.NORMS,
     "model.init": layers.INITS,

@@ -19,7 +19,7 @@ def create_fold(config: Config) -> folds.Fold | None:
     data = config.data
     if data.fold == "official":
         return None
-    return folds.Fold(int(data.fold), data.num_folds, data.fold_seed)
+    return folds.Fold(int(data.fold), data.num_folds, data.fold_seed, data.folds)
 
 
 def create_tasks(config: Config) -> tuple[tasks.Task, ...]:
