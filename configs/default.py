@@ -55,6 +55,9 @@ def get_config() -> ml_collections.ConfigDict:
     # two_stage: disc on the whole image, then disc and cup in a crop around it.
     config.method.name = "independent"
     config.method.num_groups = 2  # of random_grouping
+    # Of random_grouping, what has an optimizer state: slot, each place in the groups'
+    # order; task, each task, at the price of a forward and backward pass for each.
+    config.method.states = "slot"
     config.method.gradnorm_alpha = 1.5
     config.method.gradnorm_learning_rate = 0.025
 

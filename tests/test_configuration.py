@@ -27,6 +27,7 @@ def make(fields=None):
         ("model.dtype", "float64", "bfloat16"),
         ("loss.fovea_reduction", "max", "mean"),
         ("method.name", "telepathy", "independent"),
+        ("method.states", "group", "task"),
         ("optimizer.name", "adamax", "adamw"),
         ("optimizer.schedule", "step", "cosine"),
         ("evaluation.score", "accuracy", "dice_cup"),

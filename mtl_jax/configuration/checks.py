@@ -15,6 +15,7 @@ from mtl_jax.configuration.values import (
     SCHEDULES,
     SCORED,
     SCORES,
+    STATES,
     Config,
 )
 from mtl_jax.data import folds
@@ -33,6 +34,7 @@ _CHOICES = {
     "view.kind": views.KINDS,
     "loss.fovea_reduction": get_args(losses.Reduction),
     "method.name": METHODS,
+    "method.states": STATES,
     "optimizer.name": OPTIMIZERS,
     "optimizer.schedule": SCHEDULES,
     "evaluation.score": SCORES,

@@ -84,6 +84,37 @@ def test_tasks_in_turn_are_a_loop_over_torch_optimizers(own_states, rule):
         np.testing.assert_allclose(losses, expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_groups_with_own_states_are_torch_optimizers_at_one_point(rule):
+    """Tasks 0 and 2, then task 1; a group's gradients are all taken before it steps."""
+    ours, theirs = RULES[rule]
+    optimizer = optim.random_grouping(ours(), 2, None, states="task", num_tasks=TASKS)
+    targets, curvatures = quadratics(4)
+    params, _, losses = run(
+        optimizer.init, compiled_step(optimizer), targets, curvatures
+    )
+    w, v = (
+        torch.tensor(leaf, dtype=torch.float64, requires_grad=True)
+        for leaf in (start()["w"], start()["b"]["v"])
+    )
+    optimizers = [theirs([w, v]) for _ in range(TASKS)]
+    history = np.zeros((STEPS, TASKS))
+    for i in range(STEPS):
+        for group in ((0, 2), (1,)):
+            gradients = {}
+            for k in group:
+                t, c = torch.tensor(targets[k]), torch.tensor(curvatures[k])
+                loss = (c * (w - t) ** 2).sum() / 2 + (c * (v + t) ** 2).sum() / 2
+                gradients[k] = torch.autograd.grad(loss, (w, v))
+                history[i, k] = loss.item()
+            for k in group:
+                w.grad, v.grad = gradients[k]
+                optimizers[k].step()
+    np.testing.assert_allclose(params["w"], w.detach(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(params["b"]["v"], v.detach(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(losses, history, rtol=1e-4)
+
+
 def torchjd_pcgrad(seed, gradients):
     """TorchJD's result, and the orders that it drew."""
     aggregation = pytest.importorskip(
