@@ -22,6 +22,9 @@ def get_config() -> ml_collections.ConfigDict:
     # official: the data set's splits. "0", "1", ...: training and validation merged,
     # shuffled and divided anew, that fold held out for validation.
     config.data.fold = "official"
+    # stratified: each diagnosis by itself; shuffled: all images together, as in the
+    # paper.
+    config.data.folds = "stratified"
     config.data.num_folds = 5
     config.data.fold_seed = 0
     # How a fovea goes to the size of the model's image and back: centre: as the image
@@ -57,6 +60,9 @@ def get_config() -> ml_collections.ConfigDict:
     # two_stage: disc on the whole image, then disc and cup in a crop around it.
     config.method.name = "independent"
     config.method.num_groups = 2  # of random_grouping
+    # Of random_grouping, what has an optimizer state: slot, each place in the groups'
+    # order; task, each task, at the price of a forward and backward pass for each.
+    config.method.states = "slot"
     config.method.gradnorm_alpha = 1.5
     config.method.gradnorm_learning_rate = 0.025
     # Of res34_unet in an experiment whose model.encoder is another: the folder of

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from configs import default
+from configs import default, refuge_authors
 from mtl_jax import configuration, optim
+from mtl_jax.data import folds
 from mtl_jax.errors import UserError
 
 
@@ -20,11 +21,13 @@ def make(fields=None):
 @pytest.mark.parametrize(
     ("field", "value", "choice"),
     [
+        ("data.folds", "random", "shuffled"),
         ("model.encoder", "vgg19", "vgg13"),
         ("model.norm", "layer", "batch_no_average"),
         ("model.dtype", "float64", "bfloat16"),
         ("loss.fovea_reduction", "max", "mean"),
         ("method.name", "telepathy", "independent"),
+        ("method.states", "group", "task"),
         ("optimizer.name", "adamax", "adamw"),
         ("optimizer.schedule", "step", "cosine"),
         ("evaluation.score", "accuracy", "dice_cup"),
@@ -212,6 +215,17 @@ def test_model_follows_the_config():
     assert model.classification_heads == ("glaucoma",)
     assert model.dense_heads == ("fovea",)
     assert (model.dtype, model.norm) == (jnp.bfloat16, "group")
+
+
+def test_folds_follow_the_config():
+    assert configuration.create_fold(make({"data.folds": "shuffled"})) is None
+    fold = configuration.create_fold(make({"data.fold": "2", "data.fold_seed": 7}))
+    assert fold == folds.Fold(2, 5, 7, "stratified")
+    authors = refuge_authors.get_config()
+    authors.data.fold = "0"
+    # As a checkpoint keeps it.
+    stored = configuration.stored(configuration.to_json(authors))
+    assert configuration.create_fold(stored) == folds.Fold(0, kind="shuffled")
 
 
 def test_no_augmentation_by_default():

@@ -15,9 +15,10 @@ from mtl_jax.configuration.values import (
     SCHEDULES,
     SCORED,
     SCORES,
+    STATES,
     Config,
 )
-from mtl_jax.data import geometry
+from mtl_jax.data import folds, geometry
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import postprocess
 from mtl_jax.models import layers
@@ -25,6 +26,7 @@ from mtl_jax.models.encoders import ENCODERS
 from mtl_jax.training import views
 
 _CHOICES = {
+    "data.folds": folds.KINDS,
     "data.pixel_origin": get_args(geometry.PixelOrigin),
     "model.encoder": ENCODERS,
     "model.norm": layers.NORMS,
@@ -35,6 +37,7 @@ _CHOICES = {
     "loss.fovea_reduction": get_args(losses.Reduction),
     "loss.fovea_peak": get_args(losses.Peak),
     "method.name": METHODS,
+    "method.states": STATES,
     "optimizer.name": OPTIMIZERS,
     "optimizer.schedule": SCHEDULES,
     "evaluation.score": SCORES,

@@ -20,7 +20,7 @@ def create_fold(config: Config) -> folds.Fold | None:
     data = config.data
     if data.fold == "official":
         return None
-    return folds.Fold(int(data.fold), data.num_folds, data.fold_seed)
+    return folds.Fold(int(data.fold), data.num_folds, data.fold_seed, data.folds)
 
 
 def create_tasks(config: Config) -> tuple[tasks.Task, ...]:
@@ -110,7 +110,9 @@ def _create_method(
         "alternating": lambda: optim.alternating(tx),
         # One group of all tasks: one backward pass of the sum.
         "vanilla": lambda: optim.random_grouping(tx, 1, key),
-        "random_grouping": lambda: optim.random_grouping(tx, method.num_groups, key),
+        "random_grouping": lambda: optim.random_grouping(
+            tx, method.num_groups, key, states=method.states, num_tasks=num_tasks
+        ),
         "per_task": lambda: optim.per_task(tx, num_tasks),
         "pcgrad": lambda: optax.chain(optim.pcgrad(key), tx),
         "gradnorm": lambda: optim.weighted(

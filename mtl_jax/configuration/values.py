@@ -14,6 +14,8 @@ METHODS = (
     "single",
     "two_stage",
 )
+# What has an optimizer state in random_grouping.
+STATES = ("slot", "task")
 # The networks of the method two_stage, in the order of their use.
 STAGES = ("whole", "crop")
 OPTIMIZERS = ("adam", "adamw", "lion", "rmsprop", "sgd")

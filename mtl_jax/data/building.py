@@ -44,7 +44,13 @@ _Result = TypeVar("_Result")
 
 
 class LocalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Base of the builders here, which download nothing."""
+    """Base of the builders here, which download nothing and write the same record."""
+
+    VERSION = tfds.core.Version("2.0.0")
+    RELEASE_NOTES = {
+        "1.0.0": "First version.",
+        "2.0.0": "The fovea in native pixels is float64.",
+    }
 
     # Looking for a list of download checksums beside the code needs, in TFDS 4.9.10, a
     # package that it does not install (importlib_resources).

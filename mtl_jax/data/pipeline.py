@@ -239,7 +239,7 @@ class Table:
 
         Returns:
           `image_id` and `file_name` (str), `native_size` (height, width),
-          `native_fovea_xy` [2].
+          `native_fovea_xy` float64 [2].
         """
         record = self._record(index)
         return {

@@ -65,7 +65,10 @@ def features(image_size: int) -> tfds.features.FeaturesDict:
             "glaucoma": np.float32,
             "has_label": tfds.features.Tensor(shape=(4,), dtype=np.bool_),
             "native_size": tfds.features.Tensor(shape=(2,), dtype=np.int32),
-            "native_fovea_xy": tfds.features.Tensor(shape=(2,), dtype=np.float32),
+            # As bytes: TFDS keeps other floating-point numbers as float32.
+            "native_fovea_xy": tfds.features.Tensor(
+                shape=(2,), dtype=np.float64, encoding="bytes"
+            ),
             "native_disc_mask": mask((None, None)),
             "native_cup_mask": mask((None, None)),
         }
@@ -126,7 +129,7 @@ def encode_record(
         "glaucoma": np.float32(0 if glaucoma is None else glaucoma),
         "has_label": np.array([label is not None for label in labels]),
         "native_size": np.array(native_size, np.int32),
-        "native_fovea_xy": native_xy.astype(np.float32),
+        "native_fovea_xy": native_xy,
         **{f"native_{name}": encode_mask(mask) for name, mask in masks.items()},
     }
 

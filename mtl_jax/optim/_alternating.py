@@ -16,6 +16,16 @@ def alternating(tx: optax.GradientTransformation) -> SequentialOptimizer:
     parameters that task k - 1 left, as by `independent`, but the state of `tx`, say
     Adam's moving averages, passes from task to task and mixes their gradients.
 
+    A parameter that task k does not touch, such as another task's head, has a gradient
+    of zeros at task k's step, and takes part: momentum moves it on, and its averages
+    decay. So it is where PyTorch's `zero_grad` leaves zeros: before version 2.0, which
+    the paper's program was written for, and by `set_to_none=False` since. There a
+    parameter has no gradient at all before its first one, and Adam counts its steps
+    from then on to correct its averages; here all parameters have one count. By default
+    PyTorch 2.0 leaves no gradient, and `step` passes over a parameter without one. For
+    that, give a `tx` that treats every parameter by itself, and keeps its value and
+    state where its gradient is all zeros.
+
     Args:
       tx: any optax transformation. It makes N steps in one `update`, and its schedules
         count every one of them.

@@ -1,7 +1,7 @@
 """Random groups of tasks step in turn."""
 
 import functools
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,16 @@ from jax import lax
 from mtl_jax.optim import _task_axis
 from mtl_jax.optim._sequential import SequentialOptimizer, checked_active, step_or_skip
 
+States = Literal["slot", "task"]
+
 
 class RandomGroupingState(NamedTuple):
     """State of `random_grouping`.
 
     Attributes:
       count: int32, calls of `update`; with the key it gives the next one's groups.
-      slots: the optax states of the m slots, stacked on a leading axis.
+      slots: the optax states of the m slots, or of the N tasks, stacked on a leading
+        axis.
     """
 
     count: jax.Array
@@ -25,33 +28,55 @@ class RandomGroupingState(NamedTuple):
 
 
 def random_grouping(
-    tx: optax.GradientTransformation, num_groups: int, key: jax.Array
+    tx: optax.GradientTransformation,
+    num_groups: int,
+    key: jax.Array | None,
+    *,
+    states: States = "slot",
+    num_tasks: int | None = None,
 ) -> SequentialOptimizer:
     """The tasks are put into random groups, which step in turn.
 
     At every `update` the N tasks are divided anew into m groups, as equal in size as
-    can be (the first N mod m have one task more). The i-th group's step goes along the
-    gradient of the sum of its losses, taken where group i - 1 left the parameters,
-    through the i-th of m optimizer states. m = 1 is the plain sum of the losses through
-    `tx`; m = N steps every task alone. A step of a group costs what `of_group` of the
-    `TaskGradients` costs, so that fewer groups are faster.
+    can be (the first N mod m have one task more). The gradients of the i-th group are
+    taken where group i - 1 left the parameters. What becomes of them is said by
+    `states`:
 
-    Tasks that are not active are left out of their groups, and a group without an
-    active task is skipped: its state stays as it is. Active and inactive tasks are
-    drawn alike, so that the groups do not depend on who is active.
+    - `slot`: their sum goes through the i-th of m optimizer states. A state belongs to
+      a place in the order and to no task: step by step it sees the gradients of other
+      tasks. With m = N every task steps alone, but this is not MTL-IO. With m = 1 it is
+      the plain sum of the losses through `tx`. A group costs what `of_group` of the
+      `TaskGradients` costs, so that fewer groups are faster.
+    - `task`: each goes through the state of its own task, which sees nothing else, and
+      the members' updates add up: `per_task` within a group. With m = N it is MTL-IO in
+      a random order, without a key `independent`; with m = 1 it makes the updates of
+      `per_task`. A sum has no state, so that every member's gradient is needed by
+      itself: N states and N times `of_task`, whatever m is. Fewer groups are no faster
+      here; m only says how often the parameters move on between the gradients. The
+      carry passes from member to member.
+
+    Tasks that are not active are left out of their groups. The state of a slot without
+    an active task stays as it is, and so does that of a task that is not active. Active
+    and inactive tasks are drawn alike: the groups do not depend on who is active.
 
     Args:
       tx: any optax transformation.
       num_groups: m, from 1 to N.
       key: for the groups. It is no part of the state, which checkpoints as plain
-        arrays.
+        arrays. None fixes them: task k = 0..N-1 is in group k mod m at every step. A
+        slot's state is then that of a group, as in the authors' program
+        (github.com/lucaspascal/AITSO_MTL), which draws its groups once.
+      states: `slot` or `task`.
+      num_tasks: N, which `task` needs.
 
     Returns:
-      A `SequentialOptimizer`, of as many tasks as the `TaskGradients` it is given. Its
-      `update` raises a ValueError if these are fewer than the groups.
+      A `SequentialOptimizer`, for `slot` of as many tasks as the `TaskGradients` it is
+      given. Its `update` raises a ValueError if these are fewer than the groups, or for
+      `task` are not `num_tasks`.
 
     Raises:
-      ValueError: if `num_groups` is less than 1.
+      ValueError: if `num_groups` is less than 1, or `task` is not told the number of
+        tasks.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -69,48 +94,98 @@ def random_grouping(
 
     References:
       Pascal et al., `Improved optimization strategies for deep Multi-Task Networks
-      <https://arxiv.org/abs/2109.11678>`_, 2021.
+      <https://arxiv.org/abs/2109.11678>`_, 2021, for `slot`; `task` is ours.
     """
     if num_groups < 1:
         raise ValueError(f"num_groups must be at least 1, got {num_groups}")
+    if states == "task" and num_tasks is None:
+        raise ValueError("a state for each task needs num_tasks")
+    step = {"slot": _step_by_slots, "task": _step_by_tasks}[states]
+    num_states = {"slot": num_groups, "task": num_tasks}[states]
 
     def init_fn(params):
-        slots = _task_axis.init_stacked(tx, params, num_groups)
+        slots = _task_axis.init_stacked(tx, params, num_states)
         return RandomGroupingState(jnp.zeros((), jnp.int32), slots)
 
     def update_fn(task_gradients, state, params, carry=None, active=None):
         active = checked_active(task_gradients, active)
-        groups = _random_groups(
-            jax.random.fold_in(key, state.count), task_gradients.num_tasks, num_groups
-        )
-        if active is not None:
-            groups &= active
-
-        def visit(point, group):
-            mask, slot = group
-            params, carry, slot, losses = step_or_skip(
-                tx,
-                functools.partial(task_gradients.of_group, mask),
-                None if active is None else mask.any(),
-                *point,
-                slot,
-                jnp.zeros(mask.shape, jnp.float32),
+        n = task_gradients.num_tasks
+        if states == "task" and n != num_tasks:
+            raise ValueError(
+                f"the gradients are of {n} tasks, the optimizer is for {num_tasks}"
             )
-            return (params, carry), (slot, losses)
-
-        (params, carry), (slots, losses) = lax.scan(
-            visit, (params, carry), (groups, state.slots)
+        this_key = None if key is None else jax.random.fold_in(key, state.count)
+        groups = _random_groups(this_key, n, num_groups)
+        params, carry, slots, losses = step(
+            tx, task_gradients, groups, active, params, carry, state.slots
         )
         state = RandomGroupingState(optax.safe_increment(state.count), slots)
-        # A task has its loss in its own group and 0 in the others.
-        return params, state, carry, losses.sum(0)
+        return params, state, carry, losses
 
     return SequentialOptimizer(init_fn, update_fn)
 
 
-def _random_groups(key: jax.Array, num_tasks: int, num_groups: int) -> jax.Array:
+def _step_by_slots(tx, task_gradients, groups, active, params, carry, states):
+    """Every group's gradient of its summed losses through the state of its slot."""
+    if active is not None:
+        groups &= active
+
+    def visit(point, group):
+        mask, slot = group
+        params, carry, slot, losses = step_or_skip(
+            tx,
+            functools.partial(task_gradients.of_group, mask),
+            None if active is None else mask.any(),
+            *point,
+            slot,
+            jnp.zeros(mask.shape, jnp.float32),
+        )
+        return (params, carry), (slot, losses)
+
+    (params, carry), (states, losses) = lax.scan(
+        visit, (params, carry), (groups, states)
+    )
+    # A task has its loss in its own group and 0 in the others.
+    return params, carry, states, losses.sum(0)
+
+
+def _step_by_tasks(tx, task_gradients, groups, active, params, carry, states):
+    """Every task's gradient, where its group began, through the state of the task."""
+    group_of = groups.argmax(0)
+    # Group by group, and within a group in the order of the tasks: the sort is stable.
+    order = jnp.argsort(group_of)
+    begins = jnp.diff(group_of[order], prepend=-1) > 0
+
+    def visit(point, task):
+        start, params, carry, states = point
+        index, begins_group = task
+        start = jax.tree.map(functools.partial(jnp.where, begins_group), params, start)
+        at_start = optax.GradientTransformation(
+            tx.init, lambda gradient, state, _: tx.update(gradient, state, start)
+        )
+        params, carry, own, loss = step_or_skip(
+            at_start,
+            lambda _, carry: task_gradients.of_task(index, start, carry),
+            None if active is None else active[index],
+            params,
+            carry,
+            jax.tree.map(lambda leaf: leaf[index], states),
+            jnp.float32(0),
+        )
+        states = jax.tree.map(lambda leaf, x: leaf.at[index].set(x), states, own)
+        return (start, params, carry, states), loss
+
+    (_, params, carry, states), losses = lax.scan(
+        visit, (params, params, carry, states), (order, begins)
+    )
+    return params, carry, states, jnp.zeros_like(losses).at[order].set(losses)
+
+
+def _random_groups(key: jax.Array | None, num_tasks: int, num_groups: int) -> jax.Array:
     """Which tasks are in which group, bool [num_groups, num_tasks]."""
     if num_groups > num_tasks:
         raise ValueError(f"{num_tasks} tasks cannot fill {num_groups} groups")
-    group_of = jax.random.permutation(key, jnp.arange(num_tasks) % num_groups)
+    group_of = jnp.arange(num_tasks) % num_groups
+    if key is not None:
+        group_of = jax.random.permutation(key, group_of)
     return group_of == jnp.arange(num_groups)[:, None]

@@ -19,7 +19,7 @@ REAL_FUNDUS = ROOT.parent / "shared" / "real_fundus"
 
 LINES = [
     "image_id,image,disc_mask,cup_mask,mask,fovea_x,fovea_y,glaucoma,split",
-    "full,full.png,disc.png,cup.png,,70.25,41.5,1,train",
+    "full,full.png,disc.png,cup.png,,70.2567891234,41.5,1,train",
     "combined,combined.png,,,both.png,,,0,train",
     "disc_only,disc_only.png,disc.png,,,,,,train",
     "fovea_only,fovea_only.png,,,,0,-0.5,,test",
@@ -128,11 +128,12 @@ def test_images_and_masks_survive(built):
 
 @pytest.mark.parametrize(
     ("split", "name", "xy"),
-    [("train", "full", (70.25, 41.5)), ("test", "fovea_only", (0, -0.5))],
+    [("train", "full", (70.2567891234, 41.5)), ("test", "fovea_only", (0, -0.5))],
 )
-def test_fovea_comes_back_to_a_thousandth_of_a_pixel(built, split, name, xy):
+def test_fovea_comes_back_exactly_and_at_model_size_nearly(built, split, name, xy):
     record = records(built[1], split)[name]
-    np.testing.assert_allclose(record["native_fovea_xy"], xy, atol=1e-3)
+    np.testing.assert_array_equal(record["native_fovea_xy"], xy)
+    assert record["fovea_xy"].dtype == np.float32
     back = geometry.rescale_xy(record["fovea_xy"], (64, 64), record["native_size"])
     np.testing.assert_allclose(back, xy, atol=1e-3)
 
@@ -140,7 +141,7 @@ def test_fovea_comes_back_to_a_thousandth_of_a_pixel(built, split, name, xy):
 def test_name_size_and_litter(tmp_path, source):
     version_dir = folder.build(tmp_path / "data", source, image_size=32)
     relative = version_dir.relative_to(tmp_path / "data").as_posix()
-    assert relative == "fundus_folder/my_photos__v2_-32px/1.0.0"
+    assert relative == "fundus_folder/my_photos__v2_-32px/2.0.0"
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["fundus_folder"]
     assert list(version_dir.parent.iterdir()) == [version_dir]
 

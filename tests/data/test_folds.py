@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from mtl_jax.data import folds, pipeline
 from mtl_jax.data.folds import Fold
@@ -64,6 +65,58 @@ def test_the_seed_shuffles():
 def test_the_folds_are_these_on_every_machine():
     found = folds.assign(names_of(range(10)), [0] * 7 + [1] * 3, 5, 0)
     assert found.tolist() == [1, 0, 2, 1, 0, 3, 4, 3, 2, 4]
+
+
+def held_out_by(kind, names, classes, num_folds=5, seed=0):
+    """The names that each fold validates on."""
+    divided = [
+        Fold(i, num_folds, seed, kind).divide(names, classes) for i in range(num_folds)
+    ]
+    return [{names[place] for place in validation} for _, validation in divided]
+
+
+@given(classes_lists, st.integers(2, 7), st.integers(0, 2**32 - 1), st.randoms())
+def test_shuffled_folds_are_even_in_size_whatever_order_and_class(
+    classes, num_folds, seed, random
+):
+    names = names_of(classes)
+    found = held_out_by("shuffled", names, classes, num_folds, seed)
+    sizes = [len(fold) for fold in found]
+    assert max(sizes) - min(sizes) <= 1
+    assert sorted(name for fold in found for name in fold) == sorted(names)
+    random.shuffle(names)
+    # The classes, in another order than the names now, say nothing to it.
+    assert held_out_by("shuffled", names, classes, num_folds, seed) == found
+
+
+def test_shuffled_folds_have_glaucomas_by_chance():
+    """The hypergeometric distribution, which no stratified fold has."""
+    classes = [0] * 720 + [1] * 80
+    names = names_of(classes)
+    counts = {
+        kind: [
+            sum(int(name.removeprefix("eye")) >= 720 for name in fold)
+            for seed in range(40)
+            for fold in held_out_by(kind, names, classes, 5, seed)
+        ]
+        for kind in folds.KINDS
+    }
+    assert set(counts["stratified"]) == {16}
+    expected = stats.hypergeom(800, 80, 160)
+    assert np.mean(counts["shuffled"]) == 16
+    assert np.std(counts["shuffled"]) == pytest.approx(expected.std(), rel=0.2)
+
+
+def test_the_shuffled_folds_are_these_on_every_machine():
+    found = held_out_by("shuffled", names_of(range(10)), [0] * 7 + [1] * 3)
+    # The ranks that RandomState(0) gives eye0 to eye9: 2 8 4 9 1 6 7 3 0 5.
+    assert [sorted(fold) for fold in found] == [
+        ["eye8", "eye9"],
+        ["eye4", "eye5"],
+        ["eye0", "eye6"],
+        ["eye1", "eye7"],
+        ["eye2", "eye3"],
+    ]
 
 
 @pytest.fixture(scope="module")

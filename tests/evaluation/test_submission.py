@@ -10,7 +10,7 @@ import refuge_trees
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from mtl_jax.data import pipeline, refuge
+from mtl_jax.data import folder, pipeline, refuge
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import (
     evaluate,
@@ -243,8 +243,36 @@ def test_the_truth_of_refuges_files_scores_best(tmp_path):
             "vcdr_mae": 0.0,
             "fovea_error_native": 0.0,
         },
-        abs=1e-5,
+        abs=1e-9,
     )
+
+
+def test_the_fovea_error_is_that_of_float64_coordinates(tmp_path):
+    """From a manifest's text to the score, with a network that answers at random."""
+    height, width = 1300, 2056
+    foveas = [(1234.5678901, 987.6543210123), (2055.123456789, 0.1), (1 / 3, 1299.0)]
+    lines = ["image_id,image,fovea_x,fovea_y,split"]
+    for i, (x, y) in enumerate(foveas):
+        lines.append(f"eye{i},{i}.png,{x!r},{y!r},test")
+        Image.new("RGB", (width, height)).save(tmp_path / f"{i}.png")
+    (tmp_path / "manifest.csv").write_text("\n".join(lines))
+    version_dir = folder.build(tmp_path / "data", tmp_path, image_size=32)
+    name = f"fundus_folder/{version_dir.parent.name}"
+    table = pipeline.open_split(pipeline.open_dataset(tmp_path / "data", name), "test")
+    logits = np.random.default_rng(0).normal(0, 3, (len(foveas), 32, 32))
+
+    def network(batch):
+        return {"fovea": logits}, {"fovea": np.zeros(len(batch["image"]))}
+
+    rows = scoring.score_split(network, table, len(foveas), None, "native")
+    mass = 1 / (1 + np.exp(-logits))
+    for i, row in enumerate(rows):
+        true_x, true_y = foveas[int(row["image_id"].removeprefix("eye"))]
+        y, x = (np.average(axis, weights=mass[i]) for axis in np.indices((32, 32)))
+        found_x = (x + 0.5) * width / 32 - 0.5
+        found_y = (y + 0.5) * height / 32 - 0.5
+        expected = math.hypot(found_x - true_x, found_y - true_y)
+        assert row["fovea_error_native"] == pytest.approx(expected, rel=0, abs=1e-9)
 
 
 @pytest.mark.parametrize(

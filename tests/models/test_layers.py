@@ -157,6 +157,46 @@ def test_batch_norm_no_average_evaluates_each_image_by_itself(features, affine):
         np.testing.assert_allclose(actual[i], authors[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("ratio", [1, 100, 1000])
+def test_batch_norm_no_average_is_as_exact_as_pytorchs(ratio):
+    """Output and gradient, at means of so many deviations, against float64."""
+    torch = pytest.importorskip(
+        "torch", reason="PyTorch, whose rounding errors ours are held to, is missing"
+    )
+    x = random_array(4, 8, 8, 64) + np.float32(ratio)
+    cotangent = random_array(*x.shape, seed=1)
+    params = {"scale": random_array(64, seed=2), "bias": random_array(64, seed=3)}
+
+    def by_torch(dtype):
+        arrays = (np.moveaxis(x, -1, 1).copy(), params["scale"], params["bias"])
+        inputs = [torch.tensor(a, dtype=dtype, requires_grad=True) for a in arrays]
+        y = torch.nn.functional.batch_norm(
+            inputs[0], None, None, *inputs[1:], training=True, eps=layers.EPSILON
+        )
+        y.backward(torch.tensor(np.moveaxis(cotangent, -1, 1).copy(), dtype=dtype))
+        maps = [one.movedim(1, -1).numpy() for one in (y.detach(), inputs[0].grad)]
+        return [*maps, *(one.grad.numpy() for one in inputs[1:])]
+
+    @jax.jit
+    def by_ours(x, scale, bias):
+        def apply(x, scale, bias):
+            variables = {"params": {"scale": scale, "bias": bias}}
+            return layers.BatchNormNoAverage().apply(variables, x, train=True)
+
+        y, pull_back = jax.vjp(apply, x, scale, bias)
+        return y, *pull_back(cotangent)
+
+    ours = by_ours(x, **params)
+    theirs, exact = by_torch(torch.float32), by_torch(torch.float64)
+    np.testing.assert_allclose(
+        exact[0], normalised(x.astype(np.float64), (0, 1, 2), **params), atol=1e-6
+    )
+    for our, their, right in zip(ours, theirs, exact, strict=True):
+        error, usual = (np.std(np.float64(x) - right) for x in (our, their))
+        # Rounding errors of sums in different orders.
+        assert error <= 2 * usual
+
+
 def test_batch_norm_no_average_survives_constant_features(affine):
     def loss(x):
         return layers.BatchNormNoAverage().apply(affine, x, train=True).sum()

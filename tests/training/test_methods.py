@@ -169,6 +169,16 @@ def test_sequential_methods_by_their_names():
     assert ends["random_grouping"] not in (ends["vanilla"], ends["independent"])
 
 
+@pytest.mark.parametrize(("states", "number"), [("slot", 3), ("task", 4)])
+def test_states_of_random_grouping_by_their_names(states, number):
+    config = default.get_config()
+    config.method.name, config.method.num_groups = "random_grouping", 3
+    config.method.states = states
+    optimizer = configuration.create_optimizer(config, 10)
+    moments = optimizer.init(jnp.zeros(5)).slots.inner_state[0]
+    assert moments.mu.shape == (number, 5)
+
+
 @pytest.fixture(scope="module")
 def single(trained, make_config):
     """Two networks in one workdir, their programs compiled for other tests as well."""

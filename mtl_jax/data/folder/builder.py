@@ -37,7 +37,6 @@ class FundusFolder(building.LocalBuilder):
     """Builder for a manifest that `read_manifest` has found in order."""
 
     name = "fundus_folder"
-    VERSION = tfds.core.Version("1.0.0")
 
     def _info(self) -> tfds.core.DatasetInfo:
         config = self.builder_config

@@ -53,7 +53,6 @@ class Refuge(building.LocalBuilder):
     """
 
     name = "refuge"
-    VERSION = tfds.core.Version("1.0.0")
 
     def _info(self) -> tfds.core.DatasetInfo:
         config = self.builder_config
@@ -170,8 +169,7 @@ def build(
         print(metadata["found"])
     if metadata["problems"]:
         print(_report(config.source, metadata["problems"]), file=sys.stderr)
-    # Data sets of earlier versions did not count.
-    if other_values := metadata.get("other_values"):
+    if other_values := metadata["other_values"]:
         print(f"warning: {_rounded(other_values)}", file=sys.stderr)
     return version_dir
 
@@ -206,7 +204,9 @@ def _metadata(version_dir: pathlib.Path, config: RefugeConfig) -> dict[str, Any]
     Raises:
       UserError: if it is not.
     """
-    metadata = building.read_metadata(version_dir, "fingerprint", "problems", "found")
+    metadata = building.read_metadata(
+        version_dir, "fingerprint", "problems", "found", "other_values"
+    )
     problems = metadata["problems"]
     if metadata["fingerprint"] != config.fingerprint:
         raise UserError(

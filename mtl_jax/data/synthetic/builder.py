@@ -94,8 +94,6 @@ class SyntheticFundus(building.LocalBuilder):
     """Builds drawn fundi as a TFDS data set of `schema` records."""
 
     name = "synthetic_fundus"
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}
 
     def _info(self) -> tfds.core.DatasetInfo:
         config = self.builder_config
