@@ -1,4 +1,4 @@
-"""Figures of experiments: mean ROC curves, and what a learning rate does."""
+"""Figures of experiments: mean ROC curves, learning rates, and training over time."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from mtl_jax.drawing import roc
 from mtl_jax.evaluation import metrics
 
-# Values of a panel: by curve, learning rate to the values of its runs.
+# Values of a panel: by curve, places on the axis to the values of the runs there.
 Panel = Mapping[str, Mapping[float, Sequence[float]]]
 
 
@@ -65,21 +65,47 @@ def plot_learning_rates(panels: Mapping[str, Panel], path: pathlib.Path) -> None
       panels: by what stands beside the axis; four in a row.
       path: without its ending; a PNG and a PDF are written.
     """
+    drawn = [("learning rate", title, panel) for title, panel in panels.items()]
+    _plot_panels(drawn, "log", path)
+
+
+def plot_progress(epochs: Panel, minutes: Panel, path: pathlib.Path) -> None:
+    """Writes the validation score of methods over epochs, and over their own time.
+
+    Methods make a different number of updates and passes in an epoch: at equal epochs
+    they have seen the same images, at equal time they have cost the same.
+
+    Args:
+      epochs: scores by method and epoch.
+      minutes: the same by method and minutes of training.
+      path: without its ending; a PNG and a PDF are written.
+    """
+    drawn = [
+        ("epochs", "validation score", epochs),
+        ("minutes of training", "validation score", minutes),
+    ]
+    _plot_panels(drawn, "linear", path)
+
+
+def _plot_panels(
+    panels: Sequence[tuple[str, str, Panel]], scale: str, path: pathlib.Path
+) -> None:
+    """Draws panels below what stands at their axes; `scale` is the horizontal one's."""
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(3.2 * columns, 2.8 * rows), layout="constrained")
-    names = dict.fromkeys(name for panel in panels.values() for name in panel)
+    names = dict.fromkeys(name for *_, panel in panels for name in panel)
     styles = dict(zip(names, roc.styles(), strict=False))
     num_runs = max(
         len(values)
-        for panel in panels.values()
+        for *_, panel in panels
         for curve in panel.values()
         for values in curve.values()
     )
     lines = {}
-    for place, (title, panel) in enumerate(panels.items(), 1):
+    for place, (label, title, panel) in enumerate(panels, 1):
         axes = figure.add_subplot(rows, columns, place)
-        axes.set(xscale="log", xlabel="learning rate", ylabel=title)
+        axes.set(xscale=scale, xlabel=label, ylabel=title)
         axes.grid(True, color="#DDDDDD", linewidth=0.6)
         axes.margins(0.12)
         for name, curve in panel.items():
@@ -88,7 +114,7 @@ def plot_learning_rates(panels: Mapping[str, Panel], path: pathlib.Path) -> None
         [lines[name] for name in names],
         list(names),
         loc="outside upper center",
-        ncols=len(names),
+        ncols=min(len(names), 2 * columns),
         fontsize=8,
         title="validation split"
         + (f", means of {num_runs} runs" if num_runs > 1 else ""),
@@ -105,29 +131,29 @@ def _draw_means(
     dash: str,
 ) -> Line2D:
     """Draws one curve of a panel, and marks means of fewer than `num_runs` runs."""
-    rates = sorted(curve)
-    mean = np.array([np.mean(curve[rate]) for rate in rates])
-    deviation = np.array([_deviation(curve[rate]) for rate in rates])
+    places = sorted(curve)
+    mean = np.array([np.mean(curve[place]) for place in places])
+    deviation = np.array([_deviation(curve[place]) for place in places])
     axes.fill_between(
-        rates,
+        places,
         mean - deviation,
         mean + deviation,
         color=colour,
         alpha=0.18,
         linewidth=0,
     )
-    for place in zip(rates, mean, strict=True):
-        if (count := len(curve[place[0]])) < num_runs:
+    for point in zip(places, mean, strict=True):
+        if (count := len(curve[point[0]])) < num_runs:
             axes.annotate(
                 f"n = {count}",
-                place,
+                point,
                 (0, 5),
                 textcoords="offset points",
                 ha="center",
                 fontsize=7,
                 color=colour,
             )
-    (line,) = axes.plot(rates, mean, color=colour, linestyle=dash, marker="o", ms=4)
+    (line,) = axes.plot(places, mean, color=colour, linestyle=dash, marker="o", ms=4)
     return line
 
 

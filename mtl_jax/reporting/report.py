@@ -22,7 +22,11 @@ from mtl_jax.reporting.tables import NAMES
 CONTENTS = (
     *(f"table-{r}.{s}" for r in ("model", "native") for s in ("md", "tex", "csv")),
     "comparisons.md",
-    *(f"{f}.{s}" for f in ("roc", "learning_rates") for s in ("png", "pdf")),
+    *(
+        f"{f}.{s}"
+        for f in ("roc", "learning_rates", "progress")
+        for s in ("png", "pdf")
+    ),
     *(f"{f}.{s}" for f in ("case", "fovea_map", "saliency") for s in ("png", "pdf")),
     "report.html",
 )
@@ -49,11 +53,11 @@ def write(
 ) -> tuple[pathlib.Path, str | None]:
     """Writes `report/` into an experiment's directory.
 
-    `table-RESOLUTION.md`, `.tex` and `.csv`; `comparisons.md`; `roc.png` and `.pdf`; of
-    a study of learning rates `learning_rates.png` and `.pdf` instead of comparisons,
-    and of a cross-validation that chose among several rates both.
-    Where the data set is at hand also `case`, `fovea_map` and `saliency`, as PNG and
-    PDF, and `report.html`, which shows all of it.
+    `table-RESOLUTION.md`, `.tex` and `.csv`; `comparisons.md`; `roc` and `progress` as
+    PNG and PDF. Of a study of learning rates `learning_rates` as PNG and PDF instead of
+    these three, of a cross-validation that chose among several rates all four. Where
+    the data set is at hand also `case`, `fovea_map` and `saliency`, as PNG and PDF, and
+    `report.html`, which shows all of it.
 
     Args:
       directory: of the experiment.
@@ -92,6 +96,7 @@ def write(
         if kind != "learning_rates":
             shown["Differences"] = _write_comparisons(folder, rows, diagnoses)
             figures |= _draw_roc(folder, diagnoses)
+            figures |= _draw_progress(folder, directory, list(found))
         if kind == "learning_rates" or len(rows) < len(everything):
             # Folds after the first have one rate each.
             tried = [r for r in everything if r["fold"] in ("0", config.data.fold)]
@@ -213,6 +218,25 @@ def _draw_roc(
     }
     curves.plot_mean_roc(scores, folder / "roc")
     return {"Glaucoma": folder / "roc.png"}
+
+
+def _draw_progress(
+    folder: pathlib.Path, directory: pathlib.Path, found: Sequence[Run]
+) -> dict[str, pathlib.Path]:
+    epochs: dict[str, dict[float, list[float]]] = {}
+    minutes: dict[str, dict[float, list[float]]] = {}
+    for method in (name for name in NAMES if name in {run.method for run in found}):
+        own = [run for run in found if run.method == method]
+        pace = np.mean([runs.minutes_per_epoch(directory, run) for run in own])
+        for run in own:
+            for epoch, score in runs.scores(directory, run).items():
+                for panel, place in ((epochs, epoch), (minutes, float(pace * epoch))):
+                    curve = panel.setdefault(NAMES[method], {})
+                    curve.setdefault(place, []).append(score)
+    if not epochs:
+        return {}
+    curves.plot_progress(epochs, minutes, folder / "progress")
+    return {"Training, by epochs and by time": folder / "progress.png"}
 
 
 def _draw_case(

@@ -155,6 +155,36 @@ def readings(
     return found
 
 
+def scores(directory: pathlib.Path, run: Run) -> dict[int, float]:
+    """Validation score by epoch; of several networks the mean of theirs."""
+    found: dict[int, list[float]] = {}
+    logs = sorted(run.workdir(directory).rglob("metrics.jsonl"))
+    for log in logs:
+        for line in map(json.loads, log.read_text().splitlines()):
+            if (score := line.get("validation/score")) is not None:
+                found.setdefault(line["epoch"], []).append(score)
+    # An epoch that one of the networks has not reached has no mean.
+    return {
+        epoch: float(np.mean(values))
+        for epoch, values in found.items()
+        if len(values) == len(logs)
+    }
+
+
+def minutes_per_epoch(directory: pathlib.Path, run: Run) -> float:
+    """Minutes that the steps of an epoch took; of several networks their sum."""
+    total = 0.0
+    for log in run.workdir(directory).rglob("metrics.jsonl"):
+        epochs = {}
+        for line in map(json.loads, log.read_text().splitlines()):
+            if (seconds := line.get("train/seconds_per_step")) is not None:
+                epochs[line["epoch"]] = seconds, line["step"]
+        seconds = np.median([seconds for seconds, _ in epochs.values()])
+        steps = max(step / epoch for epoch, (_, step) in epochs.items())
+        total += float(seconds) * steps / 60
+    return total
+
+
 def _read(directory: pathlib.Path, run: Run, name: str) -> str:
     path = _evaluation(directory, run) / name
     try:

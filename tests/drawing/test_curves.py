@@ -80,3 +80,18 @@ def test_bands_are_of_the_sample_standard_deviation(drawn, tmp_path):
     heights = {tuple(np.round(point, 9)) for point in band.get_paths()[0].vertices}
     # The deviation of 0.5, 0.7 and 0.9 is 0.2; a single run has no band.
     assert heights == {(1e-4, 0.5), (1e-4, 0.9), (1e-3, 0.8)}
+
+
+def test_scores_over_epochs_and_over_time(drawn, tmp_path):
+    epochs = {"STL": {4: [0.5, 0.7], 8: [0.8, 0.9]}, "MTL-IO": {4: [0.6, 0.6]}}
+    minutes = {"STL": {2.0: [0.5, 0.7], 4.0: [0.8, 0.9]}, "MTL-IO": {1.0: [0.6, 0.6]}}
+    curves.plot_progress(epochs, minutes, tmp_path / "progress")
+    by_epoch, by_time = drawn[0].axes
+    assert by_epoch.get_xlabel() == "epochs"
+    assert by_time.get_xlabel() == "minutes of training"
+    for axes, panel in ((by_epoch, epochs), (by_time, minutes)):
+        assert axes.get_xscale() == "linear"
+        for line, curve in zip(axes.lines, panel.values(), strict=True):
+            assert list(line.get_xdata()) == list(curve)
+            means = [np.mean(values) for values in curve.values()]
+            np.testing.assert_allclose(line.get_ydata(), means)
