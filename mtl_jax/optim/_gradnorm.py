@@ -146,6 +146,23 @@ def gradnorm_weighting(
     Returns:
       A `LossWeighting`; its state is a `GradNormState`.
 
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from mtl_jax import optim
+      >>> losses = [
+      ...     lambda w, carry: (jnp.sum((w["shared"] - w["head"]) ** 2), carry),
+      ...     lambda w, carry: (9 * jnp.sum((w["shared"] + 1) ** 2), carry),
+      ... ]
+      >>> weighting = optim.gradnorm_weighting(2, shared=lambda path: path == "shared")
+      >>> optimizer = optim.weighted(weighting, optax.adam(0.1))
+      >>> w = {"head": jnp.ones(1), "shared": jnp.zeros(1)}
+      >>> w, state, _, values = optimizer.update(
+      ...     optim.task_gradients(losses), optimizer.init(w), w
+      ... )
+      >>> weights = state.weighting.weights  # The second task's gradient is the larger.
+      >>> bool(weights[0] > weights[1])
+      True
+
     References:
       Chen et al., `GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep
       Multitask Networks <https://arxiv.org/abs/1711.02257>`_, ICML 2018, algorithm 1.

@@ -23,6 +23,15 @@ def choose(
 
     Raises:
       ValueError: if the tree has leaves and the predicate holds for none of them.
+
+    Example:
+      >>> from mtl_jax import optim
+      >>> tree = {"encoder": {"kernel": 1, "bias": 2}, "head": 3}
+      >>> leaves, put_back = optim.choose(tree, lambda path: path == "encoder/bias")
+      >>> leaves
+      [2]
+      >>> put_back([20])
+      {'encoder': {'bias': 20, 'kernel': 1}, 'head': 3}
     """
     paths_and_leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
     names = [name(path) for path, _ in paths_and_leaves]

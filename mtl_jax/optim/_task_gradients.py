@@ -30,13 +30,16 @@ class TaskGradients(NamedTuple):
         that are not in the group.
       of_weighted_sum: `(weigh, params, carry) -> ((losses, carry, aux), gradient)`: the
         gradient of sum_k w_k L_k, all losses taken at one point, with `(w, aux) =
-        weigh(losses, shared_gradients)`, both as for a `LossWeighting`.
+        weigh(losses, shared_gradients)`, both as for a `LossWeighting`. None where no
+        `weighted` optimizer is to ask for it.
     """
 
     num_tasks: int
     of_task: Callable[[jax.Array, optax.Params, Carry], LossAndGradient]
     of_group: Callable[[jax.Array, optax.Params, Carry], LossAndGradient]
-    of_weighted_sum: Callable[..., tuple[tuple[jax.Array, Carry, Any], optax.Updates]]
+    of_weighted_sum: (
+        Callable[..., tuple[tuple[jax.Array, Carry, Any], optax.Updates]] | None
+    ) = None
 
 
 def task_gradients(
