@@ -21,7 +21,7 @@ def get_config():
     config.model.norm_momentum = 0.9
     config.model.dropout = 0.2
     config.loss.fovea_sigma = 0.08
-    config.optimizer.learning_rate = 5e-3
+    config.optimizer.learning_rate = 1e-2
     config.optimizer.schedule = "cosine"
     config.augmentation.flip_horizontal = True
     config.augmentation.brightness = 0.15
