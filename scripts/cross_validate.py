@@ -25,7 +25,7 @@ RATES = flags.DEFINE_list(
 
 def main() -> None:
     """Carries out the runs."""
-    from mtl_jax.experiments import plan, results
+    from mtl_jax.experiments import execution, plan, results
 
     rates = cli.numbers(RATES)
     if not rates:
@@ -36,20 +36,25 @@ def main() -> None:
             "--shard does not go with --learning_rates, as all runs of the first fold "
             "must be known before the others; start the command once for each machine."
         )
-    methods = command.METHODS.value
-    elsewhere = command.carry_out(
-        "cross_validation",
-        plan.cross_validation,
-        FOLDS.value,
-        dict.fromkeys(methods, rates),
-        [0],
-    )
+    methods, failure, elsewhere = command.METHODS.value, None, 0
+    try:
+        elsewhere = command.carry_out(
+            "cross_validation",
+            plan.cross_validation,
+            FOLDS.value,
+            dict.fromkeys(methods, rates),
+            [0],
+        )
+    except execution.RunsFailed as error:
+        # A rate that is too large is not chosen, and stops nothing.
+        failure = error
     if elsewhere:
         print("The other folds wait for the first; start this again when it is done.")
         return
-    best = results.best_rates(results.read(pathlib.Path(command.DIRECTORY.value)))
+    rows = results.read(pathlib.Path(command.DIRECTORY.value))
+    best = results.best_rates([r for r in rows if r["learning_rate"] in rates])
     if lacking := [method for method in methods if method not in best]:
-        raise UserError(
+        raise failure or UserError(
             f"{', '.join(lacking)} has no validation score to choose a learning rate "
             "by; cross-validate it in a directory of its own."
         )
@@ -62,6 +67,8 @@ def main() -> None:
         {method: [best[method]] for method in methods},
         range(1, FOLDS.value),
     )
+    if failure:
+        raise failure
 
 
 if __name__ == "__main__":

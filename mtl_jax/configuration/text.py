@@ -23,7 +23,7 @@ def stored(text: str) -> Config:
     """The config of a run, as its files hold it, for the code of today.
 
     Fields that `configs/default.py` has been given since have their default, which is
-    what the code did before it had them.
+    what the code did before it had them; but for the initialisation, which was He's.
     """
     from configs import default
 
@@ -35,6 +35,7 @@ def stored(text: str) -> Config:
         return merged
 
     defaults = json.loads(to_json(default.get_config()))
+    defaults["model"]["init"] = "he_uniform"
     return ml_collections.ConfigDict(complete(defaults, json.loads(text)))
 
 

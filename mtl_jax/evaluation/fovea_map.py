@@ -20,8 +20,9 @@ class FoveaMaps(NamedTuple):
     """Maps of one image, from 0 to 1.
 
     Attributes:
-      target: float32 [H, W], what the fovea loss compares the prediction with; None
-        where no fovea is annotated.
+      target: float32 [H, W], what the fovea loss compares the prediction with (under
+        `data.pixel_origin="corner"` up to half a pixel beside it); None where no fovea
+        is annotated.
       predicted: float32 [H, W], the sigmoid of the logits.
     """
 

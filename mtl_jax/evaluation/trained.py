@@ -155,7 +155,7 @@ def _load_one(folder: pathlib.Path, checkpoint: str) -> TrainedNetwork:
         metadata=metadata,
         image_size=metadata["image_size"],
         batch_size=-(-config.batch_size // devices) * devices,
-        classifier=classifier and VcdrClassifier(**classifier),
+        classifier=classifier and _classifier_of(checkpoints.path(step), classifier),
         num_parameters=sum(x.size for x in jax.tree.leaves(variables["params"])),
         networks=(
             (parallel.map_evaluation(step_function), parallel.replicate(variables)),
@@ -188,6 +188,14 @@ def encoder_of(network: TrainedNetwork) -> weights.Encoder:
         width=model.width,
         source=f"checkpoint {network.checkpoint}",
     )
+
+
+def _classifier_of(path: pathlib.Path, numbers: dict[str, float]) -> VcdrClassifier:
+    if set(numbers) != set(VcdrClassifier._fields):
+        raise UserError(
+            f"{path} is of another version of mtl_jax; train again, or import again."
+        )
+    return VcdrClassifier(**numbers)
 
 
 def _read_classifier(path: pathlib.Path) -> dict[str, float]:

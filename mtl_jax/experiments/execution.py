@@ -32,6 +32,10 @@ except ImportError:  # Not a POSIX system: runs are not guarded from one another
 _RECORD = "experiment.json"
 
 
+class RunsFailed(UserError):
+    """Some runs have failed; all others are done."""
+
+
 def execute(
     directory: pathlib.Path,
     kind: str,
@@ -59,8 +63,9 @@ def execute(
 
     Raises:
       UserError: if the directory holds another experiment, or a run cannot be trained
-        or evaluated. Runs whose numbers are not finite, or whose checkpoint is damaged,
-        are named when the others are done.
+        or evaluated.
+      RunsFailed: naming runs whose numbers are not finite or whose checkpoint is
+        damaged, when the others are done.
     """
     directory = pathlib.Path(directory)
     _check_weights(directory, runs)
@@ -70,7 +75,7 @@ def execute(
     _collect(directory)
     if failures:
         names = "; ".join(f"{name}: {error}" for name, error in failures.items())
-        raise UserError(f"{len(failures)} of {len(runs)} runs have failed. {names}")
+        raise RunsFailed(f"{len(failures)} of {len(runs)} runs have failed. {names}")
     return skipped
 
 

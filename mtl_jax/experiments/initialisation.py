@@ -15,11 +15,13 @@ import numpy as np
 
 from mtl_jax import configuration
 from mtl_jax.data import pipeline
+from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.experiments import results
 from mtl_jax.files import write_json
 from mtl_jax.training import imported, loop
 from mtl_jax.training.checkpoints import Checkpoints
+from mtl_jax.training.workdir import claim
 
 # By name, which parameters begin by `he_uniform`: kernels six times as large in
 # variance, biases 0.
@@ -74,21 +76,31 @@ def ablate(
     Args:
       config: of the runs, but for the seed.
       directory: gets a workdir `VARIANT-seed_N` for each.
-      variants: some of `VARIANTS`.
+      variants: some of `VARIANTS`, none twice.
       num_seeds: from the config's on.
+
+    Raises:
+      UserError: for an unsuitable config, or a directory with runs of another.
 
     Returns:
       For each run `variant`, `seed` and `METRICS` on the test split.
     """
+    configuration.check(config)
+    if config.model.pretrained:
+        raise UserError(
+            "config.model.pretrained is set, but this is about networks from scratch; "
+            "leave it empty."
+        )
     rows = []
     for seed in range(config.seed, config.seed + num_seeds):
-        for variant in variants:
+        for variant in dict.fromkeys(variants):
             workdir = directory / f"{variant}-seed_{seed}"
-            if (workdir / results.RESULT).exists():
-                rows.append(results.finished(workdir))
-                continue
             one = copy.deepcopy(config)
             one.seed = seed
+            if (workdir / results.RESULT).exists():
+                claim(workdir, one, resume=True)
+                rows.append(results.finished(workdir))
+                continue
             _train(one, workdir, variant)
             _, metrics = evaluate.evaluate(workdir)
             row = {"variant": variant, "seed": seed}

@@ -75,8 +75,8 @@ def random_grouping(
       `task` are not `num_tasks`.
 
     Raises:
-      ValueError: if `num_groups` is less than 1, or `task` is not told the number of
-        tasks.
+      ValueError: if `num_groups` is less than 1, `states` is neither, or `task` is not
+        told the number of tasks.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -100,6 +100,8 @@ def random_grouping(
         raise ValueError(f"num_groups must be at least 1, got {num_groups}")
     if states == "task" and num_tasks is None:
         raise ValueError("a state for each task needs num_tasks")
+    if states not in ("slot", "task"):
+        raise ValueError(f"states must be 'slot' or 'task', got {states!r}")
     step = {"slot": _step_by_slots, "task": _step_by_tasks}[states]
     num_states = {"slot": num_groups, "task": num_tasks}[states]
 

@@ -43,8 +43,8 @@ def weighted(
 ) -> SequentialOptimizer:
     """Steps along the gradient of sum_k w_k L_k, the weights being learnt.
 
-    One forward pass, whatever the weighting asks for, and one backward pass. Tasks that
-    are not active have no gradient; where none is, nothing moves.
+    One backward pass, beside what the weighting asks for. Tasks that are not active
+    have weight and loss 0; where none is, nothing moves.
 
     Args:
       weighting: such as `gradnorm_weighting`.
@@ -82,13 +82,16 @@ def weighted(
             carry, weighting_state = carry
 
             def weigh(losses, shared_gradients):
-                return weighting.update(
+                weights, state = weighting.update(
                     losses, shared_gradients, weighting_state, active
                 )
+                return (weights if active is None else weights * active), state
 
             (losses, carry, weighting_state), gradient = task_gradients.of_weighted_sum(
                 weigh, params, carry
             )
+            if active is not None:
+                losses = jnp.where(active, losses, 0)
             return (losses, (carry, weighting_state)), gradient
 
         params, (carry, weighting_state), optimizer_state, losses = step_or_skip(

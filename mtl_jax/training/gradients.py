@@ -138,7 +138,9 @@ def task_gradients(
             # Route by route: no cotangent of a classification passes through the
             # decoder, and nothing of the decoder's own gradients is computed.
             by_route = [
-                jax.vmap(pull_back(members, put_in, leaves))(jnp.eye(len(members)))[0]
+                jax.vmap(pull_back(members, put_in, leaves))(
+                    jnp.eye(len(members), dtype=shares[0].dtype)
+                )[0]
                 for members in routes.values()
             ]
             order = np.argsort([i for members in routes.values() for i in members])
@@ -147,7 +149,9 @@ def task_gradients(
 
         values = psum(jnp.stack(shares), axis_name)
         weights, aux = weigh(values, shared_gradients)
-        (gradient,) = pull_back(everything, lambda params: params, params)(weights)
+        (gradient,) = pull_back(everything, lambda params: params, params)(
+            weights.astype(shares[0].dtype)
+        )
         return (values, after, aux), psum(gradient, axis_name)
 
     return optim.TaskGradients(len(tasks), of_task, of_group, of_weighted_sum)

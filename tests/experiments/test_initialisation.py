@@ -1,9 +1,12 @@
 """Networks that begin partly by another rule."""
 
+import copy
+
 import jax
 import numpy as np
 import pytest
 
+from mtl_jax.errors import UserError
 from mtl_jax.experiments import initialisation
 from mtl_jax.training.checkpoints import Checkpoints
 
@@ -67,9 +70,15 @@ def test_networks_are_trained_from_where_they_begin(config, parameters, tmp_path
     np.testing.assert_array_equal(head, parameters["all"]["head_glaucoma/kernel"])
     assert rows[0]["auc"] is not None
     assert rows[0]["dice_cup"] is None
-    # Nothing is done twice.
-    (workdir / "config.json").unlink()
-    assert initialisation.ablate(config, tmp_path, ["heads"], num_seeds=1) == rows
+    # Nothing is done twice, and nothing of another config is taken for this one's.
+    trained = (workdir / "metrics.jsonl").read_text()
+    again = initialisation.ablate(config, tmp_path, ["heads", "heads"], num_seeds=1)
+    assert again == rows
+    assert (workdir / "metrics.jsonl").read_text() == trained
+    other = copy.deepcopy(config)
+    other.optimizer.learning_rate = 0.5
+    with pytest.raises(UserError, match="another config"):
+        initialisation.ablate(other, tmp_path, ["heads"], num_seeds=1)
 
 
 def test_table():
