@@ -170,7 +170,7 @@ def _config_of(config: configuration.Config, method: str) -> configuration.Confi
                     "folder by --config.method.res34_pretrained, or leave res34_unet "
                     "out of --methods."
                 )
-            config.model.pretrained = own
+            config.model.pretrained = own if pretrained else ""
         config.model.encoder = "resnet34"
         config.tasks = ("disc", "cup")
         config.evaluation.score = "mean"

@@ -63,7 +63,8 @@ def test_folds_have_seeds_and_methods_rates_of_their_own(make_config):
     ("encoder", "pretrained", "own", "wanted"),
     [
         ("vgg13", "weights/vgg13_bn", "weights/resnet34", "weights/resnet34"),
-        ("vgg13", "", "weights/resnet34", "weights/resnet34"),
+        # Among methods that start from scratch it does too.
+        ("vgg13", "", "weights/resnet34", ""),
         ("vgg13", "", "", ""),
         # The weights of the other methods fit: their encoder is the same.
         ("resnet34", "weights/resnet34", "", "weights/resnet34"),
