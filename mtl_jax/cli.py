@@ -104,12 +104,7 @@ def whole_numbers(flag: flags.FlagHolder) -> list[int]:
     Raises:
       UserError: if one of them is not.
     """
-    try:
-        return [int(value) for value in flag.value]
-    except ValueError:
-        raise UserError(
-            f"--{flag.name}={','.join(flag.value)} must be whole numbers."
-        ) from None
+    return _parsed(flag, int, "whole numbers")
 
 
 def numbers(flag: flags.FlagHolder) -> list[float]:
@@ -118,11 +113,15 @@ def numbers(flag: flags.FlagHolder) -> list[float]:
     Raises:
       UserError: if one of them is not.
     """
+    return _parsed(flag, float, "numbers")
+
+
+def _parsed(flag: flags.FlagHolder, kind: Callable[[str], Any], what: str) -> list[Any]:
     try:
-        return [float(value) for value in flag.value]
+        return [kind(value) for value in flag.value]
     except ValueError:
         raise UserError(
-            f"--{flag.name}={','.join(flag.value)} must be numbers."
+            f"--{flag.name}={','.join(flag.value)} must be {what}."
         ) from None
 
 
