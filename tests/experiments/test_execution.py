@@ -208,8 +208,13 @@ def test_a_data_set_without_test_split_is_refused_before_the_training(
 
 
 def test_missing_weights_are_refused_before_the_training(make_config, tmp_path):
-    config = make_config({"method.res34_pretrained": str(tmp_path / "resnet34")})
-    runs = plan.cross_validation(config, ["independent", "res34_unet"], 2)
+    config = make_config(
+        {
+            "model.pretrained": str(tmp_path / "vgg13"),
+            "method.res34_pretrained": str(tmp_path / "resnet34"),
+        }
+    )
+    runs = plan.cross_validation(config, ["res34_unet"], 2)
     directory = tmp_path / "cv"
     with pytest.raises(UserError, match="res34_unet cannot begin.*resnet34, where"):
         execution.execute(directory, "cross_validation", config, runs)
