@@ -7,9 +7,9 @@
         --methods=single,independent,vanilla,gradnorm,pcgrad
     python scripts/make_report.py --experiment=demo/study
 
-The network is the demo's. Of the 300 images for training and validation a fold trains on
-200, so that 48 epochs are 1200 steps: half as many are too few for a network of the cup
-alone.
+The network is the demo's. Of the 300 images for training and validation a fold trains
+on 200, so that 48 epochs are 1200 steps: half as many are too few for a network of the
+cup alone.
 """
 
 from configs import synthetic_demo

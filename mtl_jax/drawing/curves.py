@@ -77,14 +77,14 @@ def plot_progress(epochs: Panel, minutes: Panel, path: pathlib.Path) -> None:
 
     Args:
       epochs: scores by method and epoch.
-      minutes: the same by method and minutes of training.
+      minutes: the same by method and minutes of training, where these are known.
       path: without its ending; a PNG and a PDF are written.
     """
     drawn = [
         ("epochs", "validation score", epochs),
         ("minutes of training", "validation score", minutes),
     ]
-    _plot_panels(drawn, "linear", path)
+    _plot_panels([panel for panel in drawn if panel[-1]], "linear", path)
 
 
 def _plot_panels(

@@ -230,11 +230,14 @@ def _draw_progress(
     for method in (name for name in NAMES if name in methods):
         own = [run for run in found if run.method == method]
         pace = np.mean([runs.minutes_per_epoch(directory, run) for run in own])
+        panels = [(epochs, 1.0)]
+        if np.isfinite(pace):
+            panels.append((minutes, float(pace)))
         for run in own:
             for epoch, score in runs.scores(directory, run).items():
-                for panel, place in ((epochs, epoch), (minutes, float(pace * epoch))):
+                for panel, unit in panels:
                     curve = panel.setdefault(NAMES[method], {})
-                    curve.setdefault(place, []).append(score)
+                    curve.setdefault(epoch * unit, []).append(score)
     if not epochs:
         return {}
     curves.plot_progress(epochs, minutes, folder / "progress")

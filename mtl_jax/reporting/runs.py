@@ -172,13 +172,18 @@ def scores(directory: pathlib.Path, run: Run) -> dict[int, float]:
 
 
 def minutes_per_epoch(directory: pathlib.Path, run: Run) -> float:
-    """Minutes that the steps of an epoch took; of several networks their sum."""
+    """Minutes that the steps of an epoch took; of several networks their sum.
+
+    NaN where a log has no seconds, as that of a single step.
+    """
     total = 0.0
     for log in run.workdir(directory).rglob("metrics.jsonl"):
         epochs = {}
         for line in map(json.loads, log.read_text().splitlines()):
             if (seconds := line.get("train/seconds_per_step")) is not None:
                 epochs[line["epoch"]] = seconds, line["step"]
+        if not epochs:
+            return math.nan
         seconds = np.median([seconds for seconds, _ in epochs.values()])
         steps = max(step / epoch for epoch, (_, step) in epochs.items())
         total += float(seconds) * steps / 60

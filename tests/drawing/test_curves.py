@@ -95,3 +95,9 @@ def test_scores_over_epochs_and_over_time(drawn, tmp_path):
             assert list(line.get_xdata()) == list(curve)
             means = [np.mean(values) for values in curve.values()]
             np.testing.assert_allclose(line.get_ydata(), means)
+
+
+def test_where_no_time_is_known_there_is_no_panel_of_it(drawn, tmp_path):
+    curves.plot_progress({"STL": {1: [0.5]}}, {}, tmp_path / "progress")
+    (panel,) = drawn[0].axes
+    assert panel.get_xlabel() == "epochs"

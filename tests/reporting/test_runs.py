@@ -1,6 +1,7 @@
 """What the logs of a run say of its training."""
 
 import json
+import math
 
 import pytest
 
@@ -30,3 +31,8 @@ def test_networks_of_one_model_count_together(tmp_path):
     assert runs.scores(tmp_path, RUN) == {2: pytest.approx(0.4)}
     # Compilation in the first epoch is no part of it.
     assert runs.minutes_per_epoch(tmp_path, RUN) == pytest.approx(10 * (0.6 + 1.2) / 60)
+
+
+def test_a_single_step_has_no_pace(tmp_path):
+    write_log(RUN.workdir(tmp_path), [None], [])
+    assert math.isnan(runs.minutes_per_epoch(tmp_path, RUN))
