@@ -44,17 +44,16 @@ def main() -> None:
 
 
 def _import_encoder() -> None:
-    from mtl_jax import configuration, files, weights
-    from mtl_jax.evaluation import trained
+    from mtl_jax import files, weights, workdirs
 
     output = pathlib.Path(OUTPUT.value)
     files.check_replaceable(output, weights.encoder.CONTENTS)
     source, more = pathlib.Path(SOURCE.value), ""
     if ARCHITECTURE.value == "workdir":
-        network = trained.load(source)
-        encoder = trained.encoder_of(network)
+        network = workdirs.load(source)
+        encoder = workdirs.encoder_of(network)
         more = f" --config.model.width={encoder.width}"
-        if not configuration.create_model(network.config).normalize_input:
+        if not network.experiment.model.normalize_input:
             more += " --config.model.normalize_input=off"
     else:
         encoder = weights.import_encoder(source, ARCHITECTURE.value)
@@ -68,13 +67,12 @@ def _import_encoder() -> None:
 
 
 def _import_network() -> None:
-    from mtl_jax import files, weights
-    from mtl_jax.training import imported
+    from mtl_jax import files, weights, workdirs
 
     output = pathlib.Path(OUTPUT.value)
-    files.check_replaceable(output, imported.CONTENTS)
+    files.check_replaceable(output, workdirs.CONTENTS)
     network = weights.import_checkpoint(pathlib.Path(SOURCE.value))
-    imported.write_workdir(output, CONFIG.value, network, IMAGE_SIZE.value)
+    workdirs.write_imported(output, CONFIG.value, network, IMAGE_SIZE.value)
     _say_ignored(network.ignored, "network")
     if network.classifier is None:
         print(

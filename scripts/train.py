@@ -18,11 +18,12 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def main() -> None:
     """Trains."""
-    from mtl_jax.training import loop, parallel
+    from mtl_jax import workdirs
+    from mtl_jax.training import parallel
 
     if DISTRIBUTED.value:
         parallel.connect_processes()
-    loop.train(CONFIG.value, pathlib.Path(WORKDIR.value), resume=RESUME.value)
+    workdirs.train(CONFIG.value, pathlib.Path(WORKDIR.value), resume=RESUME.value)
     print(f"{WORKDIR.value}: now scripts/evaluate.py --workdir={WORKDIR.value}")
 
 

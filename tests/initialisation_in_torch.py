@@ -92,7 +92,7 @@ def train(config, dataset, seed):
     table = pipeline.open_split(dataset, "train")
     batches = pipeline.training_batches(table, config.batch_size, seed)
     num_steps = config.num_epochs * (len(table) // config.batch_size)
-    augment = jax.jit(configuration.create_augmentation(config))
+    augment = jax.jit(configuration.build(config).augment)
     network = create(config, seed).train()
     optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LambdaLR(

@@ -17,10 +17,9 @@ import pytest
 from PIL import Image
 
 from configs import default
-from mtl_jax import configuration
+from mtl_jax import configuration, workdirs
 from mtl_jax.data import folder, synthetic
 from mtl_jax.data.synthetic import renderer
-from mtl_jax.training import loop
 
 SIZE = 32
 BATCH_SIZE = 4
@@ -156,7 +155,7 @@ def trained(shared_dir, compiled):
         workdir = shared_dir / name
         with once(workdir, shared_dir / f"{name}.lock") as first:
             if first:
-                loop.train(config, shared_dir / f"{name}.unfinished")
+                workdirs.train(config, shared_dir / f"{name}.unfinished")
                 os.replace(shared_dir / f"{name}.unfinished", workdir)
         return Run(workdir, config)
 

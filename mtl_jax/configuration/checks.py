@@ -20,7 +20,7 @@ from mtl_jax.configuration.values import (
 )
 from mtl_jax.data import folds, geometry
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation import postprocess
+from mtl_jax.inference import postprocess
 from mtl_jax.models import layers
 from mtl_jax.models.encoders import ENCODERS
 from mtl_jax.training import views

@@ -19,26 +19,6 @@ def from_json(text: str) -> Config:
     return ml_collections.ConfigDict(json.loads(text))
 
 
-def stored(text: str) -> Config:
-    """The config of a run, as its files hold it, for the code of today.
-
-    Fields that `configs/default.py` has been given since have their default, which is
-    what the code did before it had them; but for the initialisation, which was He's.
-    """
-    from configs import default
-
-    def complete(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
-        merged = {**ours, **theirs}
-        for key in ours.keys() & theirs.keys():
-            if isinstance(ours[key], dict) and isinstance(theirs[key], dict):
-                merged[key] = complete(ours[key], theirs[key])
-        return merged
-
-    defaults = json.loads(to_json(default.get_config()))
-    defaults["model"]["init"] = "he_uniform"
-    return ml_collections.ConfigDict(complete(defaults, json.loads(text)))
-
-
 def differences(a: Config, b: Config) -> list[str]:
     """Names of the fields in which two configs differ, such as `model.width`."""
     flat_a, flat_b = (dict(flatten(json.loads(to_json(c)))) for c in (a, b))

@@ -7,7 +7,6 @@ that a checkpoint can hold.
 
 import contextlib
 import copy
-import functools
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -123,28 +122,17 @@ def open_split(
 
 def open_training_splits(
     builder: tfds.core.DatasetBuilder,
-    folds: Sequence[Fold | None] = (None,),
+    fold: Fold | None = None,
     pixel_origin: geometry.PixelOrigin = "centre",
-) -> list[tuple["Table", "Table | None"]]:
-    """Opens what each of some runs trains and validates on; see `open_split`.
+) -> tuple["Table", "Table | None"]:
+    """Opens what a run trains and validates on, with its arguments as `open_split`.
 
     Returns:
-      For each fold the two splits; no second one where the data set has no validation
-      split and no fold makes one. All share the decoded images.
+      The two splits. The second is None if the data set has no validation split and no
+      fold makes one. Both share the decoded images.
     """
-    merged = functools.cache(_merged)
-    official = functools.cache(_official)
-    return [
-        official(builder, pixel_origin)
-        if fold is None
-        else _divide(merged(builder, pixel_origin), fold)
-        for fold in folds
-    ]
-
-
-def _official(
-    builder: tfds.core.DatasetBuilder, pixel_origin: geometry.PixelOrigin
-) -> tuple["Table", "Table | None"]:
+    if fold is not None:
+        return _divide(_merged(builder, pixel_origin), fold)
     train = open_split(builder, "train", None, pixel_origin)
     if "validation" not in builder.info.splits:
         return train, None

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
 
+from mtl_jax import metrics
 from mtl_jax.drawing import roc
-from mtl_jax.evaluation import metrics
 
 # Values of a panel: by curve, places on the axis to the values of the runs there.
 Panel = Mapping[str, Mapping[float, Sequence[float]]]

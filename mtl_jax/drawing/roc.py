@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from mtl_jax.evaluation import metrics
+from mtl_jax import metrics
 
 # Okabe and Ito's colours, told apart under every form of colour blindness, without
 # their yellow, which is too pale for a line on white.

@@ -8,12 +8,13 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from mtl_jax import configuration, files
+from mtl_jax import files, workdirs
 from mtl_jax.data import pipeline
 from mtl_jax.drawing import outlines
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation import pictures, scoring, submission, trained
-from mtl_jax.evaluation.prediction import Prediction
+from mtl_jax.evaluation import pictures, submission
+from mtl_jax.inference import scoring
+from mtl_jax.inference.prediction import Prediction
 
 # Outlines of the masks found, in pixels of the model image, by image and task.
 OUTLINES = "outlines.json"
@@ -52,7 +53,7 @@ def evaluate(
     Raises:
       UserError: if the checkpoint, the data set or the split cannot be had.
     """
-    network = trained.load(workdir, checkpoint)
+    network = workdirs.load(workdir, checkpoint)
     if write_submission is not None:
         submission.check_tasks(network.config.tasks)
         # Before the work rather than after it.
@@ -62,11 +63,11 @@ def evaluate(
     builder = pipeline.open_dataset(data_dir or own.data_dir, dataset or own.dataset)
     _check_image_size(builder, network.image_size)
     # Another data set's images were not divided for this run.
-    fold = configuration.create_fold(network.config) if is_own else None
+    fold = network.experiment.fold if is_own else None
     post = network.post
     table = pipeline.open_split(builder, split, fold, post.pixel_origin)
     if is_own:
-        network = trained.fit_missing_classifier(network, workdir, builder, fold)
+        network = workdirs.fit_missing_classifier(network, workdir, builder, fold)
     rows, traced = [], {}
     for case in scoring.cases(
         network, table, network.batch_size, network.classifier, resolution, post
@@ -113,7 +114,7 @@ def _check_image_size(builder: tfds.core.DatasetBuilder, expected: int) -> None:
 
 
 def _write_submission(
-    output: pathlib.Path, network: trained.TrainedNetwork, table: pipeline.Table
+    output: pathlib.Path, network: workdirs.TrainedNetwork, table: pipeline.Table
 ) -> None:
     """Predicts once more, at the photographs' own resolution."""
     cases = scoring.cases(

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import expit
 
-from mtl_jax import losses
-from mtl_jax.evaluation import trained
+from mtl_jax import losses, workdirs
 
 
 class FoveaMaps(NamedTuple):
@@ -45,7 +44,7 @@ def of_run(
       sees images at another size the target is what it learns from, taken at the pixels
       of the image.
     """
-    network = trained.load_task(place, "fovea")
+    network = workdirs.load_task(place, "fovea")
     if network is None:
         return None
     logits, _ = network({"image": np.stack([image] * network.batch_size)})

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mtl_jax import workdirs
 from mtl_jax.data import geometry, pipeline
 from mtl_jax.drawing import overlay, roc
-from mtl_jax.evaluation import scoring, trained
-from mtl_jax.evaluation.prediction import Prediction, interpret
+from mtl_jax.inference import scoring
+from mtl_jax.inference.prediction import Prediction, interpret
 
 # Pictures of each of the best, median and worst cases.
 CASES = 3
@@ -64,7 +65,7 @@ def choose_cases(
 
 def draw_cases(
     folder: pathlib.Path,
-    network: trained.TrainedNetwork,
+    network: workdirs.TrainedNetwork,
     table: pipeline.Table,
     rows: Sequence[Mapping[str, Any]],
 ) -> None:
@@ -84,7 +85,7 @@ def draw_cases(
 
 
 def _draw_case(
-    network: trained.TrainedNetwork, table: pipeline.Table, index: int, caption: str
+    network: workdirs.TrainedNetwork, table: pipeline.Table, index: int, caption: str
 ) -> np.ndarray:
     """One case at the photograph's own proportions."""
     batch = table.take([index] * network.batch_size)

@@ -10,12 +10,13 @@ import numpy as np
 import tqdm
 from PIL import Image
 
-from mtl_jax import files
+from mtl_jax import files, workdirs
 from mtl_jax.data import geometry, images
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation import postprocess, submission, trained
+from mtl_jax.evaluation import submission
 from mtl_jax.evaluation.pictures import draw_prediction
-from mtl_jax.evaluation.prediction import Prediction, grey_mask, interpret
+from mtl_jax.inference import postprocess
+from mtl_jax.inference.prediction import Prediction, grey_mask, interpret
 
 CONTENTS = ("predictions.csv", "masks/*.png", "overlays/*.png")
 
@@ -76,7 +77,7 @@ def predict(
         checkpoint cannot.
     """
     paths = images.find_photographs(photographs)
-    network = trained.load(workdir, checkpoint)
+    network = workdirs.load(workdir, checkpoint)
     if form == "refuge":
         submission.check_tasks(network.config.tasks)
     failures: list[str] = []
@@ -97,7 +98,7 @@ def predict(
 
 def _predictions(
     paths: Sequence[pathlib.Path],
-    network: trained.TrainedNetwork,
+    network: workdirs.TrainedNetwork,
     failures: list[str],
 ) -> Iterator[_Predicted]:
     """Names, files, photographs and predictions, with a progress bar."""
@@ -119,7 +120,7 @@ def _predictions(
 
 
 def _predict_batch(
-    read: Sequence[_Photograph], network: trained.TrainedNetwork
+    read: Sequence[_Photograph], network: workdirs.TrainedNetwork
 ) -> list[_Predicted]:
     size = (network.image_size, network.image_size)
     model_images = np.zeros((network.batch_size, *size, 3), np.uint8)

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mtl_jax import configuration
-from mtl_jax.evaluation import trained
+from mtl_jax import workdirs
 from mtl_jax.training import parallel
 from mtl_jax.training.step import as_unit_range
 
@@ -74,11 +73,10 @@ def of_run(place: pathlib.Path, image: np.ndarray) -> np.ndarray | None:
     Returns:
       float32 [H, W]; None if the run has no classifier.
     """
-    network = trained.load_task(place, "glaucoma")
+    network = workdirs.load_task(place, "glaucoma")
     if network is None:
         return None
-    model = configuration.create_model(network.config)
-    view = configuration.create_view(network.config)
+    model, view = network.experiment.model, network.experiment.view
 
     def logit(variables, images):
         if view is not None:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from mtl_jax import tasks
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation.prediction import Prediction, grey_mask
+from mtl_jax.inference.prediction import Prediction, grey_mask
 
 CONTENTS = (
     "segmentation/*.bmp",

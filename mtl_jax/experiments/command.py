@@ -23,12 +23,6 @@ METHODS = flags.DEFINE_list(
 SHARD = flags.DEFINE_string(
     "shard", "0/1", "i/n: this machine's part of the runs, the i-th of n from 0 on."
 )
-RUNS_PER_PROGRAM = flags.DEFINE_integer(
-    "runs_per_program",
-    1,
-    "Runs of one method trained at once, where one leaves the accelerator idle.",
-    lower_bound=1,
-)
 REDO_DAMAGED = flags.DEFINE_bool(
     "redo_damaged", False, "Begin networks anew whose checkpoint cannot be read."
 )
@@ -59,7 +53,6 @@ def carry_out(kind: str, plan: Callable[..., Sequence], *arguments: object) -> i
         kind,
         config,
         runs,
-        runs_per_program=RUNS_PER_PROGRAM.value,
         redo_damaged=REDO_DAMAGED.value,
     )
     if elsewhere:

@@ -15,13 +15,12 @@ from collections.abc import Iterator, Sequence
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from mtl_jax import configuration, files
+from mtl_jax import configuration, files, workdirs
 from mtl_jax.data import pipeline
 from mtl_jax.errors import NotFinite, UserError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.experiments import results
 from mtl_jax.experiments.plan import Run
-from mtl_jax.training import loop, member
 from mtl_jax.training.checkpoints import Damaged
 
 try:
@@ -42,7 +41,6 @@ def execute(
     config: configuration.Config,
     runs: Sequence[Run],
     *,
-    runs_per_program: int = 1,
     redo_damaged: bool = False,
 ) -> int:
     """Trains and evaluates runs.
@@ -54,8 +52,6 @@ def execute(
       config: that the runs' are made from.
       runs: those to carry out here. Others, of more methods or seeds, may be added to
         the directory by another call.
-      runs_per_program: runs of one method that are trained at once, see
-        `loop.train_together`.
       redo_damaged: whether a network whose checkpoint cannot be read begins anew.
 
     Returns:
@@ -71,7 +67,7 @@ def execute(
     _check_weights(directory, runs)
     _claim_directory(directory, kind, config)
     with _shared_programs():
-        skipped, failures = _execute(directory, runs, runs_per_program, redo_damaged)
+        skipped, failures = _execute(directory, runs, redo_damaged)
     _collect(directory)
     if failures:
         names = "; ".join(f"{name}: {error}" for name, error in failures.items())
@@ -80,29 +76,30 @@ def execute(
 
 
 def _execute(
-    directory: pathlib.Path, runs: Sequence[Run], runs_per_program: int, redo: bool
+    directory: pathlib.Path, runs: Sequence[Run], redo_damaged: bool
 ) -> tuple[int, dict[str, UserError]]:
     """Carries out what is to do; says how many others are at, and what failed."""
     skipped, failures = 0, {}
-    for lot in _lots(runs, runs_per_program):
-        with contextlib.ExitStack() as claims:
-            own = []
-            for number, run in lot:
-                is_ours = claims.enter_context(_claimed(directory, run))
-                if results.finished(_workdir(directory, run)) is not None:
-                    state = "finished"
-                elif is_ours:
-                    state = "training"
-                    own.append(run)
-                else:
-                    state, skipped = "another process is at it", skipped + 1
-                print(f"run {number} of {len(runs)}, {run.name}: {state}", flush=True)
-            if own:
-                failed = _carry_out(directory, own, redo)
-                for name, failure in failed.items():
-                    print(f"{name} has failed: {failure}", flush=True)
-                failures |= failed
-                _collect(directory)
+    for number, run in enumerate(runs, 1):
+        with _claimed(directory, run) as is_ours:
+            is_finished = results.finished(_workdir(directory, run)) is not None
+            if is_finished:
+                state = "finished"
+            elif is_ours:
+                state = "training"
+            else:
+                state, skipped = "another process is at it", skipped + 1
+            print(f"run {number} of {len(runs)}, {run.name}: {state}", flush=True)
+            if is_finished or not is_ours:
+                continue
+            try:
+                _carry_out(directory, run, redo_damaged)
+            except (NotFinite, Damaged) as failure:
+                print(f"{run.name} has failed: {failure}", flush=True)
+                failures[run.name] = failure
+            _collect(directory)
+            # The programs of this run are of no use to the next.
+            jax.clear_caches()
     return skipped, failures
 
 
@@ -126,19 +123,6 @@ def _shared_programs() -> Iterator[None]:
             compilation_cache.reset_cache()
 
 
-def _lots(runs: Sequence[Run], size: int) -> list[list[tuple[int, Run]]]:
-    """Numbered runs of one method in lots of `size`, in the order of their first."""
-    methods: dict[str, list[tuple[int, Run]]] = {}
-    for number, run in enumerate(runs, 1):
-        methods.setdefault(run.method, []).append((number, run))
-    lots = [
-        own[start : start + size]
-        for own in methods.values()
-        for start in range(0, len(own), size)
-    ]
-    return sorted(lots, key=lambda lot: lot[0][0])
-
-
 def _workdir(directory: pathlib.Path, run: Run) -> pathlib.Path:
     return directory / "runs" / run.name
 
@@ -151,34 +135,40 @@ def _collect(directory: pathlib.Path) -> None:
         results.write(directory, itertools.chain(*rows))
 
 
-def _carry_out(
-    directory: pathlib.Path, runs: Sequence[Run], redo_damaged: bool
-) -> dict[str, UserError]:
-    """Trains and evaluates runs of one method; says which failed, and why."""
-    _check_data(runs[0].config)
-    workdirs = {_workdir(directory, run).absolute(): run for run in runs}
-    damaged: dict[str, UserError] = {}
-    redone = set()
+def _carry_out(directory: pathlib.Path, run: Run, redo_damaged: bool) -> None:
+    """Trains and evaluates a run."""
+    _check_data(run.config)
+    workdir, redone = _workdir(directory, run).absolute(), set()
     while True:
         try:
-            failures = _train_and_evaluate(workdirs)
+            rows = _train_and_evaluate(run, workdir)
             break
         except Damaged as error:
-            # Of a run of several networks, the folder of one.
+            # A run of several networks has a folder for each.
             network = error.path.parents[1]
+            if not redo_damaged:
+                advice = "Or let --redo_damaged begin that network anew."
+                raise Damaged(f"{error} {advice}", error.path) from error
             # What is damaged again is not so by chance.
-            if redo_damaged and network not in redone:
-                shutil.rmtree(network)
-                redone.add(network)
-                continue
-            (workdir,) = (w for w in workdirs if network.is_relative_to(w))
-            advice = " Or let --redo_damaged begin that network anew."
-            damaged[workdirs.pop(workdir).name] = UserError(
-                f"{error}{'' if redo_damaged else advice}"
-            )
-    # The programs of these runs are of no use to the next.
-    jax.clear_caches()
-    return damaged | failures
+            if network in redone:
+                raise
+            shutil.rmtree(network)
+            redone.add(network)
+    files.write_json(workdir / results.RESULT, rows)
+
+
+def _train_and_evaluate(run: Run, workdir: pathlib.Path) -> list[results.Row]:
+    workdirs.train(run.config, workdir, resume=True)
+    evaluations = [
+        evaluate.evaluate(
+            workdir,
+            resolution=resolution,
+            # Not where they were when the run began.
+            data_dir=run.config.data.data_dir,
+        )[1]
+        for resolution in ("model", "native")
+    ]
+    return results.rows_of(run, workdir, evaluations)
 
 
 def _check_data(config: configuration.Config) -> None:
@@ -194,36 +184,9 @@ def _check_weights(directory: pathlib.Path, runs: Sequence[Run]) -> None:
     )
     for run in {run.method: run for run in unfinished}.values():
         try:
-            member.load_pretrained(run.config)
+            workdirs.load_pretrained(run.config)
         except UserError as error:
             raise UserError(f"{run.method} cannot begin: {error}") from error
-
-
-def _train_and_evaluate(workdirs: dict[pathlib.Path, Run]) -> dict[str, UserError]:
-    if not workdirs:
-        return {}
-    failures = loop.train_together(
-        [run.config for run in workdirs.values()], list(workdirs), resume=True
-    )
-    for workdir, run in workdirs.items():
-        if workdir in failures:
-            continue
-        try:
-            evaluations = [
-                evaluate.evaluate(
-                    workdir,
-                    resolution=resolution,
-                    # Not where they were when the run began.
-                    data_dir=run.config.data.data_dir,
-                )[1]
-                for resolution in ("model", "native")
-            ]
-        except NotFinite as failure:
-            failures[workdir] = failure
-            continue
-        rows = results.rows_of(run, workdir, evaluations)
-        files.write_json(workdir / results.RESULT, rows)
-    return {workdirs[workdir].name: error for workdir, error in failures.items()}
 
 
 def _claim_directory(
@@ -253,7 +216,7 @@ def _is_ours(path: pathlib.Path, kind: str, config: configuration.Config) -> boo
     try:
         theirs = json.loads(path.read_text())
         their_kind = theirs["kind"]
-        their_config = configuration.stored(json.dumps(theirs["config"]))
+        their_config = configuration.from_json(json.dumps(theirs["config"]))
     except (FileNotFoundError, NotADirectoryError):
         return False
     except (OSError, ValueError, KeyError, TypeError) as error:

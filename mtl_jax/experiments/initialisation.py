@@ -13,15 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax import configuration
+from mtl_jax import configuration, workdirs
 from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.experiments import results
 from mtl_jax.files import write_json
-from mtl_jax.training import imported, loop
 from mtl_jax.training.checkpoints import Checkpoints
-from mtl_jax.training.workdir import claim
 
 # By name, which parameters begin by `he_uniform`: kernels six times as large in
 # variance, biases 0.
@@ -53,7 +51,7 @@ def begin(config: configuration.Config, variant: str) -> Any:
     for scheme in ("kaiming_uniform", "he_uniform"):
         one = copy.deepcopy(config)
         one.model.init = scheme
-        init = jax.jit(configuration.create_model(one).init)
+        init = jax.jit(configuration.build(one).model.init)
         drawn[scheme] = init(jax.random.key(config.seed), jnp.zeros((1, 32, 32, 3)))
 
     def choose(path, ours, theirs):
@@ -98,7 +96,7 @@ def ablate(
             one = copy.deepcopy(config)
             one.seed = seed
             if (workdir / results.RESULT).exists():
-                claim(workdir, one, resume=True)
+                workdirs.claim(workdir, one, resume=True)
                 rows.append(results.finished(workdir))
                 continue
             _train(one, workdir, variant)
@@ -112,14 +110,14 @@ def ablate(
 def _train(config: configuration.Config, workdir: pathlib.Path, variant: str) -> None:
     if Checkpoints(workdir, read_only=True).latest() is None:
         dataset = pipeline.open_dataset(config.data.data_dir, config.data.dataset)
-        imported.write_network(
+        workdirs.write_network(
             workdir,
             config,
             **begin(config, variant),
             image_size=pipeline.image_size(dataset),
             origin={"variant": variant},
         )
-    loop.train(config, workdir, resume=True)
+    workdirs.train(config, workdir, resume=True)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

@@ -133,7 +133,7 @@ def _open(
         record = json.loads((directory / "experiment.json").read_text())
         rows = results.read(directory)
         kind = record["kind"]
-        config = configuration.stored(json.dumps(record["config"]))
+        config = configuration.from_json(json.dumps(record["config"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{directory} holds no results of an experiment ({error}); name the folder "

@@ -13,8 +13,9 @@ import numpy as np
 from mtl_jax.data import geometry, pipeline
 from mtl_jax.drawing.outlines import Marks, trace
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation import evaluate, scoring
+from mtl_jax.evaluation import evaluate
 from mtl_jax.experiments import plan, results
+from mtl_jax.inference import scoring
 from mtl_jax.reporting.page import Photograph, Reading
 from mtl_jax.reporting.tables import NAMES
 

@@ -139,31 +139,28 @@ class Checkpoints:
 
     def restore(
         self, step: int, target: TrainState, batches: grain.DatasetIterator
-    ) -> tuple[TrainState, dict[str, Any]]:
-        """Reads a state and its metadata, and moves `batches` to where it was saved.
+    ) -> TrainState:
+        """Reads a state, and moves `batches` to where it was saved.
 
-        Of a network trained elsewhere there are variables only; all else is `target`'s.
+        A network trained elsewhere has variables only; all else is `target`'s.
 
         Raises:
           Damaged: if the checkpoint cannot be read.
         """
-        metadata = self.restore_metadata(step)
-        if "imported" in metadata:
-            variables = self.restore_model(step, _model_item(target))
-            return target.replace(**variables), metadata
+        if "imported" in self.restore_metadata(step):
+            return target.replace(**self.restore_model(step, _model_item(target)))
         args = ocp.args.Composite(
             model=ocp.args.StandardRestore(_model_item(target)),
             optimizer=ocp.args.StandardRestore(_optimizer_item(target)),
             data=grain.checkpoint.CheckpointRestore(batches),
         )
         read = self._read(step, self._manager.restore, step, args=args)
-        state = target.replace(
+        return target.replace(
             step=read.optimizer["step"],
             opt_state=read.optimizer["opt_state"],
             key=jax.random.wrap_key_data(read.optimizer["key"]),
             **read.model,
         )
-        return state, metadata
 
     def restore_metadata(self, step: int) -> dict[str, Any]:
         """Reads what `save` was given as metadata.

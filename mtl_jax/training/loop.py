@@ -1,291 +1,183 @@
-"""The training loop: epochs, validation, checkpoints, resuming."""
+"""The training loop: epochs of steps, validation, checkpoints."""
 
-import contextlib
+import dataclasses
 import functools
 import itertools
-import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
+import grain
+import jax
 import tqdm
 
-from mtl_jax import configuration
-from mtl_jax.data import pipeline
-from mtl_jax.errors import NotFinite
-from mtl_jax.tasks import Task
-from mtl_jax.training import parallel, together
+from mtl_jax.tasks import Batch, Task
+from mtl_jax.training import parallel
 from mtl_jax.training import step as steps
-from mtl_jax.training.member import Evaluation, Member
+from mtl_jax.training.checkpoints import Checkpoints
+from mtl_jax.training.metric_log import MetricLog
 from mtl_jax.training.state import TrainState
-from mtl_jax.training.watch import brief
-from mtl_jax.training.workdir import claim
+from mtl_jax.training.views import View
+from mtl_jax.training.watch import Watch, brief, check_finite
+
+# From a batch in host memory to the network's logits and losses in host memory.
+Network = Callable[[Batch], tuple[dict[str, Any], dict[str, Any]]]
+# From a network to its scores on validation images, `score` among them, larger for
+# better; nothing without such images.
+Validate = Callable[[Network], dict[str, float | None]]
 
 
-def train(
-    config: configuration.Config, workdir: pathlib.Path, *, resume: bool = False
-) -> None:
-    """Trains a network into a workdir.
-
-    Args:
-      config: as in `configs/default.py`.
-      workdir: gets `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`; of
-        a method that trains several networks, a folder with these for each.
-      resume: go on from the latest checkpoint of this workdir, if there is one.
-
-    Raises:
-      UserError: for an unsuitable config, data set or workdir, and when a loss is not
-        finite.
-    """
-    for failure in train_together([config], [workdir], resume=resume).values():
-        raise failure
-
-
-def train_together(
-    configs: Sequence[configuration.Config],
-    workdirs: Sequence[pathlib.Path],
-    *,
-    resume: bool = False,
-) -> dict[pathlib.Path, NotFinite]:
-    """Trains several runs of one method by one program, each into its own workdir.
-
-    Each comes to what it would come to alone, but for rounding. Runs whose epochs have
-    different numbers of steps, or that stand at different steps, take turns.
-
-    Args:
-      configs: equal but for the fold, the seed and the learning rate.
-      workdirs: of the runs, see `train`.
-      resume: see `train`.
-
-    Returns:
-      By its workdir, why a run came to an early end: its numbers were not finite. The
-      others went on.
-
-    Raises:
-      UserError: for an unsuitable config, data set or workdir.
-      ValueError: if the configs differ in something else.
-    """
-    for config in configs:
-        configuration.check(config)
-        differing = set(configuration.differences(configs[0], config))
-        if differing - {"data.fold", "seed", "optimizer.learning_rate"}:
-            raise ValueError(
-                f"one program cannot serve runs that differ in {differing}"
-            )
-    parallel.check_batch_size(configs[0].batch_size)
-    failures: dict[pathlib.Path, NotFinite] = {}
-    runs = [
-        (pathlib.Path(workdir), config, configuration.part_configs(config))
-        for config, workdir in zip(configs, workdirs, strict=True)
-    ]
-    # A method of one network has one part, the run itself.
-    for number, name in enumerate(runs[0][2] or [""]):
-        places = []
-        for workdir, config, parts in runs:
-            if workdir in failures:
-                continue
-            claims = []
-            # The first part's data and weights are all parts': they are looked at
-            # before the run leaves a trace.
-            if number == 0:
-                claims.append(functools.partial(claim, workdir, config, resume))
-            # What is finished is found finished.
-            if name:
-                claims.append(
-                    functools.partial(claim, workdir / name, parts[name], True)
-                )
-            places.append(_Place(workdir, parts.get(name, config), claims))
-        if places:
-            failures |= _train_networks(places, name)
-    return failures
-
-
-class _Place(NamedTuple):
-    """Where a network of a run is trained, and how.
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How a network is trained.
 
     Attributes:
-      workdir: of the run.
-      config: of the network.
-      claims: what makes the folder this run's.
+      model: with a head for each task, and the axis `parallel.AXIS`.
+      tasks: in the order of the network's visits.
+      optimizer: of the method.
+      augment: applied to the training images; None for nothing.
+      view: the part of an image that the network sees; None for the whole image.
+      batch_size: images of a step, over all devices.
+      steps_per_epoch: of the training split.
+      num_epochs: in all, those before a resumption among them.
+      validate_every: epochs from one validation and checkpoint to the next.
+      interference_every: steps from one log of the tasks' interference to the next; 0
+        for none.
     """
 
-    workdir: pathlib.Path
-    config: configuration.Config
-    claims: Sequence[Callable[[], None]]
+    model: nn.Module
+    tasks: Sequence[Task]
+    optimizer: steps.Optimizer
+    augment: steps.Augment | None
+    view: View | None
+    batch_size: int
+    steps_per_epoch: int
+    num_epochs: int
+    validate_every: int
+    interference_every: int = 0
 
 
-def _train_networks(
-    places: Sequence[_Place], name: str
-) -> dict[pathlib.Path, NotFinite]:
-    """Trains one network of each run; says by their workdirs which failed, and why."""
-    config = places[0].config
-    model = configuration.create_model(config, parallel.AXIS)
-    dataset = pipeline.open_dataset(config.data.data_dir, config.data.dataset)
-    side = pipeline.image_size(dataset)
-    splits = pipeline.open_training_splits(
-        dataset,
-        [configuration.create_fold(place.config) for place in places],
-        config.data.pixel_origin,
+def fit(
+    training: Training,
+    state: TrainState,
+    batches: grain.DatasetIterator,
+    checkpoints: Checkpoints,
+    log: MetricLog,
+    validate: Validate,
+    metadata: Mapping[str, Any],
+) -> None:
+    """Trains a network from a state to the last epoch.
+
+    Args:
+      training: how.
+      state: where the training stands, at the end of an epoch.
+      batches: of training images, as many as the state has seen behind it.
+      checkpoints: to save to.
+      log: gets the metrics of epochs and validations.
+      validate: scores the network.
+      metadata: of JSON values, saved with every checkpoint.
+
+    Raises:
+      NotFinite: if a loss or a parameter is not finite.
+    """
+    per_epoch = training.steps_per_epoch
+    train_step = _train_step(training)
+    log_interference = _interference_log(training, log)
+    evaluate = parallel.map_evaluation(
+        steps.evaluation_step(training.model, training.tasks, training.view)
     )
-    if not config.view.kind:
-        train, _ = splits[0]
-        configuration.check_image_size(config, side, f"{train.name} has images of")
-    members: dict[pathlib.Path, Member] = {}
-    programs: dict[tuple[int, int], list[Member]] = {}
-    with contextlib.ExitStack() as stack:
-        for place, tables in zip(places, splits, strict=True):
-            folder = place.workdir / name
-            member = Member(place.config, folder, tables, side, model, place.claims)
-            stack.callback(member.close)
-            members[place.workdir] = member
-            if not member.is_finished:
-                key = member.epoch_steps, member.done
-                programs.setdefault(key, []).append(member)
-        for program in programs.values():
-            _run_program(program, model)
-    return {
-        workdir: member.failure
-        for workdir, member in members.items()
-        if member.failure is not None
-    }
-
-
-def _run_program(members: Sequence[Member], model: nn.Module) -> None:
-    """Trains networks that stand at the same step, all at once."""
-    lead, num_runs = members[0], len(members)
-    train_step = _train_step(members, model)
-    log_interference = _interference_log(members, model)
-    evaluation = _evaluation(lead.config, model)
-    state = parallel.replicate(together.stack([member.state for member in members]))
-    for member in members:
-        member.state = None
-        member.open()
-    with _progress(lead, num_runs) as progress:
-        for epoch in range(
-            lead.done // lead.epoch_steps + 1, lead.config.num_epochs + 1
-        ):
+    done = int(state.step)
+    state = parallel.replicate(state)
+    with _progress(training, done) as progress:
+        for epoch in range(done // per_epoch + 1, training.num_epochs + 1):
+            watch = Watch(training.tasks, checkpoints)
+            last = epoch * per_epoch
             pending = None
-            for member in members:
-                member.begin_epoch(num_runs)
-            last = epoch * lead.epoch_steps
-            for step in range(last - lead.epoch_steps + 1, last + 1):
-                batches = [member.next_batch() for member in members]
-                batch = together.stack(batches, axis=1)
+            for step in range(last - per_epoch + 1, last + 1):
+                batch = parallel.shard(next(batches))
                 log_interference(step, epoch, state, batch)
                 state, metrics = train_step(state, batch)
                 # One step late, so that the next is under way meanwhile.
-                _read(members, pending)
-                pending = step, metrics
+                if pending:
+                    watch.add(step - 1, parallel.unreplicate(pending))
+                pending = metrics
                 progress.update()
-                if not _going_on(members):
-                    return
-            _read(members, pending)
-            for _, member in _going_on(members):
-                summary = member.summary()
-                member.log(last, epoch, summary)
-                progress.set_postfix(brief(summary))
-            if epoch % lead.config.validate_every and epoch < lead.config.num_epochs:
+            watch.add(last, parallel.unreplicate(pending))
+            summary = watch.summary(training.batch_size)
+            log.write(last, epoch, summary)
+            progress.set_postfix(brief(summary))
+            if epoch % training.validate_every and epoch < training.num_epochs:
                 continue
-            for index, member in _going_on(members):
-                own = parallel.take(state, index) if num_runs > 1 else state
-                with _may_fail(member):
-                    member.validate_and_save(last, epoch, own, evaluation)
+            saved = parallel.unreplicate(state)
+            check_finite(saved, last, checkpoints)
+            validation = validate(functools.partial(_apply, evaluate, state))
+            if validation:
+                values = {f"validation/{k}": v for k, v in validation.items()}
+                log.write(last, epoch, values)
+            record = {
+                **metadata,
+                "epoch": epoch,
+                "seconds_per_step": summary["train/seconds_per_step"],
+                "validation": validation,
+            }
+            checkpoints.save(saved, batches, record, validation.get("score"))
 
 
-def _going_on(members: Sequence[Member]) -> list[tuple[int, Member]]:
-    """Places and members of which none has failed."""
-    return [(i, member) for i, member in enumerate(members) if not member.failure]
+def _train_step(training: Training) -> steps.TrainStep:
+    return parallel.map_step(
+        steps.train_step(
+            training.model,
+            training.tasks,
+            training.optimizer,
+            axis_name=parallel.AXIS,
+            augment=training.augment,
+        )
+    )
 
 
-@contextlib.contextmanager
-def _may_fail(member: Member) -> Iterator[None]:
-    """What is not finite ends this run, and no other of its program."""
-    try:
-        yield
-    except NotFinite as failure:
-        member.failure = failure
+def _apply(evaluate: Callable, state: TrainState, batch: Batch) -> Any:
+    """Logits and losses of a batch in host memory, by a replicated state."""
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    return parallel.gather(evaluate(variables, parallel.shard(batch)))
 
 
-def _read(members: Sequence[Member], pending: tuple[int, Any] | None) -> None:
-    """Gives members the metrics of a step, if there is one."""
-    if pending is None:
-        return
-    step, metrics = pending
-    metrics = parallel.unreplicate(metrics)
-    for index, member in _going_on(members):
-        with _may_fail(member):
-            member.add(step, together.part(metrics, index, len(members)))
-
-
-def _progress(lead: Member, num_runs: int) -> tqdm.tqdm:
+def _progress(training: Training, done: int) -> tqdm.tqdm:
     return tqdm.tqdm(
-        total=lead.config.num_epochs * lead.epoch_steps,
-        initial=lead.done,
-        desc="training" if num_runs == 1 else f"training {num_runs} runs",
+        total=training.num_epochs * training.steps_per_epoch,
+        initial=done,
+        desc="training",
         unit="step",
         disable=not parallel.is_first_process(),
         mininterval=1 if sys.stderr.isatty() else 20,
     )
 
 
-def _train_step(
-    members: Sequence[Member], model: nn.Module
-) -> Callable[[TrainState, Any], tuple[TrainState, steps.Metrics]]:
-    """The step of all members on all devices."""
-    lead = members[0]
-    keys = together.stack([configuration.method_key(m.config) for m in members])
-
-    def step(key, state, batch):
-        optimizer = configuration.create_optimizer(lead.config, lead.epoch_steps, key)
-        tasks = configuration.create_tasks(lead.config)
-        one = steps.train_step(model, tasks, optimizer, **_inside(lead.config))
-        return one(state, batch)
-
-    every = together.over_runs(step, len(members))
-    return parallel.map_step(lambda state, batch: every(keys, state, batch))
-
-
-def _inside(config: configuration.Config) -> dict[str, Any]:
-    """What a step inside a program is told beside network and tasks."""
-    return {
-        "axis_name": parallel.AXIS,
-        "augment": configuration.create_augmentation(config),
-    }
-
-
-def _evaluation(config: configuration.Config, model: nn.Module) -> Evaluation:
-    """What a network says of a batch, on all devices."""
-    tasks, view = configuration.create_tasks(config), configuration.create_view(config)
-    return parallel.map_evaluation(steps.evaluation_step(model, tasks, view))
-
-
 def _interference_log(
-    members: Sequence[Member], model: nn.Module
-) -> Callable[[int, int, TrainState, Any], None]:
-    """Logs how tasks interfere, at the steps that the config wants it at.
+    training: Training, log: MetricLog
+) -> Callable[[int, int, TrainState, Batch], None]:
+    """Logs how tasks interfere, every `interference_every` steps.
 
     Returns:
       `(step, epoch, state, batch)`, which does nothing at other steps.
     """
-    config = members[0].config
-    tasks, every = configuration.create_tasks(config), config.interference_every
-    step = steps.interference_step(model, tasks, **_inside(config))
-    mapped = parallel.map_evaluation(together.over_runs(step, len(members)))
+    tasks, every = training.tasks, training.interference_every
+    measure = parallel.map_evaluation(
+        steps.interference_step(
+            training.model, tasks, axis_name=parallel.AXIS, augment=training.augment
+        )
+    )
 
-    def log(step, epoch, state, batch):
-        if not every or (step - 1) % every:
-            return
-        found = parallel.unreplicate(mapped(state, batch))
-        for index, member in _going_on(members):
-            own = together.part(found, index, len(members))
-            member.log(step, epoch, _interference_values(tasks, own))
+    def write(step: int, epoch: int, state: TrainState, batch: Batch) -> None:
+        if every and (step - 1) % every == 0:
+            found = parallel.unreplicate(measure(state, batch))
+            log.write(step, epoch, _interference_values(tasks, found))
 
-    return log
+    return write
 
 
 def _interference_values(
-    tasks: Sequence[Task], found: steps.Metrics
+    tasks: Sequence[Task], found: Mapping[str, jax.Array]
 ) -> dict[str, float]:
     names = [task.name for task in tasks]
     values = {

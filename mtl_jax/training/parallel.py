@@ -4,7 +4,6 @@
 of the state per local device and feeds its own share of every batch.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -67,12 +66,6 @@ def replicate(tree: Any) -> Any:
     # Named as in `map_step`: a state on another mesh would compile the step anew.
     copy = jax.pmap(lambda _, x: x, axis_name=AXIS, in_axes=(0, None))
     return copy(np.arange(jax.local_device_count()), tree)
-
-
-@functools.partial(jax.pmap, axis_name=AXIS, in_axes=(0, None))
-def take(tree: Any, index: int) -> Any:
-    """Of every copy what stands at `index` of its leading axis."""
-    return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
 def unreplicate(tree: Any) -> Any:

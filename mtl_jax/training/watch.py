@@ -14,17 +14,11 @@ from mtl_jax.training.state import TrainState
 
 
 class Watch:
-    """Collects the metrics of an epoch, and stops the run at a loss that is not finite.
+    """Collects the metrics of an epoch, and stops at a loss that is not finite."""
 
-    Of a program of several runs, a step's time is shared among them.
-    """
-
-    def __init__(
-        self, tasks: Sequence[Task], checkpoints: Checkpoints, num_runs: int = 1
-    ):
+    def __init__(self, tasks: Sequence[Task], checkpoints: Checkpoints):
         self._tasks = tasks
         self._checkpoints = checkpoints
-        self._num_runs = num_runs
         self._losses: list[np.ndarray] = []
         self._labels: list[np.ndarray] = []
         self._others: list[dict[str, np.ndarray]] = []
@@ -53,7 +47,7 @@ class Watch:
         losses, labels = np.array(self._losses), np.array(self._labels)
         counts = (labels > 0).sum(0)
         means = losses.sum(0) / np.maximum(counts, 1)
-        seconds = float(np.median(np.diff(self._times))) / self._num_runs
+        seconds = float(np.median(np.diff(self._times)))
         return {
             **{
                 f"train/loss_{task.name}": float(mean) if count else None

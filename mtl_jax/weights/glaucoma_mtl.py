@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
-from mtl_jax.evaluation.vcdr import VcdrClassifier
+from mtl_jax.inference.vcdr import VcdrClassifier
 from mtl_jax.weights import names, tensors
 
 ARCHITECTURE = "glaucoma_mtl"

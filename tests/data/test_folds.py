@@ -138,7 +138,7 @@ def test_splits_of_a_fold(builder):
     seen = []
     for number in range(4):
         fold = Fold(number, 4)
-        ((train, validation),) = pipeline.open_training_splits(builder, [fold])
+        train, validation = pipeline.open_training_splits(builder, fold)
         names = train.image_ids(), validation.image_ids()
         assert sorted([*names[0], *names[1]]) == sorted(merged)
         assert len(validation) in (4, 5)
@@ -166,10 +166,8 @@ def test_a_fold_leaves_the_test_split_alone(builder):
 
 def test_folds_of_photographs_without_a_validation_split(folder_data):
     builder = pipeline.open_dataset(*folder_data)
-    (_, none), (train, validation) = pipeline.open_training_splits(
-        builder, [None, Fold(0, 2)]
-    )
-    assert none is None
+    assert pipeline.open_training_splits(builder)[1] is None
+    train, validation = pipeline.open_training_splits(builder, Fold(0, 2))
     assert (len(train), len(validation)) in ((2, 3), (3, 2))
     assert set(train.diagnoses()) == {-1}
 

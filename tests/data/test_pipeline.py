@@ -258,7 +258,7 @@ def test_foveas_by_the_convention_of_the_authors(folder_data, in_memory, monkeyp
 @pytest.mark.parametrize("fold", [None, Fold(1, 2, 0)])
 def test_every_way_to_open_a_split_takes_the_convention(complete_data, fold):
     builder = pipeline.open_dataset(*complete_data)
-    pair = pipeline.open_training_splits(builder, [fold], "corner")[0]
+    pair = pipeline.open_training_splits(builder, fold, "corner")
     for split, table in zip(pipeline.TRAINING_SPLITS, pair, strict=True):
         other = pipeline.open_split(builder, split, fold, "corner")
         batch = table.take(range(len(table)))

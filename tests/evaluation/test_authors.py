@@ -16,16 +16,16 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from configs import default, refuge_authors, refuge_mtl_io
-from mtl_jax import configuration, tasks
+from mtl_jax import configuration, tasks, workdirs
 from mtl_jax.data import geometry, images, pipeline
-from mtl_jax.evaluation import evaluate, postprocess, predict, scoring, trained
-from mtl_jax.evaluation.postprocess import PAPER, PostProcessing
-from mtl_jax.evaluation.prediction import cup_to_disc_ratio, interpret
-from mtl_jax.training import loop
+from mtl_jax.evaluation import evaluate, predict
+from mtl_jax.inference import postprocess, scoring
+from mtl_jax.inference.postprocess import PAPER, PostProcessing
+from mtl_jax.inference.prediction import cup_to_disc_ratio, interpret
 
 pytest_plugins = ("training_fixtures",)
 
-AUTHORS = configuration.create_post_processing(refuge_authors.get_config())
+AUTHORS = configuration.build(refuge_authors.get_config()).post
 # Of REFUGE's two cameras, (height, width).
 NATIVE = ((2056, 2124), (1634, 1634))
 VARIANCE = 50
@@ -40,7 +40,7 @@ def random_maps(seed, size=32):
 
 
 def test_the_config_reads_as_the_authors_and_the_default_as_the_paper():
-    assert configuration.create_post_processing(default.get_config()) == PAPER
+    assert configuration.build(default.get_config()).post == PAPER
     assert (
         PostProcessing(
             connectivity=4, empty="whole", vcdr="probabilities", pixel_origin="corner"
@@ -320,7 +320,7 @@ def test_a_run_of_the_authors_config(make_config, complete_data, tmp_path):
     config = config_of_the_authors(make_config)
     config.data.data_dir, config.data.dataset = complete_data
     workdir = tmp_path / "run"
-    loop.train(config, workdir)
+    workdirs.train(config, workdir)
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     *_, last = (line for line in lines if "validation/score" in line)
     terms = [last[f"validation/loss_{name}"] for name in tasks.NAMES]
@@ -336,7 +336,7 @@ def test_a_run_of_the_authors_config(make_config, complete_data, tmp_path):
         rows = list(csv.DictReader(file))
     builder = pipeline.open_dataset(*complete_data)
     table = pipeline.open_split(builder, "validation", None, "corner")
-    network = trained.load(workdir, "latest")
+    network = workdirs.load(workdir, "latest")
     assert network.post == AUTHORS
     train = pipeline.open_split(builder, "train")
     assert network.classifier == scoring.fit_vcdr_classifier(train, 1.0, AUTHORS)

@@ -12,9 +12,10 @@ from matplotlib.path import Path
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
+from mtl_jax import workdirs
 from mtl_jax.data import pipeline, synthetic
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation import evaluate, trained
+from mtl_jax.evaluation import evaluate
 from mtl_jax.reporting.table import metrics_table
 
 pytest_plugins = ("training_fixtures",)
@@ -224,10 +225,10 @@ def case(request, workdir, synthetic_data, folder_data):
     """An evaluation, and the same computed here."""
     if request.param == "model":
         found, data = request.getfixturevalue("on_model"), synthetic_data
-        network = trained.load(workdir, "best")
+        network = workdirs.load(workdir, "best")
     else:
         found, data = request.getfixturevalue("on_native"), folder_data
-        network = trained.load(workdir, "latest")
+        network = workdirs.load(workdir, "latest")
     classifier = true_classifier(synthetic_data)
     glaucomas = np.mean([r["glaucoma"] for r in raw_records(synthetic_data, "train")])
     return found, recompute(network, data, "test", request.param, classifier, glaucomas)
@@ -397,7 +398,7 @@ def test_the_checkpoint_alone_is_enough(workdir, on_model, tmp_path):
     bare = tmp_path / "run"
     bare.mkdir()
     (bare / "checkpoints").symlink_to(workdir / "checkpoints")
-    network = trained.load(bare)
+    network = workdirs.load(bare)
     assert network.config.model.encoder == "vgg13"
     assert network.image_size == 32
     assert network.checkpoint == on_model.metrics["checkpoint"]

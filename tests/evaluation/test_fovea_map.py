@@ -1,5 +1,6 @@
 """Fovea maps of runs, against a Gaussian by SciPy and the network by hand."""
 
+import dataclasses
 import shutil
 
 import jax
@@ -8,9 +9,9 @@ import pytest
 from scipy.special import expit
 from scipy.stats import multivariate_normal
 
-from mtl_jax import configuration
+from mtl_jax import configuration, workdirs
 from mtl_jax.data import pipeline
-from mtl_jax.evaluation import fovea_map, trained
+from mtl_jax.evaluation import fovea_map
 from mtl_jax.training import parallel
 from mtl_jax.training.views import View
 
@@ -25,8 +26,8 @@ def picture(size=32):
 
 def logits_by_hand(run, images):
     """The fovea's logits from float images [B, H, W, 3], without any batch."""
-    network = trained.load(run.workdir)
-    model = configuration.create_model(network.config)
+    network = workdirs.load(run.workdir)
+    model = configuration.build(network.config).model
     ((_, variables),) = network.networks
     return jax.jit(model.apply)(parallel.unreplicate(variables), images)["fovea"]
 
@@ -34,7 +35,7 @@ def logits_by_hand(run, images):
 def test_the_target_is_what_the_loss_compares_with(fovea_run, synthetic_data):
     """The loss of an image in training is the mean distance of its two maps."""
     table = pipeline.open_split(pipeline.open_dataset(*synthetic_data), "test")
-    network = trained.load(fovea_run.workdir)
+    network = workdirs.load(fovea_run.workdir)
     batch = table.take(range(network.batch_size))
     _, losses = network(batch)
     image, fovea_xy = batch["image"][1], batch["fovea_xy"][1]
@@ -76,7 +77,10 @@ def test_of_a_run_that_sees_images_at_another_size(fovea_run, monkeypatch):
     smaller = jax.image.resize(picture(64) / 255.0, (32, 32, 3), "linear")
     seen = logits_by_hand(fovea_run, smaller[None])[0]
     expected = expit(jax.image.resize(seen, (64, 64), "linear"))
-    monkeypatch.setattr(configuration, "create_view", lambda _: View("whole", 32))
+    build, view = configuration.build, View("whole", 32)
+    monkeypatch.setattr(
+        configuration, "build", lambda c: dataclasses.replace(build(c), view=view)
+    )
     found = fovea_map.of_run(fovea_run.workdir, picture(64), 2 * FOVEA + 0.5)
     np.testing.assert_allclose(found.predicted, expected, atol=1e-4)
     # What it learns from, in between whose pixels those of the image lie.

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mtl_jax import workdirs
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation import predict, trained
-from mtl_jax.evaluation.prediction import interpret
+from mtl_jax.evaluation import predict
+from mtl_jax.inference.prediction import interpret
 
 pytest_plugins = ("training_fixtures",)
 
@@ -49,7 +50,7 @@ def predicted(tiny_run, photographs, tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected(tiny_run, photographs):
     """What the network says of each photograph, by `interpret`."""
-    network = trained.load(tiny_run.workdir)
+    network = workdirs.load(tiny_run.workdir)
     predictions = {}
     for path in photographs.iterdir():
         image = Image.open(path)

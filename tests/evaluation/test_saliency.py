@@ -1,11 +1,13 @@
 """Gradient maps of diagnoses against gradients by hand."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax import configuration
-from mtl_jax.evaluation import saliency, trained
+from mtl_jax import configuration, workdirs
+from mtl_jax.evaluation import saliency
 from mtl_jax.training import parallel
 from mtl_jax.training.views import View
 
@@ -51,7 +53,7 @@ def test_of_a_run(glaucoma_run, fovea_run, compiled):
     assert found.shape == (32, 32)
     assert np.isfinite(found).all()
     # A step along the gradient changes the logit as much as the map says.
-    network = trained.load(glaucoma_run.workdir)
+    network = workdirs.load(glaucoma_run.workdir)
     pixel = np.unravel_index(found.argmax(), found.shape)
     changed = picture.copy()
     changed[pixel] = 255 - changed[pixel]
@@ -64,8 +66,8 @@ def test_of_a_run(glaucoma_run, fovea_run, compiled):
 def test_of_a_run_that_sees_images_at_another_size(glaucoma_run, compiled, monkeypatch):
     """A view of 32 pixels a side of images of 64."""
     picture = np.random.default_rng(2).integers(0, 256, (64, 64, 3), np.uint8)
-    network = trained.load(glaucoma_run.workdir)
-    model = configuration.create_model(network.config)
+    network = workdirs.load(glaucoma_run.workdir)
+    model = configuration.build(network.config).model
     ((_, variables),) = network.networks
 
     def logit(variables, images):
@@ -75,6 +77,9 @@ def test_of_a_run_that_sees_images_at_another_size(glaucoma_run, compiled, monke
     expected = saliency.saliency(logit, parallel.unreplicate(variables), picture)
     assert expected.shape == (64, 64)
     assert expected.max() > 0
-    monkeypatch.setattr(configuration, "create_view", lambda _: View("whole", 32))
+    build, view = configuration.build, View("whole", 32)
+    monkeypatch.setattr(
+        configuration, "build", lambda c: dataclasses.replace(build(c), view=view)
+    )
     found = saliency.of_run(glaucoma_run.workdir, picture)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * expected.max())

@@ -10,17 +10,12 @@ import refuge_trees
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+from mtl_jax import metrics, workdirs
 from mtl_jax.data import folder, pipeline, refuge
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation import (
-    evaluate,
-    metrics,
-    predict,
-    scoring,
-    submission,
-    trained,
-)
-from mtl_jax.evaluation.prediction import Prediction
+from mtl_jax.evaluation import evaluate, predict, submission
+from mtl_jax.inference import scoring
+from mtl_jax.inference.prediction import Prediction
 
 pytest_plugins = ("training_fixtures",)
 
@@ -306,7 +301,7 @@ def test_odd_masks_are_scored_as_there(disc, cup, wanted, tmp_path):
 def test_prediction_in_the_challenges_format(tiny_run, evaluated, tmp_path):
     """The same photographs from files give the same submission."""
     folder, _ = evaluated
-    network = trained.load(tiny_run.workdir, "latest")
+    network = workdirs.load(tiny_run.workdir, "latest")
     own = network.config.data
     table = pipeline.open_split(
         pipeline.open_dataset(own.data_dir, own.dataset), "test"

@@ -14,7 +14,7 @@ import json, os, pathlib, signal, sys
 from mtl_jax import configuration
 from mtl_jax.experiments import execution, plan
 from mtl_jax.training import checkpoints, watch
-directory, config, methods, folds, runs_per_program, last = json.loads(sys.argv[1])
+directory, config, methods, folds, last = json.loads(sys.argv[1])
 config = configuration.from_json(config)
 whole, calls = watch.Watch.add, []
 def add(self, step, metrics):
@@ -36,7 +36,6 @@ execution.execute(
     "cross_validation",
     config,
     plan.cross_validation(config, methods, folds),
-    runs_per_program=runs_per_program,
 )
 """
 
@@ -45,9 +44,9 @@ execution.execute(
 def killed(compiled):
     """Cross-validates until the n-th time that a run is given a step's metrics."""
 
-    def kill(directory, config, methods, folds, last, runs_per_program=1):
+    def kill(directory, config, methods, folds, last):
         text = configuration.to_json(config)
-        what = [str(directory), text, methods, folds, runs_per_program, last]
+        what = [str(directory), text, methods, folds, last]
         finished = subprocess.run(
             [sys.executable, "-c", KILLED, json.dumps(what)],
             env=compiled,

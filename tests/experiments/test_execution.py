@@ -10,12 +10,11 @@ import sys
 import pytest
 from training_fixtures import once
 
-from mtl_jax import configuration, files
+from mtl_jax import configuration, files, workdirs
 from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
 from mtl_jax.experiments import execution, plan, results
 from mtl_jax.reporting import report
-from mtl_jax.training import loop
 from mtl_jax.training.checkpoints import Damaged
 
 pytest_plugins = ("training_fixtures",)
@@ -166,7 +165,7 @@ def test_what_is_damaged_again_is_not_redone_for_ever(
         tried.append(arguments)
         raise Damaged("is damaged", workdir / "checkpoints/3")
 
-    monkeypatch.setattr(loop, "train_together", fail)
+    monkeypatch.setattr(workdirs, "train", fail)
     with pytest.raises(UserError, match="1 of 1 runs have failed.* is damaged"):
         execution.execute(
             directory, "cross_validation", config, runs, redo_damaged=True
@@ -182,7 +181,7 @@ def test_data_may_move_between_training_and_evaluation(config, tmp_path, compile
     moved = configuration.from_json(configuration.to_json(config))
     moved.data.data_dir = str(first)
     (run,) = plan.cross_validation(moved, METHODS[:1], 2)[:1]
-    loop.train(run.config, tmp_path / "cv/runs" / run.name)
+    workdirs.train(run.config, tmp_path / "cv/runs" / run.name)
     first.rename(second)
     moved.data.data_dir = str(second)
     runs = plan.cross_validation(moved, METHODS[:1], 2)[:1]

@@ -81,7 +81,7 @@ def test_what_res34_unet_starts_from(make_config, encoder, pretrained, own, want
     # Whoever starts from ImageNet sees images as there.
     for run in runs:
         for one in configuration.part_configs(run.config).values() or [run.config]:
-            model = configuration.create_model(one)
+            model = configuration.build(one).model
             assert model.normalize_input == bool(run.config.model.pretrained)
 
 

@@ -24,7 +24,7 @@ def updates(config, num_steps, steps_per_epoch):
         encoder, head = by_path(params)
         return jnp.sum((encoder - centres[k]) ** 2) + jnp.sum((head - centres[k]) ** 2)
 
-    optimizer = configuration.create_optimizer(config, steps_per_epoch)
+    optimizer = configuration.build(config).optimizer(steps_per_epoch)
     params = {**DEEPEST, "head": jnp.ones(2)}
 
     def sequential(params, state):
@@ -91,7 +91,7 @@ def test_learning_rate_scale(method):
 
 
 def test_by_default_the_state_is_the_methods_own():
-    state = configuration.create_optimizer(make("vanilla"), 3).init(DEEPEST)
+    state = configuration.build(make("vanilla")).optimizer(3).init(DEEPEST)
     assert not isinstance(state, optim.ByStepState)
 
 
@@ -99,7 +99,7 @@ def test_by_default_the_state_is_the_methods_own():
     ("method", "metric"), [("gradnorm", "weights"), ("pcgrad", "conflicts")]
 )
 def test_metrics_of_the_method_inside_are_found(method, metric):
-    optimizer = configuration.create_optimizer(make(method, freeze_encoder_epochs=1), 3)
+    optimizer = configuration.build(make(method, freeze_encoder_epochs=1)).optimizer(3)
     state = optimizer.init({**DEEPEST, "head": jnp.ones(2)})
     assert list(optimizer_metrics(state)) == [metric]
 

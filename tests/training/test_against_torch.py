@@ -128,9 +128,9 @@ def test_losses_are_those_of_the_authors_training(method, make_batch, float64):
     config.method.name, config.model.width = method, WIDTH
     config.model.dropout = 0.0
     network = original_network(torch, WIDTH).double()
-    optimizer = configuration.create_optimizer(config, ITERATIONS)
-    model = configuration.create_model(config).clone(dtype=jnp.float64)
-    chosen = configuration.create_tasks(config)
+    optimizer = configuration.build(config).optimizer(ITERATIONS)
+    model = configuration.build(config).model.clone(dtype=jnp.float64)
+    chosen = configuration.build(config).tasks
     params = parameters(network)
     state = TrainState(
         step=jnp.zeros((), jnp.int32),

@@ -7,9 +7,8 @@ import jax
 import numpy as np
 import pytest
 
+from mtl_jax import workdirs
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation import trained
-from mtl_jax.training import loop
 from mtl_jax.training.checkpoints import Checkpoints
 from mtl_jax.training.state import TrainState
 
@@ -90,8 +89,8 @@ def test_a_state_comes_back(tmp_path, batch_stats):
     checkpoints.close()
 
     again, other = Checkpoints(tmp_path), data()
-    state, found = again.restore(5, state_at(0, batch_stats), other)
-    assert found == metadata == again.restore_metadata(5)
+    assert again.restore_metadata(5) == metadata
+    state = again.restore(5, state_at(0, batch_stats), other)
     assert next(other) == 3
     a, b = ((s.step, s.params, s.batch_stats, s.opt_state) for s in (state, saved))
     assert jax.tree.structure(a) == jax.tree.structure(b)
@@ -189,7 +188,7 @@ def test_a_damaged_checkpoint_is_named(glaucoma_run, tmp_path, damage):
     folder = step_folder(workdir)
     DAMAGE[damage](folder)
     with pytest.raises(UserError) as caught:
-        trained.load(workdir, "latest")
+        workdirs.load(workdir, "latest")
     assert f"{folder} is damaged" in str(caught.value)
     assert "delete that folder" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -200,7 +199,7 @@ def test_damaged_scores_are_named(glaucoma_run, tmp_path):
     folder = step_folder(workdir)
     (folder / "metrics/metrics").write_text('{"sco')
     with pytest.raises(UserError, match=f"{folder} is damaged"):
-        trained.load(workdir, "best")
+        workdirs.load(workdir, "best")
 
 
 @still_reading
@@ -219,16 +218,16 @@ def test_going_on_from_the_checkpoint_before_a_damaged_one(
     whole = damaged.read_bytes()
     truncate(damaged)
     with pytest.raises(UserError, match=f"{folder} is damaged.*delete that folder"):
-        loop.train(glaucoma_run.config, workdir, resume=True)
+        workdirs.train(glaucoma_run.config, workdir, resume=True)
     assert damaged.read_bytes() == whole[: len(whole) // 2]
     if part != "model":
         return
     for path in sorted(folder.rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
     folder.rmdir()
-    assert trained.load(workdir, "latest").checkpoint == "15"
-    loop.train(glaucoma_run.config, workdir, resume=True)
-    a, b = (trained.load(w, "latest") for w in (workdir, glaucoma_run.workdir))
+    assert workdirs.load(workdir, "latest").checkpoint == "15"
+    workdirs.train(glaucoma_run.config, workdir, resume=True)
+    a, b = (workdirs.load(w, "latest") for w in (workdir, glaucoma_run.workdir))
     assert a.checkpoint == b.checkpoint == "18"
     variables = [network.networks[0][1] for network in (a, b)]
     jax.tree.map(np.testing.assert_array_equal, *variables)
@@ -249,7 +248,7 @@ def test_best_and_latest_of_a_run(glaucoma_run):
     checkpoints = Checkpoints(glaucoma_run.workdir)
     assert set(checkpoints.steps()) == {best, 15, 18}
     for name, step in (("best", best), ("latest", 18), ("15", 15)):
-        network = trained.load(glaucoma_run.workdir, name)
+        network = workdirs.load(glaucoma_run.workdir, name)
         assert network.checkpoint == str(step)
         assert network.metadata["epoch"] == step // 3
         assert math.isclose(network.metadata["validation"]["score"], scores[step])
@@ -258,7 +257,7 @@ def test_best_and_latest_of_a_run(glaucoma_run):
 @pytest.mark.parametrize("name", ["16", "worst", "-1", ""])
 def test_a_checkpoint_that_does_not_exist(glaucoma_run, name):
     with pytest.raises(UserError, match="no checkpoint.*best, latest or one of.* 18"):
-        trained.load(glaucoma_run.workdir, name)
+        workdirs.load(glaucoma_run.workdir, name)
 
 
 def test_a_checkpoint_of_another_version(glaucoma_run, tmp_path):
@@ -270,12 +269,12 @@ def test_a_checkpoint_of_another_version(glaucoma_run, tmp_path):
         config["loss"]["magic"] = 1
         path.write_text(json.dumps({**metadata, "config": json.dumps(config)}))
     with pytest.raises(UserError, match="another version.*loss.magic is unknown"):
-        trained.load(workdir)
+        workdirs.load(workdir)
 
 
 def test_workdirs_without_checkpoints(tmp_path):
     with pytest.raises(UserError, match="There is no workdir"):
-        trained.load(tmp_path / "nowhere")
+        workdirs.load(tmp_path / "nowhere")
     with pytest.raises(UserError, match="holds no checkpoint"):
-        trained.load(tmp_path)
+        workdirs.load(tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from mtl_jax.training import loop
+from mtl_jax import workdirs
 
 pytest_plugins = ("training_fixtures",)
 
@@ -76,7 +76,7 @@ def read_log(workdir):
 
 @pytest.mark.slow
 def test_two_processes_train_like_one(config, compiled, tmp_path):
-    loop.train(config, tmp_path / "one")
+    workdirs.train(config, tmp_path / "one")
     # SLURM's number of the job chooses the port at which the processes meet.
     job = int(np.random.default_rng().integers(4096))
     train_in_two_processes(tmp_path / "two", config, compiled, job)

@@ -12,12 +12,11 @@ import orbax.checkpoint as ocp
 import pytest
 from training_fixtures import BATCH_SIZE, STEPS_PER_EPOCH
 
-from mtl_jax import configuration, tasks
+from mtl_jax import configuration, tasks, workdirs
 from mtl_jax.data import pipeline
 from mtl_jax.data.folds import Fold
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation import evaluate, trained
-from mtl_jax.training import loop
+from mtl_jax.evaluation import evaluate
 from mtl_jax.training import step as steps
 from mtl_jax.training.checkpoints import Checkpoints
 from mtl_jax.training.watch import Watch
@@ -125,7 +124,8 @@ def test_the_task_of_a_loss_that_is_not_finite_is_named(tmp_path, loss):
 KILLED_RUN = """
 import os, pathlib, signal, sys, time
 from mtl_jax import configuration
-from mtl_jax.training import loop, watch
+from mtl_jax.training import watch
+from mtl_jax import workdirs
 config = configuration.from_json(pathlib.Path(sys.argv[1]).read_text())
 workdir = pathlib.Path(sys.argv[2])
 whole = watch.Watch.add
@@ -136,7 +136,7 @@ def add(self, step, metrics):
         os.kill(os.getpid(), signal.SIGKILL)
     whole(self, step, metrics)
 watch.Watch.add = add
-loop.train(config, workdir)
+workdirs.train(config, workdir)
 """
 
 
@@ -157,7 +157,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tiny_run, compiled, tmp_path):
     with (workdir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2')
 
-    loop.train(tiny_run.config, workdir, resume=True)
+    workdirs.train(tiny_run.config, workdir, resume=True)
     assert saved_steps(workdir) == saved_steps(tiny_run.workdir)
     for step in saved_steps(workdir):
         for item in ("model", "optimizer"):
@@ -173,7 +173,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tiny_run, compiled, tmp_path):
 
 
 def test_a_seed_fixes_the_run(glaucoma_run, tmp_path):
-    loop.train(glaucoma_run.config, tmp_path / "again")
+    workdirs.train(glaucoma_run.config, tmp_path / "again")
     assert_identical(
         saved(tmp_path / "again", 18, "model"), saved(glaucoma_run.workdir, 18, "model")
     )
@@ -184,7 +184,7 @@ def test_a_seed_fixes_the_run(glaucoma_run, tmp_path):
 def test_resuming_a_finished_run_changes_nothing(glaucoma_run, tmp_path):
     workdir = glaucoma_run.copy(tmp_path / "run")
     before = contents(workdir)
-    loop.train(glaucoma_run.config, workdir, resume=True)
+    workdirs.train(glaucoma_run.config, workdir, resume=True)
     assert contents(workdir) == before
 
 
@@ -196,7 +196,7 @@ def test_a_workdir_of_another_config_is_refused(glaucoma_run, tmp_path, resume):
     config.optimizer.learning_rate = 0.5
     config.seed = 1
     with pytest.raises(UserError) as caught:
-        loop.train(config, workdir, resume=resume)
+        workdirs.train(config, workdir, resume=resume)
     assert f"{workdir} holds a run of another config" in str(caught.value)
     assert "optimizer.learning_rate, seed)" in str(caught.value)
     assert contents(workdir) == before
@@ -206,14 +206,14 @@ def test_a_workdir_of_this_config_needs_resume(glaucoma_run, tmp_path):
     workdir = glaucoma_run.copy(tmp_path / "run")
     before = contents(workdir)
     with pytest.raises(UserError, match="this config already.*--resume"):
-        loop.train(glaucoma_run.config, workdir)
+        workdirs.train(glaucoma_run.config, workdir)
     assert contents(workdir) == before
 
 
 def test_a_workdir_that_is_a_file(make_config, tmp_path):
     (tmp_path / "run").write_text("x")
     with pytest.raises(UserError, match="run cannot be written.*another workdir"):
-        loop.train(make_config(tasks=("glaucoma",)), tmp_path / "run")
+        workdirs.train(make_config(tasks=("glaucoma",)), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -229,14 +229,14 @@ def test_what_cannot_be_trained_leaves_no_workdir(
     make_config, tmp_path, fields, reason
 ):
     with pytest.raises(UserError, match=reason):
-        loop.train(make_config(fields), tmp_path / "run")
+        workdirs.train(make_config(fields), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_batch_that_the_devices_cannot_share(make_config, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 3)
     with pytest.raises(UserError, match="batch_size is 4, which 3 devices.*multiple"):
-        loop.train(make_config(), tmp_path / "run")
+        workdirs.train(make_config(), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -273,7 +273,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(make_config, tmp_path, monkeypa
     monkeypatch.setattr(pipeline.Table, "take", take)
     workdir = tmp_path / "run"
     with pytest.raises(UserError) as caught:
-        loop.train(config, workdir)
+        workdirs.train(config, workdir)
     message = str(caught.value)
     assert message.startswith(f"The fovea loss of step {stop} is nan;")
     assert f"last good checkpoint: {workdir / 'checkpoints' / str(last)})" in message
@@ -285,7 +285,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(make_config, tmp_path, monkeypa
 
     # Mended, the run goes on from there.
     monkeypatch.undo()
-    loop.train(config, workdir, resume=True)
+    workdirs.train(config, workdir, resume=True)
     assert saved_steps(workdir)[-1] == 24
     assert [row["step"] for row in metric_lines(workdir)] == [
         step for step in range(3, 25, 3) for _ in ("train", "validation")
@@ -302,7 +302,7 @@ def test_parameters_that_are_not_finite_are_not_saved(make_config, tmp_path):
     )
     config.validate_every = 1
     with pytest.raises(UserError, match=r"after step 1 are not finite.*checkpoint: no"):
-        loop.train(config, tmp_path / "run")
+        workdirs.train(config, tmp_path / "run")
     assert saved_steps(tmp_path / "run") == []
 
 
@@ -314,7 +314,7 @@ def test_partial_labels_and_no_validation_split(make_config, folder_data, tmp_pa
     fields["model.dropout"] = 0.8
     config = make_config(fields, num_epochs=6, validate_every=2)
     workdir = tmp_path / "run"
-    loop.train(config, workdir)
+    workdirs.train(config, workdir)
     # Five images are one batch. Without scores, the last two checkpoints stay.
     assert saved_steps(workdir) == [4, 6]
     checkpoints = Checkpoints(workdir)
@@ -332,8 +332,8 @@ def test_partial_labels_and_no_validation_split(make_config, folder_data, tmp_pa
         ] * 3
     assert rows[-1]["train/loss_disc"] < rows[0]["train/loss_disc"]
 
-    model = configuration.create_model(config)
-    optimizer = configuration.create_optimizer(config, 1)
+    model = configuration.build(config).model
+    optimizer = configuration.build(config).optimizer(1)
     fresh = steps.create_train_state(model, optimizer, jax.random.key(0))
     params = saved(workdir, 6, "model")["params"]
     for name in ("glaucoma", "cup", "fovea"):
@@ -354,7 +354,7 @@ def test_interrupted_before_its_first_checkpoint(make_config, tmp_path):
     text = configuration.to_json(config)
     (tmp_path / "run" / "config.json").write_text(text)
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "epoch": 1}\n')
-    loop.train(config, tmp_path / "run")
+    workdirs.train(config, tmp_path / "run")
     assert [row["step"] for row in metric_lines(tmp_path / "run")] == [3, 3]
     assert os.listdir(tmp_path / "run" / "checkpoints") == ["3"]
 
@@ -367,9 +367,9 @@ def test_a_fold_is_trained_validated_and_evaluated(make_config, compiled, tmp_pa
         num_epochs=1,
         validate_every=1,
     )
-    loop.train(config, tmp_path)
+    workdirs.train(config, tmp_path)
     dataset = pipeline.open_dataset(config.data.data_dir, config.data.dataset)
-    ((train, validation),) = pipeline.open_training_splits(dataset, [Fold(1, 3)])
+    train, validation = pipeline.open_training_splits(dataset, Fold(1, 3))
     output, metrics = evaluate.evaluate(tmp_path, split="validation")
     assert metrics["fold"] == "1"
     assert metrics["num_images"]["auc"] == len(validation) in (6, 7)
@@ -378,6 +378,6 @@ def test_a_fold_is_trained_validated_and_evaluated(make_config, compiled, tmp_pa
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     (during,) = (json.loads(x) for x in lines if "validation/auc" in x)
     assert during["validation/auc"] == metrics["auc"]
-    assert trained.load(tmp_path).metadata["num_training_images"] == len(train)
+    assert workdirs.load(tmp_path).metadata["num_training_images"] == len(train)
     # The test split stays whole.
     assert evaluate.evaluate(tmp_path)[1]["num_images"]["auc"] == 6

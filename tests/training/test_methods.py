@@ -12,12 +12,11 @@ import pytest
 from training_fixtures import STEPS_PER_EPOCH
 
 from configs import default
-from mtl_jax import configuration, optim
+from mtl_jax import configuration, optim, workdirs
 from mtl_jax.data.synthetic import write_example
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluate, predict
-from mtl_jax.evaluation.trained import load
-from mtl_jax.training import loop
+from mtl_jax.workdirs import load
 
 pytest_plugins = ("training_fixtures",)
 
@@ -32,7 +31,7 @@ def lines_of(workdir):
 
 def num_parameters(config):
     shapes = jax.eval_shape(
-        configuration.create_model(config).init,
+        configuration.build(config).model.init,
         jax.random.key(0),
         jnp.zeros((1, 32, 32, 3)),
     )
@@ -46,7 +45,7 @@ def test_every_config_file_describes_something(name):
     configuration.check(config)
     for one in configuration.part_configs(config).values() or [config]:
         configuration.check(one, is_part=True)
-        configuration.create_optimizer(one, 10)
+        configuration.build(one).optimizer(10)
     if "_" in name:
         # The first command is the one that runs this file.
         assert f"--config=configs/{name}.py" in module.__doc__
@@ -83,7 +82,7 @@ def test_gradnorm_looks_at_the_deepest_convolution_of_the_encoder(encoder):
     config = default.get_config()
     config.method.name, config.model.encoder = "gradnorm", encoder
     shapes = jax.eval_shape(
-        configuration.create_model(config).init,
+        configuration.build(config).model.init,
         jax.random.key(0),
         jnp.zeros((1, 32, 32, 3)),
     )
@@ -91,7 +90,7 @@ def test_gradnorm_looks_at_the_deepest_convolution_of_the_encoder(encoder):
     params = jax.tree.map(lambda _: np.ones(1, np.float32), shapes["params"])
     deepest = max(k for k in params["encoder"] if k.startswith("block5"))
     assert deepest == {"vgg13": "block5_conv2", "vgg16": "block5_conv3"}[encoder]
-    optimizer = configuration.create_optimizer(config, 10)
+    optimizer = configuration.build(config).optimizer(10)
 
     def loss(slope, params, carry):
         kernel = params["encoder"][deepest]["conv"]["kernel"]
@@ -136,7 +135,7 @@ def test_a_joint_method_trains_and_tells(make_config, compiled, tmp_path):
         num_epochs=2,
         validate_every=2,
     )
-    loop.train(config, tmp_path)
+    workdirs.train(config, tmp_path)
     lines = lines_of(tmp_path)
     assert [x["train/conflicts"] for x in lines if "train/loss_glaucoma" in x] == [0, 0]
     found = [line for line in lines if "interference/norm_glaucoma" in line]
@@ -156,7 +155,7 @@ def test_sequential_methods_by_their_names():
     for name in ("independent", "alternating", "vanilla", "random_grouping"):
         config.method.name = name
         config.optimizer.learning_rate = 0.1
-        optimizer = configuration.create_optimizer(config, 10)
+        optimizer = configuration.build(config).optimizer(10)
         w, _, _, losses = optimizer.update(
             gradients, optimizer.init(jnp.zeros(())), jnp.zeros(())
         )
@@ -174,7 +173,7 @@ def test_states_of_random_grouping_by_their_names(states, number):
     config = default.get_config()
     config.method.name, config.method.num_groups = "random_grouping", 3
     config.method.states = states
-    optimizer = configuration.create_optimizer(config, 10)
+    optimizer = configuration.build(config).optimizer(10)
     moments = optimizer.init(jnp.zeros(5)).slots.inner_state[0]
     assert moments.mu.shape == (number, 5)
 
@@ -232,11 +231,11 @@ def test_single_task_networks_are_one_model(single, tmp_path):
 def test_single_task_networks_resume(single, tmp_path):
     config, workdir = single.config, single.copy(tmp_path / "run")
     with pytest.raises(UserError, match="holds a run of this config already"):
-        loop.train(config, workdir)
+        workdirs.train(config, workdir)
     before = {name: lines_of(workdir / name) for name in ("glaucoma", "fovea")}
-    loop.train(config, workdir, resume=True)
+    workdirs.train(config, workdir, resume=True)
     assert {name: lines_of(workdir / name) for name in before} == before
     other = configuration.from_json(configuration.to_json(config))
     other.optimizer.learning_rate = 0.5
     with pytest.raises(UserError, match="differs in optimizer.learning_rate"):
-        loop.train(other, workdir, resume=True)
+        workdirs.train(other, workdir, resume=True)

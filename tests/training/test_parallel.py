@@ -24,12 +24,12 @@ from mtl_jax import files, optim, tasks
 from mtl_jax.errors import UserError
 from mtl_jax.models import MultiTaskUNet
 from mtl_jax.models.layers import BatchNormNoAverage
-from mtl_jax.training import parallel, together
+from mtl_jax.training import parallel
 from mtl_jax.training import step as steps
 from mtl_jax.training.augment import Augmentation
 from mtl_jax.training.state import TrainState
 
-DEVICES, BATCH_SIZE, STEPS, SIZE, RUNS = 4, 8, 3, 32, 2
+DEVICES, BATCH_SIZE, STEPS, SIZE = 4, 8, 3, 32
 
 # Rows are tasks, columns images; pairs of images share a device. Some devices have no
 # label of a task, and in the second batch nobody has one for the cup.
@@ -241,37 +241,6 @@ def method_losses(axis_name):
     return as_lists(found)
 
 
-def losses_of_runs(axis_name):
-    """Three steps of two runs that see other images, with other labels.
-
-    On several devices both in one program, without devices one after the other.
-    """
-    model = SmallNetwork(dropout=0.3, axis_name=axis_name)
-    optimizer = optim.independent(optax.sgd(3e-3, momentum=0.9), len(tasks.NAMES))
-    step = steps.train_step(model, tasks.build(), optimizer, axis_name=axis_name)
-    states = [
-        fresh_state(model, optimizer).replace(key=jax.random.key(run))
-        for run in range(RUNS)
-    ]
-    histories = [[] for _ in states]
-    if axis_name is None:
-        step = jax.jit(step)
-        for run, state in enumerate(states):
-            for seed in range(STEPS):
-                state, metrics = step(state, make_batch(seed + run))
-                histories[run].append(metrics)
-    else:
-        step = parallel.map_step(together.over_runs(step, RUNS))
-        state = parallel.replicate(together.stack(states))
-        for seed in range(STEPS):
-            batches = [parallel.shard(make_batch(seed + run)) for run in range(RUNS)]
-            state, metrics = step(state, together.stack(batches, axis=1))
-            metrics = parallel.unreplicate(metrics)
-            for run, history in enumerate(histories):
-                history.append(together.part(metrics, run, RUNS))
-    return as_lists(histories)
-
-
 def trips():
     """What there and back makes of some arrays and keys."""
     tree = {
@@ -339,7 +308,6 @@ def compute():
         one = {
             **train_without_devices(),
             "methods": method_losses(None),
-            "runs": losses_of_runs(None),
             "real": real_network_outputs(None),
             "norm": norm_without_averages(None),
         }
@@ -396,18 +364,6 @@ def test_other_methods_have_the_losses_of_one_device(runs, method):
             np.testing.assert_allclose(
                 four[name], one[name], rtol=1e-5, atol=1e-5, err_msg=f"{step} {name}"
             )
-
-
-def test_runs_of_one_program_have_the_losses_they_have_alone(runs):
-    for one, four in zip(runs.one["runs"], runs.four["runs"], strict=True):
-        for alone, found in zip(one, four, strict=True):
-            assert set(found) == set(alone)
-            for name, values in alone.items():
-                np.testing.assert_allclose(
-                    found[name], values, rtol=1e-5, atol=1e-5, err_msg=name
-                )
-    first, second = np.array([[m["loss"] for m in run] for run in runs.one["runs"]])
-    assert (first != second).any(-1).all()
 
 
 def test_all_devices_have_the_same_state_and_metrics(runs):
@@ -467,7 +423,6 @@ if __name__ == "__main__":
                 "trips": trips(),
                 "refusals": refusals(),
                 "methods": method_losses(parallel.AXIS),
-                "runs": losses_of_runs(parallel.AXIS),
                 "real": real_network_outputs(parallel.AXIS),
                 "norm": norm_without_averages(parallel.AXIS),
                 **train_on_all_devices(),

@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 
 from configs import refuge_res34_unet
-from mtl_jax import configuration
+from mtl_jax import configuration, workdirs
 from mtl_jax.data import pipeline, synthetic
 from mtl_jax.data.synthetic import write_example
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation import evaluate, postprocess, predict
-from mtl_jax.evaluation.trained import TrainedNetwork, _join, encoder_of, load
-from mtl_jax.evaluation.vcdr import VcdrClassifier
-from mtl_jax.training import loop, views
+from mtl_jax.evaluation import evaluate, predict
+from mtl_jax.inference import postprocess
+from mtl_jax.inference.vcdr import VcdrClassifier
+from mtl_jax.training import views
+from mtl_jax.workdirs import TrainedNetwork, encoder_of, load
+from mtl_jax.workdirs._trained import _join
 
 pytest_plugins = ("training_fixtures",)
 
@@ -49,7 +51,7 @@ def test_the_config_of_the_paper_describes_two_unets():
     assert (crop.view.kind, tuple(crop.tasks)) == ("disc", ("disc", "cup"))
     for one in (whole, crop):
         configuration.check(one, is_part=True)
-        assert configuration.create_model(one).encoder == "resnet34"
+        assert configuration.build(one).model.encoder == "resnet34"
         assert one.view.size == 256
 
 
@@ -111,7 +113,7 @@ def test_one_stage_alone_is_no_model(run, tmp_path):
         load(half)
     # What is left of the training is done, and the rest left alone.
     before = (half / "whole/metrics.jsonl").read_text()
-    loop.train(run.config, half, resume=True)
+    workdirs.train(run.config, half, resume=True)
     assert (half / "whole/metrics.jsonl").read_text() == before
     assert load(half).checkpoint == "18-18"
 
@@ -146,7 +148,7 @@ def test_what_cannot_begin_leaves_no_trace(run, tmp_path):
         config = copy.deepcopy(run.config)
         config.update_from_flattened_dict({field: str(tmp_path / "nowhere")})
         with pytest.raises(UserError, match="nowhere"):
-            loop.train(config, tmp_path / "run")
+            workdirs.train(config, tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
 
@@ -157,7 +159,7 @@ def test_a_view_does_not_make_two_stages(make_config):
     )
     members = [
         TrainedNetwork(
-            config=one,
+            experiment=configuration.build(one),
             checkpoint="1",
             metadata={"seconds_per_step": 1.0},
             image_size=SIZE,
@@ -182,5 +184,5 @@ def test_images_that_the_encoder_cannot_halve(make_config, synthetic_data, tmp_p
     )
     config.data.dataset = f"synthetic_fundus/{version_dir.parent.name}"
     with pytest.raises(UserError, match="has images of 48 pixels.*multiple of 32"):
-        loop.train(config, tmp_path / "run")
+        workdirs.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

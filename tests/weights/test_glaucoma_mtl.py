@@ -15,12 +15,12 @@ from original_program import original_logits, original_network
 from sklearn.linear_model import LogisticRegression
 
 from configs import refuge_authors
-from mtl_jax import configuration, weights
+from mtl_jax import configuration, weights, workdirs
 from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation import evaluate, scoring, trained
-from mtl_jax.evaluation.vcdr import VcdrClassifier
-from mtl_jax.training import imported, loop
+from mtl_jax.evaluation import evaluate
+from mtl_jax.inference import scoring
+from mtl_jax.inference.vcdr import VcdrClassifier
 from mtl_jax.weights import tensors
 
 pytest_plugins = ("training_fixtures",)
@@ -88,14 +88,14 @@ def test_a_checkpoint_becomes_a_workdir_with_the_original_logits(
     assert first.startswith("logistic regression on the cup-to-disc ratio: coeff")
     assert f"scripts/evaluate.py --workdir={tmp_path / 'run'}" in last
 
-    network = trained.load(tmp_path / "run")
+    network = workdirs.load(tmp_path / "run")
     assert network.metadata["imported"] == {
         "source": "checkpoint.pth",
         "epoch": 120,
         "n_iter": 6000,
     }
     assert network.num_parameters == 17_268_036
-    authors = configuration.create_post_processing(refuge_authors.get_config())
+    authors = configuration.build(refuge_authors.get_config()).post
     assert network.post == authors
     assert network.post.pixel_origin == "corner"
     assert network.classifier == pytest.approx(numbers_of(regression))
@@ -290,7 +290,7 @@ def test_files_of_something_else_are_named(torch, original, checkpoint, tmp_path
 
 
 def small_network(config, random_variables, classifier=None):
-    params = random_variables(configuration.create_model(config))["params"]
+    params = random_variables(configuration.build(config).model)["params"]
     return weights.OriginalNetwork(params, classifier, "small.pth", 7, None, ())
 
 
@@ -303,11 +303,11 @@ def test_a_missing_classifier_is_fitted_at_the_first_evaluation(
 ):
     config = of_the_authors(make_config)
     network = small_network(config, random_variables)
-    imported.write_workdir(tmp_path / "run", config, network, 32)
-    assert trained.load(tmp_path / "run").classifier is None
+    workdirs.write_imported(tmp_path / "run", config, network, 32)
+    assert workdirs.load(tmp_path / "run").classifier is None
     _, metrics = evaluate.evaluate(tmp_path / "run")
     assert metrics["num_images"]["auc"] == 6
-    found = trained.load(tmp_path / "run").classifier
+    found = workdirs.load(tmp_path / "run").classifier
     table = pipeline.open_split(pipeline.open_dataset(*synthetic_data), "train")
     assert found == scoring.fit_vcdr_classifier(table, 1.0)
     assert (
@@ -324,21 +324,21 @@ def test_training_goes_on_from_it(make_config, random_variables, tmp_path):
         make_config, tasks=("glaucoma",), num_epochs=2, validate_every=1
     )
     network = small_network(config, random_variables)
-    imported.write_workdir(tmp_path / "run", config, network, 32)
+    workdirs.write_imported(tmp_path / "run", config, network, 32)
     with pytest.raises(UserError, match="go on with it by --resume"):
-        loop.train(config, tmp_path / "run")
+        workdirs.train(config, tmp_path / "run")
     config.optimizer.learning_rate = 1e-30
     configuration.check(config)
     (tmp_path / "run/config.json").write_text(configuration.to_json(config))
-    loop.train(config, tmp_path / "run", resume=True)
-    ((_, variables),) = trained.load(tmp_path / "run", "latest").networks
+    workdirs.train(config, tmp_path / "run", resume=True)
+    ((_, variables),) = workdirs.load(tmp_path / "run", "latest").networks
     # So small a learning rate moves nothing: what was trained is what was imported.
     jax.tree.map(
         lambda ours, theirs: np.testing.assert_allclose(ours[0], theirs, atol=1e-20),
         variables["params"],
         network.params,
     )
-    assert trained.load(tmp_path / "run", "latest").checkpoint == "6"
+    assert workdirs.load(tmp_path / "run", "latest").checkpoint == "6"
 
 
 def test_a_config_of_another_network_is_refused(
@@ -354,7 +354,7 @@ def test_a_config_of_another_network_is_refused(
     ):
         other = make_config({"model.norm": "batch_no_average", **fields})
         with pytest.raises(UserError, match=said):
-            imported.write_workdir(tmp_path / "run", other, network, 32)
+            workdirs.write_imported(tmp_path / "run", other, network, 32)
     with pytest.raises(UserError, match="multiple of 16"):
-        imported.write_workdir(tmp_path / "run", config, network, 100)
+        workdirs.write_imported(tmp_path / "run", config, network, 100)
     assert not (tmp_path / "run").exists()

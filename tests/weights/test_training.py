@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import weight_files
 
-from mtl_jax import configuration, weights
+from mtl_jax import configuration, weights, workdirs
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation import trained
 from mtl_jax.models import MultiTaskUNet
-from mtl_jax.training import loop, parallel
+from mtl_jax.training import parallel
 
 pytest_plugins = ("training_fixtures",)
 
@@ -66,14 +65,14 @@ def test_training_starts_from_it_and_evaluation_normalises(
     tiny_run, make_config, tmp_path
 ):
     """By an encoder of a run here: public files have 256 times its parameters."""
-    encoder = trained.encoder_of(trained.load(tiny_run.workdir))
+    encoder = workdirs.encoder_of(workdirs.load(tiny_run.workdir))
     weights.save(encoder, tmp_path / "own")
     config = make(make_config, tmp_path / "own")
-    loop.train(config, tmp_path / "run")
+    workdirs.train(config, tmp_path / "run")
     shutil.rmtree(tmp_path / "own")
     # What the run needs of the weights is in its checkpoint.
-    loop.train(config, tmp_path / "run", resume=True)
-    network = trained.load(tmp_path / "run")
+    workdirs.train(config, tmp_path / "run", resume=True)
+    network = workdirs.load(tmp_path / "run")
     ((_, variables),) = network.networks
     variables = parallel.unreplicate(variables)
     jax.tree.map(
@@ -100,7 +99,7 @@ def test_weights_that_do_not_fit_leave_no_trace(place, make_config, tmp_path):
         fields = {"model.width": 1.0, **fields}
         config = make(make_config, place / "imported", fields)
         with pytest.raises(UserError, match=said):
-            loop.train(config, tmp_path / "run")
+            workdirs.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -122,20 +121,20 @@ def test_when_images_are_normalised(pretrained, normalize, wanted, make_config):
         }
     )
     configuration.check(config)
-    assert configuration.create_model(config).normalize_input is wanted
+    assert configuration.build(config).model.normalize_input is wanted
 
 
 def test_an_encoder_of_a_run_of_this_project(
     tiny_run, glaucoma_run, random_variables, tmp_path
 ):
-    network = trained.load(tiny_run.workdir)
-    weights.save(trained.encoder_of(network), tmp_path / "own")
+    network = workdirs.load(tiny_run.workdir)
+    weights.save(workdirs.encoder_of(network), tmp_path / "own")
     encoder = weights.load(tmp_path / "own")
     assert (encoder.encoder, encoder.norm, encoder.width) == ("vgg13", "batch", 1 / 16)
     with pytest.raises(UserError, match="width is 0.5, but .* set it to 0.0625"):
         weights.check_suitable(encoder, "vgg13", "batch", 0.5)
     weights.check_suitable(encoder, "vgg13", "batch", 1 / 16)
-    model = configuration.create_model(glaucoma_run.config)
+    model = configuration.build(glaucoma_run.config).model
     fresh = random_variables(model)
     params, batch_stats = weights.start_from(
         encoder, fresh["params"], fresh["batch_stats"]

@@ -7,9 +7,9 @@ import numpy as np
 from scipy.special import expit
 
 from mtl_jax.data import geometry
-from mtl_jax.evaluation import postprocess, vcdr
-from mtl_jax.evaluation.postprocess import PAPER, PostProcessing
-from mtl_jax.evaluation.vcdr import VcdrClassifier
+from mtl_jax.inference import postprocess, vcdr
+from mtl_jax.inference.postprocess import PAPER, PostProcessing
+from mtl_jax.inference.vcdr import VcdrClassifier
 
 # Grey values of a mask that shows both, as REFUGE has them.
 CUP, RIM, BACKGROUND = 0, 128, 255

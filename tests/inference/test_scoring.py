@@ -5,9 +5,9 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from mtl_jax.data import pipeline
-from mtl_jax.evaluation import scoring
-from mtl_jax.evaluation.prediction import Prediction
-from mtl_jax.evaluation.vcdr import VcdrClassifier
+from mtl_jax.inference import scoring
+from mtl_jax.inference.prediction import Prediction
+from mtl_jax.inference.vcdr import VcdrClassifier
 
 pytest_plugins = ("training_fixtures",)
 

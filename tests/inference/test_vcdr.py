@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtl_jax.evaluation import vcdr
+from mtl_jax.inference import vcdr
 
 
 def sample(seed, size=60):

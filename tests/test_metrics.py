@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mtl_jax.evaluation import metrics
+from mtl_jax import metrics
 
 # The machines that run this are shared, so that no example has a time limit.
 FAST = settings(deadline=None, max_examples=50)

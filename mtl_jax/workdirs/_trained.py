@@ -7,21 +7,21 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tensorflow_datasets as tfds
 
 from mtl_jax import configuration, files, weights
 from mtl_jax.data import folds, pipeline
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation import postprocess, scoring
-from mtl_jax.evaluation.postprocess import PostProcessing
-from mtl_jax.evaluation.scoring import Batch, Logits
-from mtl_jax.evaluation.vcdr import VcdrClassifier
+from mtl_jax.inference import postprocess, scoring
+from mtl_jax.inference.postprocess import PostProcessing
+from mtl_jax.inference.scoring import Batch, Logits
+from mtl_jax.inference.vcdr import VcdrClassifier
 from mtl_jax.models import unet
-from mtl_jax.training import parallel, views, workdir
+from mtl_jax.training import parallel, views
 from mtl_jax.training.checkpoints import Checkpoints
 from mtl_jax.training.step import evaluation_step
+from mtl_jax.workdirs._claim import networks
 
 # Of an imported network, what was fitted here.
 _CLASSIFIER = "vcdr_classifier.json"
@@ -37,9 +37,10 @@ class TrainedNetwork:
     first one found the optic disc.
 
     Attributes:
-      config: of the run.
+      experiment: what the run's config describes; of several networks the first one's
+        objects, with a config of all tasks.
       checkpoint: the step it was read from; of several networks, theirs.
-      metadata: of the checkpoint, see `training.member`.
+      metadata: of the checkpoint, see `workdirs.train`.
       image_size: pixels a side of the images it was trained on.
       batch_size: images at a time.
       classifier: on the vertical cup-to-disc ratio, fitted on the training split.
@@ -47,7 +48,7 @@ class TrainedNetwork:
       networks: pairs of a function mapped over the devices, and its variables there.
     """
 
-    config: configuration.Config
+    experiment: configuration.Experiment
     checkpoint: str
     metadata: dict[str, Any]
     image_size: int
@@ -57,9 +58,14 @@ class TrainedNetwork:
     networks: tuple[tuple[Any, Any], ...]
 
     @property
+    def config(self) -> configuration.Config:
+        """Of the run."""
+        return self.experiment.config
+
+    @property
     def post(self) -> PostProcessing:
-        """How its maps are read."""
-        return configuration.create_post_processing(self.config)
+        """How its maps become masks and points."""
+        return self.experiment.post
 
     def __call__(self, batch: Batch) -> tuple[Logits, dict[str, Any]]:
         """Logits and losses of a batch of `batch_size` images."""
@@ -97,7 +103,7 @@ def load(place: pathlib.Path, checkpoint: str = "best") -> TrainedNetwork:
     place = pathlib.Path(place)
     if not place.is_dir():
         raise UserError(f"There is no workdir {place}; name that of a trained run.")
-    folders = workdir.networks(place)
+    folders = networks(place)
     if not folders:
         raise UserError(f"{place} holds no checkpoint; name the workdir of a run.")
     stages = [folder.name for folder in folders if folder != place]
@@ -117,7 +123,7 @@ def load_task(place: pathlib.Path, task: str) -> TrainedNetwork | None:
     Raises:
       UserError: if a checkpoint cannot be read.
     """
-    for folder in workdir.networks(pathlib.Path(place)):
+    for folder in networks(pathlib.Path(place)):
         network = _load_one(folder, "best")
         if task in network.config.tasks:
             return network
@@ -128,34 +134,28 @@ def _load_one(folder: pathlib.Path, checkpoint: str) -> TrainedNetwork:
     checkpoints = Checkpoints(folder, read_only=True)
     step = _step_of(checkpoints, folder, checkpoint)
     metadata = checkpoints.restore_metadata(step)
-    config = configuration.stored(metadata["config"])
+    config = configuration.from_json(metadata["config"])
     try:
         configuration.check(config, is_part=True)
     except UserError as error:
         raise UserError(
             f"{checkpoints.path(step)} is of another version of mtl_jax: {error}"
         ) from error
-    model = configuration.create_model(config)
-    shapes = jax.eval_shape(
-        model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3), jnp.float32)
-    )
-    shapes = {"batch_stats": {}, **shapes}
-    variables = checkpoints.restore_model(step, shapes)
+    experiment = configuration.build(config)
+    variables = checkpoints.restore_model(step, experiment.variable_shapes())
     checkpoints.close()
     classifier = metadata["vcdr_classifier"]
     if classifier is None and (folder / _CLASSIFIER).exists():
         classifier = _read_classifier(folder / _CLASSIFIER)
     devices = jax.local_device_count()
-    step_function = evaluation_step(
-        model, configuration.create_tasks(config), configuration.create_view(config)
-    )
+    step_function = evaluation_step(experiment.model, experiment.tasks, experiment.view)
     return TrainedNetwork(
-        config=config,
+        experiment=experiment,
         checkpoint=str(step),
         metadata=metadata,
         image_size=metadata["image_size"],
         batch_size=-(-config.batch_size // devices) * devices,
-        classifier=classifier and _classifier_of(checkpoints.path(step), classifier),
+        classifier=classifier and VcdrClassifier(**classifier),
         num_parameters=sum(x.size for x in jax.tree.leaves(variables["params"])),
         networks=(
             (parallel.map_evaluation(step_function), parallel.replicate(variables)),
@@ -188,14 +188,6 @@ def encoder_of(network: TrainedNetwork) -> weights.Encoder:
         width=model.width,
         source=f"checkpoint {network.checkpoint}",
     )
-
-
-def _classifier_of(path: pathlib.Path, numbers: dict[str, float]) -> VcdrClassifier:
-    if set(numbers) != set(VcdrClassifier._fields):
-        raise UserError(
-            f"{path} is of another version of mtl_jax; train again, or import again."
-        )
-    return VcdrClassifier(**numbers)
 
 
 def _read_classifier(path: pathlib.Path) -> dict[str, float]:
@@ -256,7 +248,7 @@ def _join(members: list[TrainedNetwork]) -> TrainedNetwork:
     config.tasks = tuple(dict.fromkeys(tasks))
     return dataclasses.replace(
         first,
-        config=config,
+        experiment=dataclasses.replace(first.experiment, config=config),
         # As in the paper, Res34-Unet says nothing of glaucoma.
         classifier=None if is_two_stage else first.classifier,
         checkpoint="-".join(member.checkpoint for member in members),

@@ -9,7 +9,7 @@ import numpy as np
 from mtl_jax import configuration, files
 from mtl_jax.data import schema
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation.vcdr import VcdrClassifier
+from mtl_jax.inference.vcdr import VcdrClassifier
 from mtl_jax.training.checkpoints import Checkpoints
 from mtl_jax.weights.glaucoma_mtl import OriginalNetwork
 
@@ -22,7 +22,7 @@ _NEEDED = {
 }
 
 
-def write_workdir(
+def write_imported(
     workdir: pathlib.Path,
     config: configuration.Config,
     network: OriginalNetwork,
@@ -70,7 +70,7 @@ def write_network(
     classifier: VcdrClassifier | None = None,
     origin: dict[str, Any],
 ) -> None:
-    """Writes a workdir whose checkpoint 0 is a network; see `write_workdir`.
+    """Writes a workdir whose checkpoint 0 is a network; see `write_imported`.
 
     Args:
       workdir: to write, whole or not at all.
@@ -115,10 +115,7 @@ def _check_config(config: configuration.Config, network: OriginalNetwork) -> Non
                 f"config.{field} is {config[part][name]!r}, but the network of "
                 f"{network.source} needs {value!r}; see configs/refuge_authors.py."
             )
-    model = configuration.create_model(config)
-    shapes = jax.eval_shape(
-        model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")
-    )
+    shapes = configuration.build(config).variable_shapes()
     theirs = jax.tree.map(np.shape, network.params)
     if jax.tree.map(lambda x: x.shape, shapes["params"]) != theirs:
         raise UserError(

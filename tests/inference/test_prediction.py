@@ -4,13 +4,13 @@ import math
 import numpy as np
 import pytest
 
-from mtl_jax.evaluation.prediction import (
+from mtl_jax.inference.prediction import (
     Prediction,
     cup_to_disc_ratio,
     grey_mask,
     interpret,
 )
-from mtl_jax.evaluation.vcdr import VcdrClassifier
+from mtl_jax.inference.vcdr import VcdrClassifier
 
 CLASSIFIER = VcdrClassifier(coefficient=8.0, intercept=-3.0, prior=0.25)
 

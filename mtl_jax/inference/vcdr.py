@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import expit
 
-from mtl_jax.evaluation.metrics import has_both_classes
+from mtl_jax.metrics import has_both_classes
 
 
 class VcdrClassifier(NamedTuple):

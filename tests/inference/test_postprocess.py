@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mtl_jax.evaluation import postprocess
+from mtl_jax.inference import postprocess
 
 # The machines that run this are shared, so that no example has a time limit.
 FAST = settings(deadline=None, max_examples=50)

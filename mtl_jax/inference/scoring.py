@@ -6,12 +6,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from mtl_jax import metrics
 from mtl_jax.data import geometry, pipeline
 from mtl_jax.data.schema import LABELS
 from mtl_jax.errors import NotFinite
-from mtl_jax.evaluation import metrics, vcdr
-from mtl_jax.evaluation.postprocess import PAPER, PostProcessing
-from mtl_jax.evaluation.prediction import (
+from mtl_jax.inference import vcdr
+from mtl_jax.inference.postprocess import PAPER, PostProcessing
+from mtl_jax.inference.prediction import (
     Prediction,
     cup_to_disc_ratio,
     interpret,

@@ -1,0 +1,187 @@
+"""From a config to the objects it describes."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtl_jax import optim, tasks
+from mtl_jax.configuration.values import DTYPES, Config
+from mtl_jax.data import folds
+from mtl_jax.inference.postprocess import PostProcessing
+from mtl_jax.models import MultiTaskUNet
+from mtl_jax.models.encoders import ENCODERS
+from mtl_jax.training import parallel, views
+from mtl_jax.training.augment import Augmentation
+from mtl_jax.training.step import Augment, Optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """All objects that a config describes.
+
+    Attributes:
+      config: as it was given.
+      tasks: to train, in the order of `tasks.NAMES`.
+      model: the network, with a head for each task; its training step is mapped over
+        devices, see `training.parallel`.
+      augment: applied to training images; None for nothing.
+      view: the part of an image that the network sees; None for the whole image.
+      post: how the network's maps become masks and points.
+      fold: how training and validation are divided; None for the data set's splits.
+    """
+
+    config: Config
+    tasks: tuple[tasks.Task, ...]
+    model: MultiTaskUNet
+    augment: Augment | None
+    view: views.View | None
+    post: PostProcessing
+    fold: folds.Fold | None
+
+    def variable_shapes(self) -> dict[str, Any]:
+        """Shapes and dtypes of the network's `params` and `batch_stats`."""
+        images = jnp.zeros((1, 32, 32, 3))
+        shapes = jax.eval_shape(self.model.init, jax.random.key(0), images)
+        return {"batch_stats": {}, **shapes}
+
+    def optimizer(self, steps_per_epoch: int) -> Optimizer:
+        """The method's optimizer.
+
+        The peak of the learning rate is part of the state, so that runs of several
+        rates share a compiled program. Its schedule counts the steps of that state. The
+        epochs in which the encoder is frozen are those of the training.
+
+        Args:
+          steps_per_epoch: of the training.
+        """
+        config = self.config
+
+        def with_peak(learning_rate):
+            schedule = _schedule(config, steps_per_epoch, learning_rate)
+            return getattr(optax, config.optimizer.name)(schedule)
+
+        tx = optax.inject_hyperparams(with_peak)(config.optimizer.learning_rate)
+        frozen = round(config.optimizer.freeze_encoder_epochs * steps_per_epoch)
+        scale = config.optimizer.encoder_learning_rate_scale
+        if not frozen and scale == 1:
+            return _method(config, tx)
+
+        def at_step(count):
+            # After the optimizer, whose moving averages see the gradients all the same.
+            encoder = optim.scale_where(
+                lambda path: path.startswith("encoder/"),
+                jnp.where(count < frozen, 0, scale),
+            )
+            return _method(config, optax.chain(tx, encoder))
+
+        return optim.by_step(at_step)
+
+
+def build(config: Config) -> Experiment:
+    """Makes the objects of a config that `check` has passed."""
+    chosen = tasks.build(
+        config.tasks,
+        focal_gamma=config.loss.focal_gamma,
+        fovea_sigma=config.loss.fovea_sigma,
+        fovea_reduction=config.loss.fovea_reduction,
+        fovea_peak=config.loss.fovea_peak,
+    )
+    view = views.View(**config.view) if config.view.kind else None
+    return Experiment(
+        config=config,
+        tasks=chosen,
+        model=_model(config, chosen),
+        augment=_augment(Augmentation(**config.augmentation), view),
+        view=view,
+        post=PostProcessing(
+            connectivity=config.evaluation.connectivity,
+            empty=config.evaluation.empty,
+            vcdr=config.evaluation.vcdr,
+            pixel_origin=config.data.pixel_origin,
+        ),
+        fold=_fold(config),
+    )
+
+
+def _model(config: Config, heads: tuple[tasks.Task, ...]) -> MultiTaskUNet:
+    normalize = config.model.normalize_input
+    if normalize == "auto":
+        normalize = "on" if config.model.pretrained else "off"
+    return MultiTaskUNet(
+        encoder=config.model.encoder,
+        width=config.model.width,
+        classification_heads=tuple(t.name for t in heads if not t.is_dense),
+        dense_heads=tuple(t.name for t in heads if t.is_dense),
+        norm=config.model.norm,
+        norm_momentum=config.model.norm_momentum,
+        init_scheme=config.model.init,
+        dropout=config.model.dropout,
+        normalize_input=normalize == "on",
+        dtype=DTYPES[config.model.dtype],
+        axis_name=parallel.AXIS,
+    )
+
+
+def _fold(config: Config) -> folds.Fold | None:
+    data = config.data
+    if data.fold == "official":
+        return None
+    return folds.Fold(int(data.fold), data.num_folds, data.fold_seed, data.folds)
+
+
+def _augment(augmentation: Augmentation, view: views.View | None) -> Augment | None:
+    if view is None:
+        return augmentation or None
+
+    def augment(key, batch, index):
+        view_key, key = jax.random.split(key)
+        return augmentation(key, view(view_key, batch, index), index)
+
+    return augment if augmentation else view
+
+
+def _method(config: Config, tx: optax.GradientTransformation) -> Optimizer:
+    """The way of combining the tasks' gradients that takes steps by `tx`."""
+    method, num_tasks = config.method, len(config.tasks)
+    # Not the key of the training step, which is split from the same seed.
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    last_kernel = ENCODERS[config.model.encoder].last_kernel
+    create = {
+        "independent": lambda: optim.independent(tx, num_tasks),
+        "alternating": lambda: optim.alternating(tx),
+        # One group of all tasks: one backward pass of the sum.
+        "vanilla": lambda: optim.random_grouping(tx, 1, key),
+        "random_grouping": lambda: optim.random_grouping(
+            tx, method.num_groups, key, states=method.states, num_tasks=num_tasks
+        ),
+        "per_task": lambda: optim.per_task(tx, num_tasks),
+        "pcgrad": lambda: optax.chain(optim.pcgrad(key), tx),
+        "gradnorm": lambda: optim.weighted(
+            optim.gradnorm_weighting(
+                num_tasks,
+                method.gradnorm_alpha,
+                method.gradnorm_learning_rate,
+                shared=lambda path: path == last_kernel,
+            ),
+            tx,
+        ),
+    }
+    return create[method.name]()
+
+
+def _schedule(config: Config, steps_per_epoch: int, peak: jax.Array) -> optax.Schedule:
+    warmup = round(config.optimizer.warmup_epochs * steps_per_epoch)
+    steps = max(config.num_epochs * steps_per_epoch - warmup, 1)
+    after = {
+        "constant": lambda: optax.constant_schedule(peak),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, steps),
+        "linear": lambda: optax.linear_schedule(peak, 0.0, steps),
+    }[config.optimizer.schedule]()
+    if not warmup:
+        return after
+    # The first step already moves.
+    rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
+    return optax.join_schedules([rise, after], [warmup])

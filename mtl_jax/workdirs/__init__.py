@@ -1,0 +1,29 @@
+"""Workdirs: the folders that networks are trained into and read back from.
+
+A workdir holds one network, or, if its method trains several, a folder for each.
+"""
+
+from mtl_jax.workdirs._claim import claim
+from mtl_jax.workdirs._imported import CONTENTS, write_imported, write_network
+from mtl_jax.workdirs._train import load_pretrained, train
+from mtl_jax.workdirs._trained import (
+    TrainedNetwork,
+    encoder_of,
+    fit_missing_classifier,
+    load,
+    load_task,
+)
+
+__all__ = [
+    "CONTENTS",
+    "TrainedNetwork",
+    "claim",
+    "encoder_of",
+    "fit_missing_classifier",
+    "load",
+    "load_pretrained",
+    "load_task",
+    "train",
+    "write_imported",
+    "write_network",
+]

@@ -1,0 +1,172 @@
+"""Trains what a config describes into a workdir."""
+
+import contextlib
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from mtl_jax import configuration, weights
+from mtl_jax.data import pipeline
+from mtl_jax.errors import UserError
+from mtl_jax.inference import scoring
+from mtl_jax.inference.vcdr import VcdrClassifier
+from mtl_jax.training import parallel
+from mtl_jax.training import step as steps
+from mtl_jax.training.checkpoints import Checkpoints
+from mtl_jax.training.loop import Network, Training, Validate, fit
+from mtl_jax.training.metric_log import MetricLog
+from mtl_jax.training.state import TrainState
+from mtl_jax.workdirs._claim import claim
+
+
+def train(
+    config: configuration.Config, workdir: pathlib.Path, *, resume: bool = False
+) -> None:
+    """Trains the network of a config, or each of its networks in turn.
+
+    Args:
+      config: as in `configs/default.py`.
+      workdir: gets `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`; with
+        a method of several networks, a folder with these for each.
+      resume: go on from the latest checkpoint of this workdir, if there is one.
+
+    Raises:
+      UserError: for an unsuitable config, data set or workdir.
+      NotFinite: if a loss or a parameter is not finite.
+    """
+    configuration.check(config)
+    parallel.check_batch_size(config.batch_size)
+    workdir = pathlib.Path(workdir)
+    parts = configuration.part_configs(config)
+    if not parts:
+        _train_network(config, workdir, lambda: claim(workdir, config, resume))
+    for number, (name, part) in enumerate(parts.items()):
+
+        def claim_folders(number=number, name=name, part=part):
+            # The first network's data and weights are those of all networks: they are
+            # looked at before the run leaves a trace.
+            if number == 0:
+                claim(workdir, config, resume)
+            # A network that is finished is found finished.
+            claim(workdir / name, part, resume=True)
+
+        _train_network(part, workdir / name, claim_folders)
+
+
+def load_pretrained(config: configuration.Config) -> weights.Encoder | None:
+    """The weights that the encoder starts from; None if it starts from scratch.
+
+    Raises:
+      UserError: if the config's folder has none, or they do not fit the network.
+    """
+    if not config.model.pretrained:
+        return None
+    encoder = weights.load(pathlib.Path(config.model.pretrained))
+    model = config.model
+    weights.check_suitable(encoder, model.encoder, model.norm, model.width)
+    return encoder
+
+
+def _train_network(
+    config: configuration.Config, folder: pathlib.Path, claim_folder: Callable[[], None]
+) -> None:
+    """Trains one network; its folder is claimed when all else is found in order."""
+    experiment = configuration.build(config)
+    dataset = pipeline.open_dataset(config.data.data_dir, config.data.dataset)
+    side = pipeline.image_size(dataset)
+    train, validation = pipeline.open_training_splits(
+        dataset, experiment.fold, config.data.pixel_origin
+    )
+    if experiment.view is None:
+        configuration.check_image_size(config, side, f"{train.name} has images of")
+    steps_per_epoch = pipeline.steps_per_epoch(train, config.batch_size)
+    training = Training(
+        model=experiment.model,
+        tasks=experiment.tasks,
+        optimizer=experiment.optimizer(steps_per_epoch),
+        augment=experiment.augment,
+        view=experiment.view,
+        batch_size=config.batch_size,
+        steps_per_epoch=steps_per_epoch,
+        num_epochs=config.num_epochs,
+        validate_every=config.validate_every,
+        interference_every=config.interference_every,
+    )
+    latest = Checkpoints(folder, read_only=True).latest()
+    pretrained = load_pretrained(config) if latest is None else None
+    claim_folder()
+    with contextlib.closing(Checkpoints(folder)) as checkpoints:
+        if latest is not None:
+            _check_data(train, checkpoints.restore_metadata(latest))
+            if latest >= config.num_epochs * steps_per_epoch:
+                # Finished; that it can be read is all there is to find out.
+                checkpoints.restore_model(latest, experiment.variable_shapes())
+                return
+        batches = pipeline.training_batches(train, config.batch_size, config.seed)
+        state = _initial_state(config.seed, training, pretrained)
+        if latest is not None:
+            state = checkpoints.restore(latest, state, batches)
+        classifier = None
+        # The second of two stages says nothing of glaucoma.
+        if config.view.kind != "disc":
+            classifier = scoring.fit_vcdr_classifier(
+                train, config.evaluation.vcdr_C, experiment.post
+            )
+        metadata = {
+            "config": configuration.to_json(config),
+            "image_size": side,
+            "num_training_images": len(train),
+            "vcdr_classifier": classifier and classifier._asdict(),
+        }
+        validate = _validation(experiment, validation, classifier, side)
+        log = MetricLog(folder, int(state.step), silent=not parallel.is_first_process())
+        with contextlib.closing(log):
+            fit(training, state, batches, checkpoints, log, validate, metadata)
+
+
+def _initial_state(
+    seed: int, training: Training, pretrained: weights.Encoder | None
+) -> TrainState:
+    state = steps.create_train_state(
+        training.model, training.optimizer, jax.random.key(seed)
+    )
+    if pretrained is None:
+        return state
+    params, batch_stats = weights.start_from(
+        pretrained, state.params, state.batch_stats
+    )
+    return state.replace(params=params, batch_stats=batch_stats)
+
+
+def _check_data(train: pipeline.Table, saved: Mapping[str, Any]) -> None:
+    """Refuses to go on with other data than the run began with."""
+    if saved["num_training_images"] not in (None, len(train)):
+        raise UserError(
+            f"{train.name} has {len(train)} images, but this run began with "
+            f"{saved['num_training_images']}; name another workdir."
+        )
+
+
+def _validation(
+    experiment: configuration.Experiment,
+    table: pipeline.Table | None,
+    classifier: VcdrClassifier | None,
+    image_size: int,
+) -> Validate:
+    """Scores a network on the validation split, if there is one."""
+    config = experiment.config
+
+    def validate(network: Network) -> dict[str, float | None]:
+        if table is None:
+            return {}
+        rows = scoring.score_split(
+            network, table, config.batch_size, classifier, post=experiment.post
+        )
+        summary = scoring.summarize(rows)
+        del summary["num_images"]
+        score = scoring.score_of(summary, config.evaluation.score, image_size)
+        return {**summary, "score": score}
+
+    return validate
