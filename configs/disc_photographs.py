@@ -14,11 +14,11 @@ On 32 such photographs this took 12 minutes on two CPU cores and reached a disc 
 0.875 on 10 others at native resolution (`scripts/evaluate.py --resolution=native`).
 """
 
-from configs import default
+from mtl_jax.configuration import defaults
 
 
-def get_config():
-    config = default.get_config()
+def get_config(words=""):
+    config = defaults.get_config()
     config.tasks = ("disc",)
     config.model.encoder = "vgg13"
     config.model.width = 0.25
@@ -36,4 +36,4 @@ def get_config():
     config.augmentation.contrast = 0.3
     config.augmentation.colour = 0.1
     config.augmentation.illumination = 0.3
-    return config
+    return defaults.apply_words(config, words, {})

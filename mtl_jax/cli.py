@@ -57,6 +57,9 @@ def _parse(argv: list[str]) -> list[str]:
         sys.exit(2)
     try:
         return app.parse_flags_with_usage(argv)
+    except UserError as error:
+        print(f"error: --config={config}: {error}", file=sys.stderr)
+        sys.exit(2)
     except (AttributeError, KeyError) as error:
         # Its text begins with the name of the field.
         name = re.search(r"\w*", str(error).lstrip("'\"\\"))[0]

@@ -9,7 +9,7 @@ python scripts/prepare_data.py --dataset=synthetic_fundus --data_dir=demo/data \
   --image_size=96 --num_images=240,60,100 --glaucoma_fraction=0.4 \
   --example=demo/photographs
 echo "== training"
-python scripts/train.py --config=configs/synthetic_demo.py --workdir=demo/run --resume
+python scripts/train.py --config=configs/synthetic.py --workdir=demo/run --resume
 echo "== prediction"
 python scripts/predict.py --workdir=demo/run --images=demo/photographs/images \
   --output=demo/predictions

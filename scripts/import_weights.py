@@ -26,7 +26,7 @@ ARCHITECTURE = flags.DEFINE_enum(
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
 CONFIG = config_flags.DEFINE_config_file(
     "config",
-    str(pathlib.Path(__file__).parents[1] / "configs/refuge_authors.py"),
+    str(pathlib.Path(__file__).parents[1] / "configs/refuge.py:authors"),
     "Of the workdir, for glaucoma_mtl.",
 )
 IMAGE_SIZE = flags.DEFINE_integer(

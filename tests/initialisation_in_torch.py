@@ -4,7 +4,7 @@
 
 The authors' network, torch.nn's own initialisation, torch.optim's Adam: nothing of the
 network, the losses or the step is ours. The images, their order and their augmentation
-are those of configs/synthetic_vanilla.py.
+are those of configs/synthetic.py:vanilla.
 """
 
 import math
@@ -17,7 +17,7 @@ from original_program import forward, original_network
 from torch import nn
 from torch.nn import functional
 
-from configs import synthetic_vanilla
+from configs import synthetic
 from mtl_jax import configuration
 from mtl_jax.data import pipeline
 
@@ -112,7 +112,7 @@ def train(config, dataset, seed):
 
 
 if __name__ == "__main__":
-    config = synthetic_vanilla.get_config()
+    config = synthetic.get_config("vanilla")
     dataset = pipeline.open_dataset(
         sys.argv[1], "synthetic_fundus/64px-240-60-100-glaucoma0.4"
     )

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from configs import default, refuge_authors
-from mtl_jax import configuration, optim
+from configs import default, refuge, synthetic
+from mtl_jax import configuration, methods, optim
 from mtl_jax.data import folds
 from mtl_jax.errors import UserError
 
@@ -221,7 +221,7 @@ def test_folds_follow_the_config():
     assert configuration.build(make({"data.folds": "shuffled"})).fold is None
     fold = configuration.build(make({"data.fold": "2", "data.fold_seed": 7})).fold
     assert fold == folds.Fold(2, 5, 7, "stratified")
-    authors = refuge_authors.get_config()
+    authors = refuge.get_config("authors")
     authors.data.fold = "0"
     # As a checkpoint keeps it.
     stored = configuration.from_json(configuration.to_json(authors))
@@ -232,3 +232,19 @@ def test_no_augmentation_by_default():
     assert configuration.build(make()).augment is None
     augment = configuration.build(make({"augmentation.rotation": 5.0})).augment
     assert augment.rotation == 5.0
+
+
+def test_words_behind_a_config_file():
+    assert refuge.get_config().method.name == "independent"
+    config = refuge.get_config("pcgrad,pretrained")
+    assert config.method.name == "pcgrad"
+    assert config.model.pretrained == "weights/vgg16_bn"
+    study = synthetic.get_config("study,vanilla")
+    assert (study.method.name, study.num_epochs) == ("vanilla", 48)
+    for words in (
+        *methods.METHODS,
+        "authors",
+        "single,authors",
+        "two_stage,pretrained",
+    ):
+        configuration.check(refuge.get_config(words))

@@ -140,6 +140,14 @@ def mistakes(place, synthetic_data, glaucoma_run):
             train(new, config="configs/nothing.py"),
             "no config file 'configs/nothing.py'",
         ),
+        "config_words": (
+            train(new, config="configs/refuge.py:pcgard"),
+            "'pcgard' is no word of this config; choose from single, independent",
+        ),
+        "config_methods": (
+            train(new, config="configs/synthetic.py:study,pcgrad,vanilla"),
+            "pcgrad and vanilla are two methods; choose one",
+        ),
         "no_config": (["train", f"--workdir={new}"], "--config"),
         "flag": (train(new, "--wrokdir=x"), "Unknown command line flag 'wrokdir'"),
         "argument": (train(new, "fast"), "unknown argument 'fast'"),

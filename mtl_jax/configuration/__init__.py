@@ -4,10 +4,9 @@ from mtl_jax.configuration.checks import check, check_image_size
 from mtl_jax.configuration.experiment import Experiment, build
 from mtl_jax.configuration.parts import part_configs
 from mtl_jax.configuration.text import differences, from_json, to_json
-from mtl_jax.configuration.values import METHODS, OPTIMIZERS, STAGES, Config
+from mtl_jax.configuration.values import OPTIMIZERS, STAGES, Config
 
 __all__ = [
-    "METHODS",
     "OPTIMIZERS",
     "STAGES",
     "Config",

@@ -5,17 +5,16 @@ import math
 from collections.abc import Collection
 from typing import Any, get_args
 
-from mtl_jax import losses, tasks
+from mtl_jax import losses, methods, tasks
+from mtl_jax.configuration import defaults
 from mtl_jax.configuration.text import flatten, to_json
 from mtl_jax.configuration.values import (
     DTYPES,
-    METHODS,
     NORMALIZE_INPUT,
     OPTIMIZERS,
     SCHEDULES,
     SCORED,
     SCORES,
-    STATES,
     Config,
 )
 from mtl_jax.data import folds, geometry
@@ -36,8 +35,6 @@ _CHOICES = {
     "view.kind": views.KINDS,
     "loss.fovea_reduction": get_args(losses.Reduction),
     "loss.fovea_peak": get_args(losses.Peak),
-    "method.name": METHODS,
-    "method.states": STATES,
     "optimizer.name": OPTIMIZERS,
     "optimizer.schedule": SCHEDULES,
     "evaluation.score": SCORES,
@@ -53,7 +50,6 @@ _POSITIVE = (
     "num_epochs",
     "validate_every",
     "evaluation.vcdr_C",
-    "method.gradnorm_learning_rate",
 )
 # Lowest and highest value.
 _RANGES = {
@@ -64,7 +60,6 @@ _RANGES = {
     "interference_every": (0, math.inf),
     "view.margin": (1, 100),
     "view.jitter": (0, 1),
-    "method.gradnorm_alpha": (0, 100),
     "optimizer.warmup_epochs": (0, 1e6),
     "optimizer.freeze_encoder_epochs": (0, 1e6),
     "optimizer.encoder_learning_rate_scale": (0, 1e3),
@@ -91,12 +86,19 @@ def check(config: Config, *, is_part: bool = False) -> None:
     """
     _check_fields(config)
     values = dict(flatten(json.loads(to_json(config))))
-    for field, choices in _CHOICES.items():
-        _check_choice(field, values[field], choices)
+    _check_choice("method.name", config.method.name, methods.METHODS)
+    choices, ranges = dict(_CHOICES), dict(_RANGES)
+    for name, field in methods.fields().items():
+        if field.choices:
+            choices[f"method.{name}"] = field.choices
+        elif not isinstance(field.default, str):
+            ranges[f"method.{name}"] = field.low, field.high
+    for field, possible in choices.items():
+        _check_choice(field, values[field], possible)
     for field in _POSITIVE:
         if not 0 < values[field] < math.inf:
             raise UserError(f"config.{field} is {values[field]}; it must be positive.")
-    for field, (low, high) in _RANGES.items():
+    for field, (low, high) in ranges.items():
         if not low <= values[field] <= high:
             raise UserError(
                 f"config.{field} is {values[field]}; it must lie between {low} and "
@@ -208,11 +210,9 @@ def check_image_size(config: Config, size: int, where: str) -> None:
 
 def _check_fields(config: Config) -> None:
     """Refuses fields that `configs/default.py` does not have, and their absence."""
-    from configs import default  # Not needed to use the package without its programs.
-
     theirs, ours = (
         {field for field, _ in flatten(json.loads(to_json(c)))}
-        for c in (config, default.get_config())
+        for c in (config, defaults.get_config())
     )
     for fields, what in ((theirs - ours, "unknown"), (ours - theirs, "missing")):
         if fields:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtl_jax import optim, tasks
+from mtl_jax import methods, optim, tasks
 from mtl_jax.configuration.values import DTYPES, Config
 from mtl_jax.data import folds
 from mtl_jax.inference.postprocess import PostProcessing
@@ -145,31 +145,15 @@ def _augment(augmentation: Augmentation, view: views.View | None) -> Augment | N
 
 def _method(config: Config, tx: optax.GradientTransformation) -> Optimizer:
     """The way of combining the tasks' gradients that takes steps by `tx`."""
-    method, num_tasks = config.method, len(config.tasks)
-    # Not the key of the training step, which is split from the same seed.
-    key = jax.random.fold_in(jax.random.key(config.seed), 1)
-    last_kernel = ENCODERS[config.model.encoder].last_kernel
-    create = {
-        "independent": lambda: optim.independent(tx, num_tasks),
-        "alternating": lambda: optim.alternating(tx),
-        # One group of all tasks: one backward pass of the sum.
-        "vanilla": lambda: optim.random_grouping(tx, 1, key),
-        "random_grouping": lambda: optim.random_grouping(
-            tx, method.num_groups, key, states=method.states, num_tasks=num_tasks
-        ),
-        "per_task": lambda: optim.per_task(tx, num_tasks),
-        "pcgrad": lambda: optax.chain(optim.pcgrad(key), tx),
-        "gradnorm": lambda: optim.weighted(
-            optim.gradnorm_weighting(
-                num_tasks,
-                method.gradnorm_alpha,
-                method.gradnorm_learning_rate,
-                shared=lambda path: path == last_kernel,
-            ),
-            tx,
-        ),
-    }
-    return create[method.name]()
+    setting = methods.Setting(
+        tx=tx,
+        num_tasks=len(config.tasks),
+        # Not the key of the training step, which is split from the same seed.
+        key=jax.random.fold_in(jax.random.key(config.seed), 1),
+        last_shared=ENCODERS[config.model.encoder].last_kernel,
+        fields=config.method,
+    )
+    return methods.METHODS[config.method.name].create(setting)
 
 
 def _schedule(config: Config, steps_per_epoch: int, peak: jax.Array) -> optax.Schedule:

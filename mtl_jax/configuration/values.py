@@ -3,19 +3,6 @@
 import jax.numpy as jnp
 import ml_collections
 
-METHODS = (
-    "independent",
-    "alternating",
-    "vanilla",
-    "gradnorm",
-    "pcgrad",
-    "per_task",
-    "random_grouping",
-    "single",
-    "two_stage",
-)
-# What has an optimizer state in random_grouping.
-STATES = ("slot", "task")
 # The networks of the method two_stage, in the order of their use.
 STAGES = ("whole", "crop")
 OPTIMIZERS = ("adam", "adamw", "lion", "rmsprop", "sgd")

@@ -18,7 +18,7 @@ DIRECTORY = flags.DEFINE_string("directory", None, "Folder of the experiment.")
 METHODS = flags.DEFINE_list(
     "methods",
     ["single", "independent", "vanilla", "gradnorm", "pcgrad"],
-    "Those of config.method.name; two_stage is res34_unet here.",
+    "Some of those of config.method.name; two_stage has the encoder resnet34.",
 )
 SHARD = flags.DEFINE_string(
     "shard", "0/1", "i/n: this machine's part of the runs, the i-th of n from 0 on."
@@ -40,10 +40,11 @@ def carry_out(kind: str, plan: Callable[..., Sequence], *arguments: object) -> i
     Returns:
       How many of the runs other processes are at; they may not be finished.
     """
+    from mtl_jax import methods
     from mtl_jax.experiments import execution
     from mtl_jax.experiments import plan as plans
 
-    cli.check_list(METHODS, plans.METHODS)
+    cli.check_list(METHODS, methods.METHODS)
     config = CONFIG.value
     index, count = _shard()
     runs = plans.share(plan(config, METHODS.value, *arguments), index, count)

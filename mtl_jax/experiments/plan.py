@@ -13,19 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from mtl_jax import configuration
 from mtl_jax.errors import UserError
 
-# Those of a config, and Res34-Unet by its name in the paper's tables.
-METHODS = (
-    *(name for name in configuration.METHODS if name != "two_stage"),
-    "res34_unet",
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class Run:
     """One training, and what distinguishes it from the others of its experiment.
 
     Attributes:
-      method: one of `METHODS`.
+      method: one of `methods.METHODS`.
       fold: `official`, or the number of the fold held out for validation.
       seed: of initialisation, order of the images and everything else that is random.
       learning_rate: of the optimizer.
@@ -63,7 +57,7 @@ def cross_validation(
 
     Args:
       config: of the runs.
-      methods: some of `METHODS`.
+      methods: some of `methods.METHODS`.
       num_folds: that the images are divided into.
       rates: by method its learning rates; None for the config's.
       folds: which of them; None for all.
@@ -157,18 +151,19 @@ def _checked(runs: list[Run]) -> list[Run]:
 def _config_of(config: configuration.Config, method: str) -> configuration.Config:
     config = copy.deepcopy(config)
     config.method.name = method
-    if method == "res34_unet":
-        config.method.name = "two_stage"
+    if method == "two_stage":
+        # Res34-Unet, whatever the encoder of the others.
         if config.model.encoder != "resnet34":
-            # Those of the other methods' encoder would not fit.
-            pretrained, own = config.model.pretrained, config.method.res34_pretrained
+            # Weights of their encoder would not fit.
+            pretrained = config.model.pretrained
+            own = config.method.two_stage_pretrained
             if pretrained and not own:
                 raise UserError(
                     f"config.model.pretrained is {pretrained}, the weights of another "
-                    "encoder than res34_unet's; import its own by "
+                    "encoder than two_stage's; import its own by "
                     "scripts/import_weights.py --architecture=resnet34 and name their "
-                    "folder by --config.method.res34_pretrained, or leave res34_unet "
-                    "out of --methods."
+                    "folder by --config.method.two_stage_pretrained, or leave "
+                    "two_stage out of --methods."
                 )
             config.model.pretrained = own if pretrained else ""
         config.model.encoder = "resnet34"

@@ -226,7 +226,7 @@ def _draw_progress(
     epochs: dict[str, dict[float, list[float]]] = {}
     minutes: dict[str, dict[float, list[float]]] = {}
     # Res34-Unet's second stage is validated around annotated discs.
-    methods = {run.method for run in found} - {"res34_unet"}
+    methods = {run.method for run in found} - {"two_stage"}
     for method in (name for name in NAMES if name in methods):
         own = [run for run in found if run.method == method]
         pace = np.mean([runs.minutes_per_epoch(directory, run) for run in own])

@@ -18,7 +18,7 @@ NAMES = {
     "pcgrad": "PCGrad",
     "per_task": "Per-task states",
     "random_grouping": "Random grouping",
-    "res34_unet": "Res34-Unet",
+    "two_stage": "Res34-Unet",
 }
 
 

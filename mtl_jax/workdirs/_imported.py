@@ -35,7 +35,7 @@ def write_imported(
 
     Args:
       workdir: to write, whole or not at all.
-      config: of the run, such as `configs/refuge_authors.py`.
+      config: of the run, such as `configs/refuge.py:authors`.
       network: as imported.
       image_size: pixels a side of the images it was trained on.
 
@@ -113,12 +113,12 @@ def _check_config(config: configuration.Config, network: OriginalNetwork) -> Non
         if config[part][name] != value:
             raise UserError(
                 f"config.{field} is {config[part][name]!r}, but the network of "
-                f"{network.source} needs {value!r}; see configs/refuge_authors.py."
+                f"{network.source} needs {value!r}; see configs/refuge.py:authors."
             )
     shapes = configuration.build(config).variable_shapes()
     theirs = jax.tree.map(np.shape, network.params)
     if jax.tree.map(lambda x: x.shape, shapes["params"]) != theirs:
         raise UserError(
             f"The config describes another network than that of {network.source}, by "
-            "its tasks or model.width; see configs/refuge_authors.py."
+            "its tasks or model.width; see configs/refuge.py:authors."
         )

@@ -15,7 +15,7 @@ from scipy.special import logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from configs import default, refuge_authors, refuge_mtl_io
+from configs import default, refuge
 from mtl_jax import configuration, tasks, workdirs
 from mtl_jax.data import geometry, images, pipeline
 from mtl_jax.evaluation import evaluate, predict
@@ -25,7 +25,7 @@ from mtl_jax.inference.prediction import cup_to_disc_ratio, interpret
 
 pytest_plugins = ("training_fixtures",)
 
-AUTHORS = configuration.build(refuge_authors.get_config()).post
+AUTHORS = configuration.build(refuge.get_config("authors")).post
 # Of REFUGE's two cameras, (height, width).
 NATIVE = ((2056, 2124), (1634, 1634))
 VARIANCE = 50
@@ -305,7 +305,7 @@ def test_a_cup_beyond_the_annotated_disc():
 
 def config_of_the_authors(make_config):
     """The fields that the authors' config sets otherwise than the default."""
-    theirs, ours = refuge_authors.get_config(), refuge_mtl_io.get_config()
+    theirs, ours = refuge.get_config("authors"), refuge.get_config()
     fields = configuration.differences(theirs, ours)
     assert len(fields) >= 8
     values = {}

@@ -210,12 +210,12 @@ def test_missing_weights_are_refused_before_the_training(make_config, tmp_path):
     config = make_config(
         {
             "model.pretrained": str(tmp_path / "vgg13"),
-            "method.res34_pretrained": str(tmp_path / "resnet34"),
+            "method.two_stage_pretrained": str(tmp_path / "resnet34"),
         }
     )
-    runs = plan.cross_validation(config, ["res34_unet"], 2)
+    runs = plan.cross_validation(config, ["two_stage"], 2)
     directory = tmp_path / "cv"
-    with pytest.raises(UserError, match="res34_unet cannot begin.*resnet34, where"):
+    with pytest.raises(UserError, match="two_stage cannot begin.*resnet34, where"):
         execution.execute(directory, "cross_validation", config, runs)
     assert not directory.exists()
     # What is finished does not need them any more.

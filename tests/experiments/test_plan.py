@@ -1,10 +1,10 @@
 """What runs an experiment is going to have."""
 
-import importlib
 import pathlib
 
 import pytest
 
+from configs import refuge
 from mtl_jax import configuration
 from mtl_jax.errors import UserError
 from mtl_jax.experiments import plan
@@ -36,7 +36,7 @@ def test_plans(make_config):
     with pytest.raises(UserError, match="no learning rate twice"):
         plan.learning_rates(config, METHODS, [1e-3, 1e-3], 1)
     everything = make_config({"evaluation.score": "fovea_error"})
-    (run,) = plan.repeats(everything, ["res34_unet"], 1)
+    (run,) = plan.repeats(everything, ["two_stage"], 1)
     assert run.config.method.name == "two_stage"
     assert run.config.model.encoder == "resnet34"
     configuration.check(run.config)
@@ -70,13 +70,13 @@ def test_folds_have_seeds_and_methods_rates_of_their_own(make_config):
         ("resnet34", "weights/resnet34", "", "weights/resnet34"),
     ],
 )
-def test_what_res34_unet_starts_from(make_config, encoder, pretrained, own, wanted):
+def test_what_two_stage_starts_from(make_config, encoder, pretrained, own, wanted):
     fields = {
         "model.encoder": encoder,
         "model.pretrained": pretrained,
-        "method.res34_pretrained": own,
+        "method.two_stage_pretrained": own,
     }
-    runs = plan.repeats(make_config(fields), ["independent", "res34_unet"], 1)
+    runs = plan.repeats(make_config(fields), ["independent", "two_stage"], 1)
     assert [run.config.model.pretrained for run in runs] == [pretrained, wanted]
     # Whoever starts from ImageNet sees images as there.
     for run in runs:
@@ -87,18 +87,16 @@ def test_what_res34_unet_starts_from(make_config, encoder, pretrained, own, want
 
 def test_no_row_from_scratch_among_pretrained_ones(make_config):
     config = make_config({"model.pretrained": "weights/vgg13_bn"})
-    with pytest.raises(UserError, match="resnet34 .*--config.method.res34_pretrained"):
-        plan.cross_validation(config, ["independent", "res34_unet"], 2)
+    with pytest.raises(
+        UserError, match="resnet34 .*--config.method.two_stage_pretrained"
+    ):
+        plan.cross_validation(config, ["independent", "two_stage"], 2)
     assert len(plan.cross_validation(config, METHODS, 2)) == 4
 
 
-PRETRAINED = sorted((ROOT / "configs").glob("refuge_*_pretrained.py"))
-
-
-@pytest.mark.parametrize("path", PRETRAINED, ids=lambda path: path.stem)
-def test_pretrained_configs_have_weights_for_res34_unet(path):
-    config = importlib.import_module(f"configs.{path.stem}").get_config()
-    other, resnet = plan.cross_validation(config, ["vanilla", "res34_unet"], 5)[:2]
+def test_pretrained_configs_have_weights_for_two_stage():
+    config = refuge.get_config("vanilla,pretrained")
+    other, resnet = plan.cross_validation(config, ["vanilla", "two_stage"], 5)[:2]
     assert other.config.model.pretrained == "weights/vgg16_bn"
     assert resnet.config.model.pretrained == "weights/resnet34"
 

@@ -52,7 +52,7 @@ def test_rates_are_chosen_on_the_first_fold():
         row("single", "0", 1e-2, 0.8),
         row("single", "1", 1e-3, 0.2),
         # Never validated.
-        {**row("res34_unet", "0", 1e-3, 0.9), "split": "test"},
+        {**row("two_stage", "0", 1e-3, 0.9), "split": "test"},
     ]
     assert results.best_rates(rows) == {"vanilla": 1e-2, "single": 1e-3}
     assert results.at_best_rates(rows) == [rows[i] for i in (1, 2, 3, 5, 6)]
@@ -72,7 +72,7 @@ def test_validation_around_annotated_discs_is_no_result(make_config, tmp_path):
         "seconds_per_step": None,
     }
     splits = {}
-    for run in plan.repeats(config, ["single", "res34_unet"], 1):
+    for run in plan.repeats(config, ["single", "two_stage"], 1):
         rows = results.rows_of(run, tmp_path, [test])
         splits[run.method] = [row["split"] for row in rows]
-    assert splits == {"single": ["test", "validation", ""], "res34_unet": ["test", ""]}
+    assert splits == {"single": ["test", "validation", ""], "two_stage": ["test", ""]}

@@ -10,7 +10,7 @@ import pytest
 from original_program import forward, original_network
 from scipy.stats import multivariate_normal
 
-from configs import refuge_authors
+from configs import refuge
 from mtl_jax import configuration, tasks
 from mtl_jax.training import step as steps
 from mtl_jax.training.state import TrainState
@@ -124,7 +124,7 @@ def their_training(method, network, make_batch, learning_rate=1e-4, removed=Fals
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["vanilla", "alternating", "independent"])
 def test_losses_are_those_of_the_authors_training(method, make_batch, float64):
-    config = refuge_authors.get_config()
+    config = refuge.get_config("authors")
     config.method.name, config.model.width = method, WIDTH
     config.model.dropout = 0.0
     network = original_network(torch, WIDTH).double()

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from configs import refuge_res34_unet
+from configs import refuge
 from mtl_jax import configuration, workdirs
 from mtl_jax.data import pipeline, synthetic
 from mtl_jax.data.synthetic import write_example
@@ -45,7 +45,7 @@ def run(trained, make_config, shared_dir):
 
 
 def test_the_config_of_the_paper_describes_two_unets():
-    config = refuge_res34_unet.get_config()
+    config = refuge.get_config("two_stage")
     whole, crop = configuration.part_configs(config).values()
     assert (whole.view.kind, tuple(whole.tasks)) == ("whole", ("disc",))
     assert (crop.view.kind, tuple(crop.tasks)) == ("disc", ("disc", "cup"))

@@ -14,7 +14,7 @@ import weight_files
 from original_program import original_logits, original_network
 from sklearn.linear_model import LogisticRegression
 
-from configs import refuge_authors
+from configs import refuge
 from mtl_jax import configuration, weights, workdirs
 from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
@@ -75,7 +75,7 @@ def test_a_checkpoint_becomes_a_workdir_with_the_original_logits(
             "--architecture=glaucoma_mtl",
             f"--output={tmp_path / 'run'}",
             "--image_size=32",
-            f"--config={ROOT / 'configs/refuge_authors.py'}",
+            f"--config={ROOT / 'configs/refuge.py:authors'}",
             f"--config.data.data_dir={synthetic_data[0]}",
             f"--config.data.dataset={synthetic_data[1]}",
         ],
@@ -95,7 +95,7 @@ def test_a_checkpoint_becomes_a_workdir_with_the_original_logits(
         "n_iter": 6000,
     }
     assert network.num_parameters == 17_268_036
-    authors = configuration.build(refuge_authors.get_config()).post
+    authors = configuration.build(refuge.get_config("authors")).post
     assert network.post == authors
     assert network.post.pixel_origin == "corner"
     assert network.classifier == pytest.approx(numbers_of(regression))

@@ -1,0 +1,155 @@
+"""The methods: how the losses of several tasks become steps.
+
+A method is one `Method` in `METHODS`; its optimizer is one file of `mtl_jax.optim`. Its
+fields stand in `config.method`. `register` adds a method.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import optax
+
+from mtl_jax import optim
+
+Optimizer = optim.SequentialOptimizer | optax.GradientTransformation
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """A field of a method in `config.method`.
+
+    Attributes:
+      default: of the field.
+      low: lowest value of a number.
+      high: highest value of a number.
+      choices: all values of a field that is no number.
+    """
+
+    default: Any
+    low: float = -math.inf
+    high: float = math.inf
+    choices: tuple[Any, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What a method's optimizer is made of.
+
+    Attributes:
+      tx: what takes the steps, such as `optax.adam(1e-4)`.
+      num_tasks: of the network.
+      key: of what is random in the method.
+      last_shared: path of the kernel of the last layer that all tasks share.
+      fields: of `config.method`, those of all methods.
+    """
+
+    tx: optax.GradientTransformation
+    num_tasks: int
+    key: jax.Array
+    last_shared: str
+    fields: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A method.
+
+    Attributes:
+      name: in `config.method.name`, `--methods` and results.
+      heading: in tables, figures and pages.
+      create: makes the optimizer; None if the method trains several networks, see
+        `configuration.part_configs`.
+      fields: of its own in `config.method`, by name.
+    """
+
+    name: str
+    heading: str
+    create: Callable[[Setting], Optimizer] | None = None
+    fields: Mapping[str, Field] = dataclasses.field(default_factory=dict)
+
+
+# In the order of tables.
+METHODS: dict[str, Method] = {}
+
+
+def register(method: Method) -> None:
+    """Makes a method known to configs, experiments and reports.
+
+    Raises:
+      ValueError: if there is a method or a field of that name.
+    """
+    taken = {*METHODS, *fields(), "name"} & {method.name, *method.fields}
+    if taken:
+        raise ValueError(f"{min(taken)!r} is taken")
+    METHODS[method.name] = method
+
+
+def fields() -> dict[str, Field]:
+    """The fields of all methods by name."""
+    return {k: f for method in METHODS.values() for k, f in method.fields.items()}
+
+
+register(Method("single", "STL"))
+register(
+    Method("independent", "MTL-IO", lambda s: optim.independent(s.tx, s.num_tasks))
+)
+register(Method("alternating", "Alternating", lambda s: optim.alternating(s.tx)))
+# One group of all tasks: one backward pass of the sum.
+register(
+    Method("vanilla", "Vanilla MTL", lambda s: optim.random_grouping(s.tx, 1, s.key))
+)
+register(
+    Method(
+        "gradnorm",
+        "GradNorm",
+        lambda s: optim.weighted(
+            optim.gradnorm_weighting(
+                s.num_tasks,
+                s.fields["gradnorm_alpha"],
+                s.fields["gradnorm_learning_rate"],
+                shared=lambda path: path == s.last_shared,
+            ),
+            s.tx,
+        ),
+        {
+            "gradnorm_alpha": Field(1.5, 0, 100),
+            "gradnorm_learning_rate": Field(0.025, 1e-12, 1e6),
+        },
+    )
+)
+register(Method("pcgrad", "PCGrad", lambda s: optax.chain(optim.pcgrad(s.key), s.tx)))
+register(
+    Method("per_task", "Per-task states", lambda s: optim.per_task(s.tx, s.num_tasks))
+)
+register(
+    Method(
+        "random_grouping",
+        "Random grouping",
+        lambda s: optim.random_grouping(
+            s.tx,
+            s.fields["num_groups"],
+            s.key,
+            states=s.fields["states"],
+            num_tasks=s.num_tasks,
+        ),
+        {
+            "num_groups": Field(2, 1, 1e6),
+            # What has an optimizer state: each place in the groups' order (slot), or
+            # each task, at the price of a forward and backward pass for each.
+            "states": Field("slot", choices=("slot", "task")),
+        },
+    )
+)
+# The optic disc on the whole image, then disc and cup in a crop around it.
+register(
+    Method(
+        "two_stage",
+        "Res34-Unet",
+        # The folder of ResNet-34's weights that it starts from in an experiment whose
+        # model.encoder is another; model.pretrained is for the other methods then.
+        fields={"two_stage_pretrained": Field("")},
+    )
+)
