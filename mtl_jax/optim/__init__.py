@@ -1,13 +1,25 @@
-"""Optimisers over several task losses, for any JAX model.
+"""Optimizers for several task losses, for any JAX model.
 
-Joint: all task gradients are taken at one point and stacked on a leading task axis; an
-`optax.GradientTransformationExtraArgs`, first in an `optax.chain`, makes one step of
-them. Sequential: a task's gradient is taken where the task before it left the
-parameters, see `SequentialOptimizer`.
+Joint methods take all task gradients at the same parameters and stack them on a leading
+task axis. `weighted_sum`, `pcgrad`, `gradnorm`, `per_task` and everything that
+`from_gram` makes are an `optax.experimental.aggregating.Aggregator`: they map updates
+with a task axis to updates without it. An aggregator stands first in an `optax.chain`,
+or between the two other arguments of `optax.experimental.aggregating.process`:
+
+  optax.chain(optim.pcgrad(key), optax.adam(1e-4))
+  aggregating.process(optim.scale_by_task(c), optim.pcgrad(key), optax.adam(1e-4))
+
+`process` passes the extra arguments of `update` to all three. A transformation that
+takes none, such as `optax.identity()`, is to be wrapped in
+`optax.with_extra_args_support`.
+
+Sequential methods take each gradient where the step before left the parameters. They
+are a `SequentialOptimizer`.
 """
 
 from mtl_jax.optim._alternating import alternating
 from mtl_jax.optim._by_step import ByStepState, by_step
+from mtl_jax.optim._from_gram import from_gram
 from mtl_jax.optim._gradnorm import GradNormState, gradnorm, gradnorm_weighting
 from mtl_jax.optim._independent import independent
 from mtl_jax.optim._interference import interference
@@ -33,6 +45,7 @@ __all__ = [
     "alternating",
     "by_step",
     "choose",
+    "from_gram",
     "gradnorm",
     "gradnorm_weighting",
     "independent",

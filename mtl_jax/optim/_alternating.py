@@ -12,27 +12,25 @@ from mtl_jax.optim._sequential import SequentialOptimizer, checked_active, step_
 def alternating(tx: optax.GradientTransformation) -> SequentialOptimizer:
     """Every task steps in turn, all of them through the same optimizer state.
 
-    For k = 1..N in turn, w <- w - tx(g_k(w)): task k's gradient is taken at the
-    parameters that task k - 1 left, as by `independent`, but the state of `tx`, say
-    Adam's moving averages, passes from task to task and mixes their gradients.
+    For k = 1..N in turn, w <- w - tx(g_k(w)). The gradient of task k is taken at the
+    parameters that task k - 1 left, as in `independent`. But there is one state of
+    `tx`: Adam's moving averages, for instance, mix the gradients of all tasks.
 
-    A parameter that task k does not touch, such as another task's head, has a gradient
-    of zeros at task k's step, and takes part: momentum moves it on, and its averages
-    decay. So it is where PyTorch's `zero_grad` leaves zeros: before version 2.0, which
-    the paper's program was written for, and by `set_to_none=False` since. There a
-    parameter has no gradient at all before its first one, and Adam counts its steps
-    from then on to correct its averages; here all parameters have one count. By default
-    PyTorch 2.0 leaves no gradient, and `step` passes over a parameter without one. For
-    that, give a `tx` that treats every parameter by itself, and keeps its value and
-    state where its gradient is all zeros.
+    A parameter that task k does not use, such as another task's head, has a gradient of
+    zeros at task k's step. It still takes part in the step: momentum moves it, and its
+    averages decay. PyTorch does the same where `zero_grad` leaves zeros, which is the
+    default before version 2.0 and `set_to_none=False` since. One difference remains:
+    PyTorch's Adam counts the steps of a parameter from its first gradient on, and here
+    all parameters have one count. PyTorch 2.0 by default skips a parameter without a
+    gradient. To reproduce that, give a `tx` that treats every parameter on its own and
+    keeps its value and state where its gradient is all zeros.
 
     Args:
       tx: any optax transformation. It makes N steps in one `update`, and its schedules
-        count every one of them.
+        count each of them.
 
     Returns:
-      A `SequentialOptimizer`, of as many tasks as the `TaskGradients` it is given; its
-      state is that of `tx`.
+      A `SequentialOptimizer` for any number of tasks. Its state is that of `tx`.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -46,7 +44,7 @@ def alternating(tx: optax.GradientTransformation) -> SequentialOptimizer:
       >>> w, state, _, values = optimizer.update(
       ...     optim.task_gradients(losses), optimizer.init(w), w
       ... )
-      >>> print(w, values)  # By way of [0.5, 0.5], where the second loss is taken.
+      >>> print(w, values)  # The second loss is taken at [0.5, 0.5].
       [-0.25 -0.25] [2.  4.5]
 
     References:

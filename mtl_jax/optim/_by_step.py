@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from optax.experimental import aggregating
 
 from mtl_jax.optim._sequential import SequentialOptimizer
 
@@ -25,18 +26,20 @@ class ByStepState(NamedTuple):
 
 
 def by_step(make: Callable[[jax.Array], Optimizer]) -> Optimizer:
-    """An optimizer made anew at every step, of the number of steps before it.
+    """Makes an optimizer anew at every step, given the number of steps before it.
 
-    A schedule inside a sequential optimizer counts the steps of its own state, which
-    may be one for each task, one for all, or leave out steps at which a task was not
-    active. This counts calls of the outer `update`, whatever is inside.
+    A schedule inside a sequential optimizer counts the steps of its own state. There
+    may be one state per task or one for all, and a state may skip steps at which its
+    task is not active. `by_step` counts the calls of the outer `update` instead.
 
     Args:
-      make: maps the count, an int32 scalar (traced under `jax.jit`), to an optimizer;
-        a state of one must suit all.
+      make: maps the count, an int32 scalar (traced under `jax.jit`), to an optimizer.
+        The states of all these optimizers must have the same structure.
 
     Returns:
-      An optimizer of the kind that `make` returns.
+      An optimizer of the kind that `make` returns: a `SequentialOptimizer`, an
+      `optax.experimental.aggregating.Aggregator`, or an
+      `optax.GradientTransformationExtraArgs`.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -73,4 +76,6 @@ def by_step(make: Callable[[jax.Array], Optimizer]) -> Optimizer:
         updates, inner = tx.update(updates, state.inner, params, **extra_args)
         return updates, after(state, inner)
 
+    if isinstance(first, aggregating.Aggregator):
+        return aggregating.Aggregator(init_fn, joint_update_fn)
     return optax.GradientTransformationExtraArgs(init_fn, joint_update_fn)

@@ -6,18 +6,15 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
+from optax.experimental import aggregating
 
 from mtl_jax.optim import _paths, _task_axis
+from mtl_jax.optim._from_gram import from_gram
 from mtl_jax.optim._weighted import LossWeighting
 
-# Before the weights are renormalised. Adam's steps have the size of the learning rate
+# Before the weights are renormalised. A step of Adam has the size of the learning rate
 # whatever the gradient's, so that a weight near zero would be stepped across it.
 _SMALLEST_WEIGHT = 1e-3
-
-# The weights' Adam is given its gradients, and its epsilon, times this. Its steps are
-# the same to the bit, and squares of norms up to 1e25 have a float32. Not less, or
-# squares would be lost that count beside epsilon.
-_ADAM_SCALE = 2.0**-20
 
 
 class GradNormState(NamedTuple):
@@ -27,8 +24,7 @@ class GradNormState(NamedTuple):
       weights: [N] float32, positive, of sum N; those of the next step.
       initial_losses: [N] float32, each task's first positive loss while it was active;
         0 before that.
-      opt_state: N states of Adam, one for each weight, stacked. Adam is given 2^-20 of
-        the gradients and of its epsilon, which makes the same steps of larger norms.
+      opt_state: N states of Adam, one for each weight, stacked.
     """
 
     weights: jax.Array
@@ -41,45 +37,46 @@ def gradnorm(
     alpha: float | jax.Array = 1.5,
     learning_rate: optax.ScalarOrSchedule = 0.025,
     shared: _paths.Predicate | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> aggregating.Aggregator:
     """Learns task weights w_k for which all tasks train at similar rates.
 
-    For gradients that are at hand; `weighted` with `gradnorm_weighting` makes the same
-    steps without computing all of them.
+    This form needs the gradients of all tasks. `weighted` with `gradnorm_weighting`
+    makes the same steps with one backward pass.
 
-    With L_k the losses, G_k = w_k |g_k| the norms of the weighted gradients on the
+    Let L_k be the losses, G_k = w_k |g_k| the norms of the weighted gradients on the
     shared parameters, mean(G) their mean over the tasks, and r_k = (L_k / L_k(0)) /
-    mean(L / L(0)) the relative inverse training rates, the weights descend
+    mean(L / L(0)) the relative inverse training rates. Adam takes one step in the
+    weights to reduce
 
       sum_k | G_k - mean(G) r_k^alpha |
 
-    by Adam, the target mean(G) r_k^alpha being held constant. They are then kept at
-    1e-3 at least, which the paper leaves open, and scaled to sum N. The network's
-    updates are sum_k w_k g_k with the weights from before this step.
+    with the target mean(G) r_k^alpha held constant. The weights are then raised to 1e-3
+    at least, which the paper leaves open, and scaled to sum N. The update is
+    sum_k w_k g_k with the weights from before this step.
 
-    Its `update` takes the extra arguments `task_losses` (float [N], not weighted, not
+    `update` takes the extra arguments `task_losses` (float [N], not weighted, not
     negative; required) and `active` (bool [N], None for all). A task that is not active
-    is left out of the means, and its weight, initial loss and Adam state stay exactly
-    as they are: every weight has an Adam of its own, which for active tasks is the
-    same as one Adam for the vector. The weights of the active tasks are then
-    scaled so that the sum stays N.
+    does not enter the means, and keeps its weight, initial loss and Adam state. To make
+    this possible each weight has its own Adam, which is the same as one Adam for the
+    vector while all tasks are active. Only the weights of active tasks are scaled.
+
+    Norms and losses must be 0 or between 1e-15 and 1e15, see `from_gram`.
 
     Args:
       num_tasks: N.
       alpha: strength of the pull towards equal training rates; 0 makes the norms equal.
       learning_rate: of the weights' Adam; a schedule counts the steps of each task.
-      shared: says of a parameter, by its path such as
-        "encoder/block5_conv2/conv/kernel", whether its gradient counts in the norms.
-        The paper takes the last layer that the tasks share. None: all parameters.
-        `optax.inject_hyperparams` wants `static_args=("num_tasks", "shared")`.
+      shared: selects the parameters whose gradients enter the norms, by their paths
+        such as "encoder/block5_conv2/conv/kernel". The paper takes the last layer that
+        the tasks share. None selects all. `optax.inject_hyperparams` needs
+        `static_args=("num_tasks", "shared")`.
 
     Returns:
-      A transformation that takes updates with a leading task axis, [N, ...], to
-      updates without it.
+      An `optax.experimental.aggregating.Aggregator`.
 
     Raises:
-      ValueError: by `init` if `shared` holds for no parameter; by `update` if
-        `task_losses` are missing or the gradients are of another number of tasks.
+      ValueError: by `init` if `shared` selects no parameter; by `update` if
+        `task_losses` are missing or the gradients are not of N tasks.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -105,24 +102,19 @@ def gradnorm(
       Chen et al., `GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep
       Multitask Networks <https://arxiv.org/abs/1711.02257>`_, ICML 2018, algorithm 1.
     """
-    weighting = gradnorm_weighting(num_tasks, alpha, learning_rate, shared)
+    init_fn, step = _balance(num_tasks, alpha, learning_rate)
 
-    def update_fn(
-        updates, state, params=None, *, task_losses=None, active=None, **extra_args
-    ):
+    def weights_fn(gram, state, *, active, task_losses=None, **extra_args):
         del extra_args
-        _task_axis.num_tasks(updates, params, expected=num_tasks)
+        _task_axis.check_num_tasks(len(gram), num_tasks)
         if task_losses is None:
             raise ValueError(
                 "gradnorm weighs the tasks by their losses: pass update(..., "
                 "task_losses=...), one number per task"
             )
-        weights, state = weighting.update(
-            task_losses, lambda chosen: _paths.choose(updates, chosen)[0], state, active
-        )
-        return _task_axis.combine(weights, updates), state
+        return step(jnp.sqrt(jnp.diagonal(gram)), task_losses, state, active)
 
-    return optax.GradientTransformationExtraArgs(weighting.init, update_fn)
+    return from_gram(weights_fn, init_fn, shared)
 
 
 def gradnorm_weighting(
@@ -131,11 +123,10 @@ def gradnorm_weighting(
     learning_rate: optax.ScalarOrSchedule = 0.025,
     shared: _paths.Predicate | None = None,
 ) -> LossWeighting:
-    """GradNorm's weights at the price that Chen et al. have: norms at one layer.
+    """The weights of `gradnorm` for `weighted`, which makes one full backward pass.
 
-    For `weighted`. The weights are those of `gradnorm`, and so are the arguments. Of a
-    task's gradient only the part of the parameters that `shared` chooses is computed;
-    the full backward pass is one, of the weighted sum.
+    Beside that pass, only the gradients of the `shared` parameters are computed for
+    each task. This is the cost that Chen et al. report.
 
     Args:
       num_tasks: N.
@@ -167,34 +158,45 @@ def gradnorm_weighting(
       Chen et al., `GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep
       Multitask Networks <https://arxiv.org/abs/1711.02257>`_, ICML 2018, algorithm 1.
     """
-    adam = optax.adam(learning_rate, eps=1e-8 * _ADAM_SCALE)
+    init, step = _balance(num_tasks, alpha, learning_rate)
 
     def init_fn(params):
         _paths.choose(params, shared)
+        return init(params)
+
+    def update_fn(losses, shared_gradients, state, active=None):
+        active = jnp.broadcast_to(True if active is None else active, (num_tasks,))
+        return step(_task_axis.norms(shared_gradients(shared)), losses, state, active)
+
+    return LossWeighting(init_fn, update_fn)
+
+
+def _balance(num_tasks, alpha, learning_rate):
+    """Algorithm 1: `init` of the state, and a step of the weights.
+
+    The step maps `(norms, losses, state, active)`, of arrays [N], to `(weights,
+    state)`.
+    """
+    adam = optax.adam(learning_rate)
+
+    def init_fn(params):
+        del params
         return GradNormState(
             weights=jnp.ones(num_tasks),
             initial_losses=jnp.zeros(num_tasks),
             opt_state=_task_axis.init_stacked(adam, jnp.ones(()), num_tasks),
         )
 
-    def update_fn(losses, shared_gradients, state, active=None):
+    def step(norms, losses, state, active):
         losses = jnp.asarray(losses, jnp.float32)
-        active = jnp.asarray(True if active is None else active)
-        active = jnp.broadcast_to(active, (num_tasks,))
         chex.assert_shape(losses, (num_tasks,))
-
         is_first = active & (state.initial_losses == 0) & (losses > 0)
         initial_losses = jnp.where(is_first, losses, state.initial_losses)
-        gradient = _weight_gradient(
-            state.weights,
-            norms=_task_axis.norms(shared_gradients(shared), num_tasks, active),
-            remaining=_remaining(losses, initial_losses, active),
-            active=active,
-            alpha=alpha,
-        )
-        steps, opt_state = jax.vmap(adam.update)(
-            _ADAM_SCALE * gradient, state.opt_state
-        )
+        remaining = _ratio(losses, initial_losses)
+        rates = _ratio(remaining, _mean(remaining, active))
+        targets = _mean(state.weights * norms, active) * rates**alpha
+        gradient = jnp.sign(state.weights * norms - targets) * norms
+        steps, opt_state = jax.vmap(adam.update)(gradient, state.opt_state)
         new_state = GradNormState(
             weights=_renormalised(state.weights + steps, state.weights, active),
             initial_losses=initial_losses,
@@ -202,25 +204,7 @@ def gradnorm_weighting(
         )
         return state.weights, new_state
 
-    return LossWeighting(init_fn, update_fn)
-
-
-def _remaining(losses, initial_losses, active):
-    """L_k / L_k(0), or 1 without an L_k(0), up to a factor that all tasks share."""
-    mantissas, exponents = jnp.frexp(losses)
-    initial_mantissas, initial_exponents = jnp.frexp(initial_losses)
-    ratios = _ratio(mantissas, initial_mantissas)
-    exponents = jnp.where(initial_losses > 0, exponents - initial_exponents, 0)
-    # The largest is about 1, so that all that matter beside it have a float32.
-    largest = exponents.max(initial=-1000, where=active & (ratios > 0))
-    return jnp.ldexp(ratios, jnp.minimum(exponents - largest, 0))
-
-
-def _weight_gradient(weights, norms, remaining, active, alpha):
-    """Gradient [N] of sum_k | w_k |g_k| - target_k |, the targets held constant."""
-    rates = _ratio(remaining, _mean(remaining, active))
-    targets = _mean(weights * norms, active) * rates**alpha
-    return jnp.where(active, jnp.sign(weights * norms - targets) * norms, 0)
+    return init_fn, step
 
 
 def _renormalised(proposed, weights, active):

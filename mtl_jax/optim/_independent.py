@@ -13,20 +13,22 @@ from mtl_jax.optim._sequential import SequentialOptimizer, checked_active, step_
 def independent(
     tx: optax.GradientTransformation, num_tasks: int
 ) -> SequentialOptimizer:
-    """MTL-IO: every task steps in turn through an optimizer state of its own.
+    """MTL-IO: every task steps in turn through its own optimizer state.
 
-    For k = 1..N in turn, w <- w - tx_k(g_k(w)): task k's gradient is taken at the
-    parameters that task k - 1 left, and tx_k, say Adam's moving averages, sees the
-    gradients of task k only. The N states are stacked on a leading axis and scanned.
+    For k = 1..N in turn, w <- w - tx_k(g_k(w)). The gradient of task k is taken at the
+    parameters that task k - 1 left. The state tx_k, such as Adam's moving averages,
+    sees the gradients of task k only. The N states are stacked on a leading axis and
+    scanned.
 
     Args:
-      tx: any optax transformation; each task has its own state of it. One that moves
-        parameters whose gradient is zero, such as weight decay, does so at every
-        task's step, those of other tasks' heads included; `optax.masked` limits it.
+      tx: any optax transformation; each task has its own state of it. Weight decay
+        also moves parameters whose gradient is zero, and does so at every task's step,
+        the heads of other tasks included. `optax.masked` limits it.
       num_tasks: N. With one task this is plain `tx`.
 
     Returns:
-      A `SequentialOptimizer`.
+      A `SequentialOptimizer`. Its `update` raises a ValueError if the gradients are not
+      of N tasks.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -56,11 +58,7 @@ def independent(
 
     def update_fn(task_gradients, state, params, carry=None, active=None):
         active = checked_active(task_gradients, active)
-        if task_gradients.num_tasks != num_tasks:
-            raise ValueError(
-                f"the gradients are of {task_gradients.num_tasks} tasks, the optimizer "
-                f"is for {num_tasks}"
-            )
+        _task_axis.check_num_tasks(task_gradients.num_tasks, num_tasks)
 
         def visit(point, task):
             index, is_active, task_state = task

@@ -1,4 +1,4 @@
-"""How the gradients of several tasks stand to each other."""
+"""Norms of the task gradients and the angles between them."""
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +8,10 @@ from mtl_jax.optim import _task_axis
 
 
 def interference(updates: optax.Updates) -> tuple[jax.Array, jax.Array]:
-    """Norms of the tasks' gradients, and the cosines of the angles between them.
+    """Norms of the task gradients, and the cosines of the angles between them.
 
     Two tasks with a negative cosine are in conflict (Yu et al. 2020, section 2.2). The
-    squares of neither large nor small gradients leave the range of float32 on the way.
+    range of norms is that of `from_gram`.
 
     Args:
       updates: gradients with a leading task axis.
@@ -31,12 +31,10 @@ def interference(updates: optax.Updates) -> tuple[jax.Array, jax.Array]:
       >>> round(float(cosines[0, 1]), 3)
       -0.8
     """
-    n = _task_axis.num_tasks(updates)
-    if n is None:
+    if _task_axis.num_tasks(updates) is None:
         raise ValueError("there are no gradients in an empty tree")
-    gram, exponents = _task_axis.gram(updates, n)
+    gram = _task_axis.gram(updates)
     norm = jnp.sqrt(jnp.diagonal(gram))
-    product = norm[:, None] * norm[None, :]
+    product = norm[:, None] * norm
     is_zero = product == 0
-    cosine = jnp.where(is_zero, 0, gram / jnp.where(is_zero, 1, product))
-    return jnp.ldexp(norm, exponents), cosine
+    return norm, jnp.where(is_zero, 0, gram / jnp.where(is_zero, 1, product))

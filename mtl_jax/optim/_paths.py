@@ -5,24 +5,25 @@ from typing import Any
 
 import jax
 
-# Says of a path such as "encoder/block5_conv2/conv/kernel" whether it is meant.
+# Selects paths such as "encoder/block5_conv2/conv/kernel".
 Predicate = Callable[[str], bool]
 
 
 def choose(
     tree: Any, predicate: Predicate | None
 ) -> tuple[list[jax.Array], Callable[[list[jax.Array]], Any]]:
-    """Takes some leaves of a tree.
+    """Selects leaves of a tree by their paths.
 
     Args:
       tree: of parameters, or of anything with their paths.
-      predicate: says which; None for all leaves.
+      predicate: selects the leaves; None for all.
 
     Returns:
-      The leaves, and a function that puts others in their place: from leaves to a tree.
+      The selected leaves, and a function from a list of as many leaves to a tree in
+      which they take the place of the selected ones.
 
     Raises:
-      ValueError: if the tree has leaves and the predicate holds for none of them.
+      ValueError: if the tree has leaves and the predicate selects none of them.
 
     Example:
       >>> from mtl_jax import optim
@@ -36,20 +37,20 @@ def choose(
     paths_and_leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
     names = [name(path) for path, _ in paths_and_leaves]
     leaves = [leaf for _, leaf in paths_and_leaves]
-    places = [i for i, n in enumerate(names) if predicate is None or predicate(n)]
-    if names and not places:
+    indices = [i for i, n in enumerate(names) if predicate is None or predicate(n)]
+    if names and not indices:
         raise ValueError(
             f"the predicate holds for none of the {len(names)} parameters, such as "
             f"{names[0]!r}; it must choose those that the tasks share"
         )
 
     def put_back(chosen):
-        replaced = dict(zip(places, chosen, strict=True))
+        replaced = dict(zip(indices, chosen, strict=True))
         return structure.unflatten([replaced.get(i, x) for i, x in enumerate(leaves)])
 
-    return [leaves[i] for i in places], put_back
+    return [leaves[i] for i in indices], put_back
 
 
 def name(path: jax.tree_util.KeyPath) -> str:
-    """A path as text, its parts divided by "/"."""
+    """The path as text, its parts joined by "/"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,36 +1,39 @@
-"""Optimizer states of the tasks' own, at one point."""
+"""One optimizer state per task, all gradients taken at the same parameters."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 import optax
+from optax.experimental import aggregating
 
 from mtl_jax.optim import _task_axis
 
 
 def per_task(
     tx: optax.GradientTransformation, num_tasks: int
-) -> optax.GradientTransformationExtraArgs:
-    """Every task's gradient through a state of its own of `tx`; the updates add up.
+) -> aggregating.Aggregator:
+    """Passes each task's gradient through its own state of `tx`, and sums the updates.
 
-    What `independent` does, but with all gradients taken at the same parameters: one
-    forward pass instead of N. It ends a chain of transformations of task gradients, or
-    stands before a learning rate.
+    This is `independent` with all gradients taken at the same parameters: one forward
+    pass instead of N. The aggregator is usually the last transformation, since `tx` is
+    a complete optimizer.
 
-    Its `update` takes the extra argument `active`, bool [N] (None for all): a task
-    that is not active moves nothing, and its state stays as it is. All extra arguments
-    but `active` are passed on to `tx`.
+    `update` takes the extra argument `active`, bool [N] (None for all). A task that is
+    not active moves nothing and keeps its state. All other extra arguments are passed
+    on to `tx`.
 
     Args:
-      tx: any optax transformation. What it adds to a gradient, such as weight decay, is
-        added once for every active task.
+      tx: any optax transformation. Whatever it adds to a gradient, such as weight
+        decay, is added once for every active task.
       num_tasks: N.
 
     Returns:
-      A transformation that takes updates with a leading task axis, [N, ...], to
-      updates without it. Its state is that of `tx`, with a leading axis [N] on every
-      leaf.
+      An `optax.experimental.aggregating.Aggregator`. Its state is that of `tx` with a
+      leading axis [N] on every leaf.
+
+    Raises:
+      ValueError: by `update` if the gradients are not of N tasks.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -48,7 +51,7 @@ def per_task(
         return _task_axis.init_stacked(tx, params, num_tasks)
 
     def update_fn(updates, state, params=None, *, active=None, **extra_args):
-        _task_axis.num_tasks(updates, params, expected=num_tasks)
+        _task_axis.check_num_tasks(_task_axis.num_tasks(updates, params), num_tasks)
         update = functools.partial(tx.update, params=params, **extra_args)
         updates, new_state = jax.vmap(update, axis_size=num_tasks)(updates, state)
         if active is not None:
@@ -57,6 +60,6 @@ def per_task(
                 active, updates, jax.tree.map(jnp.zeros_like, updates)
             )
             new_state = _task_axis.select(active, new_state, state)
-        return _task_axis.add_up(updates), new_state
+        return _task_axis.combine(jnp.ones(num_tasks), updates), new_state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return aggregating.Aggregator(init_fn, update_fn)

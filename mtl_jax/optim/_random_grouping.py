@@ -19,7 +19,7 @@ class RandomGroupingState(NamedTuple):
 
     Attributes:
       count: int32, calls of `update`; with the key it gives the next one's groups.
-      slots: the optax states of the m slots, or of the N tasks, stacked on a leading
+      slots: the optax states of the m slots or of the N tasks, stacked on a leading
         axis.
     """
 
@@ -35,48 +35,46 @@ def random_grouping(
     states: States = "slot",
     num_tasks: int | None = None,
 ) -> SequentialOptimizer:
-    """The tasks are put into random groups, which step in turn.
+    """Divides the tasks into random groups, which step in turn.
 
-    At every `update` the N tasks are divided anew into m groups, as equal in size as
-    can be (the first N mod m have one task more). The gradients of the i-th group are
-    taken where group i - 1 left the parameters. What becomes of them is said by
-    `states`:
+    Each `update` divides the N tasks anew into m groups of equal size. If m does not
+    divide N, the first N mod m groups have one task more. The gradients of group i are
+    taken at the parameters that group i - 1 left. The optimizer states belong to slots
+    or to tasks:
 
-    - `slot`: their sum goes through the i-th of m optimizer states. A state belongs to
-      a place in the order and to no task: step by step it sees the gradients of other
-      tasks. With m = N every task steps alone, but this is not MTL-IO. With m = 1 it is
-      the plain sum of the losses through `tx`. A group costs what `of_group` of the
-      `TaskGradients` costs, so that fewer groups are faster.
-    - `task`: each goes through the state of its own task, which sees nothing else, and
-      the members' updates add up: `per_task` within a group. With m = N it is MTL-IO in
-      a random order, without a key `independent`; with m = 1 it makes the updates of
-      `per_task`. A sum has no state, so that every member's gradient is needed by
-      itself: N states and N times `of_task`, whatever m is. Fewer groups are no faster
-      here; m only says how often the parameters move on between the gradients. The
-      carry passes from member to member.
+    - `slot`: the sum of the group's gradients goes through the i-th of m optimizer
+      states. Such a state belongs to a position in the order, and sees the gradients of
+      other tasks at every step. So m = N is not MTL-IO, although every task steps
+      alone. With m = 1 the sum of all losses goes through `tx`. A group costs one call
+      of `of_group`, so that fewer groups are faster.
+    - `task`: each gradient of the group goes through the state of its own task, and the
+      updates are summed, as in `per_task`. With m = N this is MTL-IO in a random order,
+      and without a key it is `independent`. With m = 1 it makes the updates of
+      `per_task`. It costs N states and N calls of `of_task` for every m. The carry
+      passes from member to member.
 
-    Tasks that are not active are left out of their groups. The state of a slot without
-    an active task stays as it is, and so does that of a task that is not active. Active
-    and inactive tasks are drawn alike: the groups do not depend on who is active.
+    A task that is not active is left out of its group and keeps its state. A slot
+    without an active task keeps its state too. The groups do not depend on which tasks
+    are active.
 
     Args:
       tx: any optax transformation.
       num_groups: m, from 1 to N.
-      key: for the groups. It is no part of the state, which checkpoints as plain
-        arrays. None fixes them: task k = 0..N-1 is in group k mod m at every step. A
-        slot's state is then that of a group, as in the authors' program
-        (github.com/lucaspascal/AITSO_MTL), which draws its groups once.
+      key: for the groups. It is not part of the state, so that a checkpoint holds plain
+        arrays. With None the groups are fixed: task k = 0..N-1 is in group k mod m, and
+        the state of a slot is that of a group. The authors' program
+        (github.com/lucaspascal/AITSO_MTL) also keeps its groups, which it draws once.
       states: `slot` or `task`.
       num_tasks: N, which `task` needs.
 
     Returns:
-      A `SequentialOptimizer`, for `slot` of as many tasks as the `TaskGradients` it is
-      given. Its `update` raises a ValueError if these are fewer than the groups, or for
-      `task` are not `num_tasks`.
+      A `SequentialOptimizer`. With `slot` it works for any number of tasks. Its
+      `update` raises a ValueError if there are fewer tasks than groups, or if `task`
+      was given another `num_tasks`.
 
     Raises:
-      ValueError: if `num_groups` is less than 1, `states` is neither, or `task` is not
-        told the number of tasks.
+      ValueError: if `num_groups` is less than 1, `states` has another value, or `task`
+        comes without `num_tasks`.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -112,10 +110,8 @@ def random_grouping(
     def update_fn(task_gradients, state, params, carry=None, active=None):
         active = checked_active(task_gradients, active)
         n = task_gradients.num_tasks
-        if states == "task" and n != num_tasks:
-            raise ValueError(
-                f"the gradients are of {n} tasks, the optimizer is for {num_tasks}"
-            )
+        if states == "task":
+            _task_axis.check_num_tasks(n, num_tasks)
         this_key = None if key is None else jax.random.fold_in(key, state.count)
         groups = _random_groups(this_key, n, num_groups)
         params, carry, slots, losses = step(
@@ -128,7 +124,7 @@ def random_grouping(
 
 
 def _step_by_slots(tx, task_gradients, groups, active, params, carry, states):
-    """Every group's gradient of its summed losses through the state of its slot."""
+    """Passes the gradient of each group's summed losses through the slot's state."""
     if active is not None:
         groups &= active
 
@@ -152,7 +148,7 @@ def _step_by_slots(tx, task_gradients, groups, active, params, carry, states):
 
 
 def _step_by_tasks(tx, task_gradients, groups, active, params, carry, states):
-    """Every task's gradient, where its group began, through the state of the task."""
+    """Passes each task's gradient, taken where its group began, through its state."""
     group_of = groups.argmax(0)
     # Group by group, and within a group in the order of the tasks: the sort is stable.
     order = jnp.argsort(group_of)

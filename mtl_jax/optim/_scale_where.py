@@ -1,4 +1,4 @@
-"""Another learning rate for some of the parameters."""
+"""A different learning rate for some of the parameters."""
 
 import jax
 import optax
@@ -11,14 +11,15 @@ def scale_where(
 ) -> optax.GradientTransformation:
     """Multiplies the updates of some parameters by a factor.
 
-    After an optimizer it multiplies the learning rate of these parameters; with the
-    factor 0 they stay exactly where they are, while the optimizer's moving averages go
-    on. (Before Adam it would do nothing, which divides by the gradients' size.)
+    Placed after an optimizer, it multiplies the learning rate of these parameters. With
+    the factor 0 they do not move, while the optimizer's moving averages are still
+    updated. Placed before Adam it has no effect, since Adam divides by the size of the
+    gradients.
 
     Args:
-      chosen: says of a parameter, by its path such as
-        "encoder/block5_conv2/conv/kernel", whether its updates are multiplied.
-      factor: a number, or a traced one as from `by_step`.
+      chosen: selects parameters by their paths, such as
+        "encoder/block5_conv2/conv/kernel".
+      factor: a number, or a traced scalar as `by_step` gives it.
 
     Returns:
       A transformation without state.

@@ -1,11 +1,10 @@
 """Steps that follow each other, each gradient taken where the last step ended.
 
-The gradient of one step depends on the step before, so these are not optax
-transformations of gradients already at hand: their `update` is given a `TaskGradients`
-to ask, and scans over the steps.
+The gradient of one step depends on the step before. So these are not optax
+transformations of given gradients: `update` is given a `TaskGradients`, and asks it for
+one gradient after the other inside a `lax.scan`.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,31 +25,13 @@ class SequentialOptimizer(NamedTuple):
       update: `(task_gradients, state, params, carry=None, active=None) -> (params,
         state, carry, losses)`. `task_gradients` is a `TaskGradients`. `carry` is
         anything that passes from step to step, such as batch statistics. `active`,
-        bool [N], says which tasks take part, None that all do; the others are not
-        evaluated, move nothing, keep their state, and have loss 0. `losses` is float32
-        [N], each where its task's step began.
+        bool [N], says which tasks take part; None stands for all. A task that is not
+        active is not evaluated, moves nothing, keeps its state, and has loss 0.
+        `losses` is float32 [N], each taken where its task's step began.
     """
 
     init: Callable[[optax.Params], Any]
     update: Callable[..., tuple[optax.Params, Any, Carry, jax.Array]]
-
-
-@jax.custom_batching.custom_vmap
-def _in_any_run(predicate: jax.Array) -> jax.Array:
-    """A predicate; of runs mapped by `jax.vmap`, whether it holds for any of them.
-
-    `lax.cond` stays a choice only on what the runs agree on. On a predicate of each run
-    it would compute both branches, and treat whatever they read, such as the index of
-    the task, as different in each run.
-    """
-    return predicate
-
-
-@_in_any_run.def_vmap
-def _(axis_size, in_batched, predicate):
-    del axis_size, in_batched
-    # Anew, as there may be another axis of runs.
-    return _in_any_run(predicate.any(axis=0)), False
 
 
 def step_or_skip(
@@ -62,12 +43,10 @@ def step_or_skip(
     state: optax.OptState,
     no_loss: jax.Array,
 ) -> tuple[optax.Params, Carry, optax.OptState, jax.Array]:
-    """One step of `tx`; where `is_active` is False nothing at all is computed.
-
-    Of runs mapped by `jax.vmap` all compute a step that any of them makes.
+    """One step of `tx`; where `is_active` is False nothing is computed.
 
     Args:
-      tx: the optax transformation whose `state` it is.
+      tx: the optax transformation that `state` belongs to.
       loss_and_gradient: gives `((loss, carry), gradient)` at `(params, carry)`.
       is_active: bool, or None for a step in any case.
       params: where the gradient is taken.
@@ -88,21 +67,16 @@ def step_or_skip(
     def skip(params, carry, state):
         return params, carry, state, no_loss
 
-    def step_if_active(*point):
-        return jax.tree.map(
-            functools.partial(jnp.where, is_active), step(*point), skip(*point)
-        )
-
     if is_active is None:
         return step(params, carry, state)
-    return lax.cond(_in_any_run(is_active), step_if_active, skip, params, carry, state)
+    return lax.cond(is_active, step, skip, params, carry, state)
 
 
 def checked_active(task_gradients: TaskGradients, active: Any) -> jax.Array | None:
     """`active` as an array, after a look at both arguments of `update`."""
     if not isinstance(task_gradients, TaskGradients):
         raise TypeError(
-            "update wants the TaskGradients that optim.task_gradients makes, got "
+            "update needs the TaskGradients that optim.task_gradients makes, got "
             f"{type(task_gradients).__name__}"
         )
     if active is None:

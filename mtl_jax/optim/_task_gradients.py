@@ -16,22 +16,22 @@ LossAndGradient = tuple[tuple[jax.Array, Carry], optax.Updates]
 
 
 class TaskGradients(NamedTuple):
-    """The gradients of several tasks' losses, wherever they are asked for.
+    """Functions that compute gradients of several tasks' losses at given parameters.
 
     `carry` is anything that passes from one evaluation to the next, such as batch
     statistics.
 
     Attributes:
       num_tasks: N.
-      of_task: `(index, params, carry) -> ((loss, carry), gradient)`, for the task with
-        that (traced) index.
-      of_group: `(mask, params, carry) -> ((losses, carry), gradient)`, `mask` bool [N]:
-        the gradient of the sum of the masked losses; `losses` float32 [N], 0 for tasks
-        that are not in the group.
-      of_weighted_sum: `(weigh, params, carry) -> ((losses, carry, aux), gradient)`: the
-        gradient of sum_k w_k L_k, all losses taken at one point, with `(w, aux) =
-        weigh(losses, shared_gradients)`, both as for a `LossWeighting`. None where no
-        `weighted` optimizer is to ask for it.
+      of_task: `(index, params, carry) -> ((loss, carry), gradient)` for the task with
+        that index, which may be traced.
+      of_group: `(mask, params, carry) -> ((losses, carry), gradient)`. The gradient is
+        that of the sum of the losses that `mask`, bool [N], selects. `losses` is
+        float32 [N], 0 for tasks outside the group.
+      of_weighted_sum: `(weigh, params, carry) -> ((losses, carry, aux), gradient)`. The
+        gradient is that of sum_k w_k L_k, all losses taken at the same parameters, with
+        `(w, aux) = weigh(losses, shared_gradients)`. The arguments of `weigh` are those
+        of a `LossWeighting`. It may be None if no `weighted` optimizer calls it.
     """
 
     num_tasks: int
@@ -45,13 +45,11 @@ class TaskGradients(NamedTuple):
 def task_gradients(
     losses: Sequence[Callable[[optax.Params, Carry], tuple[jax.Array, Carry]]],
 ) -> TaskGradients:
-    """Joins one loss function per task into what a `SequentialOptimizer` wants.
+    """Makes a `TaskGradients` of one loss function per task.
 
-    Only the losses that are asked for are evaluated: a group's members in order, the
-    carry passing from one to the next. Differentiation happens inside the branches:
-    differentiating a `lax.switch` or `lax.cond` instead would keep the intermediate
-    results of all branches. Where tasks share most of their forward pass, a
-    `TaskGradients` of one's own may make that pass once for a whole group.
+    Only the requested losses are evaluated. The members of a group are evaluated in
+    order, and the carry passes from one to the next. If the tasks share most of their
+    forward pass, a hand-written `TaskGradients` can make that pass once per group.
 
     Args:
       losses: functions `(params, carry) -> (scalar loss, carry)`.
@@ -75,6 +73,8 @@ def task_gradients(
       >>> print(values, gradient)
       [4. 6. 0.] 7.0
     """
+    # Differentiated inside the branches: the gradient of a `lax.switch` or `lax.cond`
+    # keeps the intermediate results of all branches.
     branches = [jax.value_and_grad(loss, has_aux=True) for loss in losses]
 
     def of_task(index, params, carry):

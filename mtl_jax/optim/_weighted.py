@@ -11,15 +11,15 @@ from mtl_jax.optim._sequential import SequentialOptimizer, checked_active, step_
 
 
 class LossWeighting(NamedTuple):
-    """Weights of the tasks' losses, as a pair of pure functions.
+    """A pair of pure functions that weigh the tasks' losses.
 
     Attributes:
       init: maps params to the weighting's state.
       update: `(losses, shared_gradients, state, active=None) -> (weights, state)`.
-        `losses` is float32 [N], not weighted. `shared_gradients(predicate)` gives the
-        tasks' gradients with respect to the parameters whose paths the predicate holds
-        for, a list of leaves with a leading task axis; they cost nothing unless it is
-        called. `active`, bool [N], says which tasks take part. `weights` is [N].
+        `losses` is float32 [N], not weighted. `shared_gradients(predicate)` computes
+        the task gradients of the parameters whose paths the predicate selects, a list
+        of leaves with a leading task axis. `active`, bool [N], says which tasks take
+        part. `weights` is [N].
     """
 
     init: Callable[[optax.Params], Any]
@@ -41,10 +41,11 @@ class WeightedState(NamedTuple):
 def weighted(
     weighting: LossWeighting, tx: optax.GradientTransformation
 ) -> SequentialOptimizer:
-    """Steps along the gradient of sum_k w_k L_k, the weights being learnt.
+    """Steps along the gradient of sum_k w_k L_k, with weights of a `LossWeighting`.
 
-    One backward pass, beside what the weighting asks for. Tasks that are not active
-    have weight and loss 0; where none is, nothing moves.
+    A step makes one backward pass, and computes the gradients that the weighting calls
+    for. A task that is not active has weight and loss 0. If no task is active, nothing
+    moves.
 
     Args:
       weighting: such as `gradnorm_weighting`.

@@ -5,24 +5,26 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import optax
+from optax.experimental import aggregating
 
 from mtl_jax.optim import _task_axis
 
 Weights = Sequence[float] | jax.Array
 
 
-def weighted_sum(
-    weights: Weights | None = None,
-) -> optax.GradientTransformationExtraArgs:
-    """Adds the tasks' gradients up: sum_k c_k g_k, the gradient of the summed losses.
+def weighted_sum(weights: Weights | None = None) -> aggregating.Aggregator:
+    """Sums the task gradients: sum_k c_k g_k, the gradient of the weighted losses.
 
     Args:
       weights: c_k, [N]; 1 for every task by default. As an array they can be a
         hyperparameter, or a schedule, of `optax.inject_hyperparams`.
 
     Returns:
-      A transformation that takes updates with a leading task axis, [N, ...], to
-      updates without it. It has no state.
+      An `optax.experimental.aggregating.Aggregator` without state.
+
+    Raises:
+      ValueError: by `update` if the gradients have no task axis, or there is not one
+        weight per task.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -42,23 +44,23 @@ def weighted_sum(
 
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
-        n = _task_axis.num_tasks(updates, params)
-        if weights is None:
-            return _task_axis.add_up(updates), state
-        return _task_axis.combine(_checked(weights, n), updates), state
+        return _task_axis.combine(_checked(weights, updates, params), updates), state
 
-    return optax.GradientTransformationExtraArgs(_init_fn, update_fn)
+    return aggregating.Aggregator(optax.init_empty_state, update_fn)
 
 
 def scale_by_task(weights: Weights) -> optax.GradientTransformationExtraArgs:
-    """Multiplies every task's gradient by a fixed weight, and keeps the task axis.
+    """Multiplies each task's gradient by a fixed weight, and keeps the task axis.
 
     Args:
       weights: c_k, [N].
 
     Returns:
-      A transformation of updates with a leading task axis, [N, ...], to be followed by
-      one that consumes it. It has no state.
+      A transformation of updates with a leading task axis, [N, ...]. An aggregator
+      follows it. It has no state.
+
+    Raises:
+      ValueError: as `weighted_sum`.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -73,21 +75,16 @@ def scale_by_task(weights: Weights) -> optax.GradientTransformationExtraArgs:
       [3. 2.]
     """
 
-    def update_fn(updates, state, params=None, **extra_args):
-        del extra_args
-        n = _task_axis.num_tasks(updates, params)
-        return _task_axis.scale(_checked(weights, n), updates), state
+    def scale(updates, params):
+        return _task_axis.scale(_checked(weights, updates, params), updates)
 
-    return optax.GradientTransformationExtraArgs(_init_fn, update_fn)
+    return optax.with_extra_args_support(optax.stateless(scale))
 
 
-def _init_fn(params):
-    del params
-    return optax.EmptyState()
-
-
-def _checked(weights, n):
-    weights = jnp.asarray(weights)
+def _checked(weights, updates, params):
+    """The weights [N], for updates with a leading task axis [N, ...]."""
+    n = _task_axis.num_tasks(updates, params)
+    weights = jnp.asarray(jnp.ones(n or 0) if weights is None else weights)
     if n is not None and weights.shape != (n,):
         raise ValueError(f"weights {weights.shape} must be one number per task, ({n},)")
     return weights

@@ -235,7 +235,7 @@ def pcgrad_in_orders(monkeypatch):
 
 @pytest.mark.parametrize("tasks", [1, 2, 3, 6])
 def test_pcgrad_is_that_of_torchjd_in_the_same_orders(tasks, pcgrad_in_orders):
-    @given(SEEDS, st.sampled_from([-20, 0, 20]), st.booleans())
+    @given(SEEDS, st.sampled_from([-12, 0, 12]), st.booleans())
     def check(seed, exponent, is_mixed):
         rng = np.random.default_rng(seed)
         scales = rng.choice([1e-3, 1, 1e3], tasks) if is_mixed else np.ones(tasks)
@@ -264,3 +264,50 @@ def test_of_two_tasks_it_is_that_of_torchjd_in_any_order():
         np.testing.assert_allclose(as_vector(updates), expected, atol=1e-5)
         num_conflicts += state.num_conflicts
     assert num_conflicts > 10
+
+
+def mgda(gram):
+    """Desideri 2012, by the Frank-Wolfe steps of Sener and Koltun 2018."""
+
+    def step(_, w):
+        corner = jax.nn.one_hot(jnp.argmin(gram @ w), len(gram))
+        direction = corner - w
+        square = direction @ gram @ direction
+        length = -(direction @ gram @ w) / jnp.where(square > 0, square, 1)
+        return w + jnp.clip(length, 0, 1) * direction
+
+    return jax.lax.fori_loop(0, 100, step, jnp.full(len(gram), 1 / len(gram)))
+
+
+def imtl_g(gram):
+    """Liu et al. 2021: projections of equal length on all gradients."""
+    weights = jnp.linalg.pinv(gram) @ jnp.sqrt(jnp.diagonal(gram))
+    return weights / weights.sum()
+
+
+def aligned_mtl(gram):
+    """Senushkin et al. 2023: the mean, with all singular values at the smallest."""
+    values, vectors = jnp.linalg.eigh(gram)
+    balance = vectors * jnp.sqrt(values[0] / values) @ vectors.T
+    return balance.mean(0)
+
+
+@pytest.mark.parametrize(
+    ("weights", "name", "options"),
+    [
+        (mgda, "MGDA", {"epsilon": 1e-9}),
+        (imtl_g, "IMTLG", {}),
+        (aligned_mtl, "AlignedMTL", {}),
+    ],
+)
+def test_published_functions_of_the_gram_matrix(weights, name, options):
+    aggregation = pytest.importorskip(
+        "torchjd.aggregation", reason="TorchJD, which has them, is not installed"
+    )
+    aggregator = getattr(aggregation, name)(**options)
+    update = jax.jit(optim.from_gram(weights).update)
+    for seed in range(10):
+        gradients = random_gradients(seed)
+        expected = aggregator(torch.tensor(as_matrix(gradients))).numpy()
+        updates, _ = update(gradients, optax.EmptyState())
+        np.testing.assert_allclose(as_vector(updates), expected, atol=1e-3)

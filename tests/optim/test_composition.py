@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from optax.experimental import aggregating
 from optim_problems import (
     TASKS,
     assert_trees_close,
     assert_trees_equal,
     compiled_step,
-    quadratic,
     quadratics,
     random_gradients,
     random_params,
@@ -30,14 +30,35 @@ from mtl_jax import optim
 
 KEY = jax.random.key(0)
 WEIGHTS = (0.5, 2.0, 1.0)
-JOINT = {
+
+
+def unit_mean(gram):
+    """Weights of the mean of the unit gradients."""
+    norms = jnp.sqrt(jnp.diagonal(gram))
+    return 1 / (len(gram) * jnp.maximum(norms, 1e-15))
+
+
+def by_losses(gram, totals, *, task_losses, active, **extra_args):
+    """Each task's share of the losses so far."""
+    totals += jnp.where(active, task_losses, 0)
+    return totals / totals.sum(), totals
+
+
+AGGREGATORS = {
     "weighted_sum": lambda: optim.weighted_sum(WEIGHTS),
-    "scaled": lambda: optax.chain(
-        optim.scale_by_task(WEIGHTS), optim.pcgrad(jax.random.key(1))
-    ),
     "pcgrad": lambda: optim.pcgrad(KEY),
     "gradnorm": lambda: optim.gradnorm(TASKS, learning_rate=0.1),
     "per_task": lambda: optim.per_task(optax.scale_by_adam(), TASKS),
+    "from_gram": lambda: optim.from_gram(unit_mean),
+    "from_gram with a state": lambda: optim.from_gram(
+        by_losses, lambda params: jnp.zeros(TASKS)
+    ),
+}
+JOINT = {
+    **AGGREGATORS,
+    "scaled": lambda: optax.chain(
+        optim.scale_by_task(WEIGHTS), optim.pcgrad(jax.random.key(1))
+    ),
 }
 SEQUENTIAL = {
     "independent": lambda tx: optim.independent(tx, TASKS),
@@ -77,30 +98,45 @@ def trained(tx, params, gradients, extra):
     return jax.lax.scan(step, (params, tx.init(params)), (gradients, extra))[0]
 
 
-@pytest.mark.parametrize("name", sorted(set(JOINT) - {"scaled"}))
-def test_first_in_a_chain_under_jit_and_scan(name):
-    first, rest = JOINT[name](), rest_of_the_chain()
+def one_by_one(parts, gradients, extra):
+    """Parameters and states after each transformation's own updates, in a loop."""
+    params = random_params()
+    states = [tx.init(params) for tx in parts]
+    update_fns = [jax.jit(tx.update) for tx in parts]
+    for updates, own_extra in zip(gradients, extra, strict=True):
+        for i, update in enumerate(update_fns):
+            updates, states[i] = update(updates, states[i], params, **own_extra)
+        params = jax.tree.map(np.add, params, updates)
+    return params, tuple(states)
+
+
+@pytest.mark.parametrize("name", AGGREGATORS)
+def test_an_aggregator_composes_under_jit_and_scan(name):
+    """First in a chain, and between the other arguments of `process`."""
+    scaled, aggregator = optim.scale_by_task(WEIGHTS), AGGREGATORS[name]()
+    assert isinstance(aggregator, aggregating.Aggregator)
+    rest = rest_of_the_chain()
+    processed = aggregating.process(scaled, aggregator, rest)
+    assert isinstance(processed, aggregating.Aggregator)
     gradients = [random_gradients(i) for i in range(4)]
     extra = [extra_args(i) for i in range(4)]
-    actual = jax.jit(functools.partial(trained, optax.chain(first, rest)))(
-        random_params(), several(gradients), several(extra)
-    )
-
-    # One by one, and in a loop.
-    params = random_params()
-    first_state, rest_state = first.init(params), rest.init(params)
-    first_update, rest_update = jax.jit(first.update), jax.jit(rest.update)
-    for i in range(4):
-        updates, first_state = first_update(
-            gradients[i], first_state, params, **extra[i]
-        )
-        updates, rest_state = rest_update(updates, rest_state, params)
-        params = jax.tree.map(np.add, params, updates)
-    expected = params, (first_state, rest_state)
-    assert_trees_close(actual, expected, rtol=1e-4, atol=1e-5)
+    inputs = random_params(), several(gradients), several(extra)
+    for tx, parts in [
+        (optax.chain(aggregator, rest), (aggregator, rest)),
+        (processed, (scaled, aggregator, rest)),
+    ]:
+        actual = jax.jit(functools.partial(trained, tx))(*inputs)
+        expected = one_by_one(parts, gradients, extra)
+        assert_trees_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(set(JOINT) - {"scaled"}))
+def test_an_optimizer_made_anew_at_every_step_is_an_aggregator_if_it_is_one():
+    for name, make in JOINT.items():
+        tx = optim.by_step(lambda count, make=make: make())
+        assert isinstance(tx, aggregating.Aggregator) == (name in AGGREGATORS)
+
+
+@pytest.mark.parametrize("name", AGGREGATORS)
 def test_one_rule_for_the_encoder_and_another_for_the_heads(name):
     first = JOINT[name]()
     tx = optax.multi_transform(
@@ -177,7 +213,7 @@ def test_hyperparameters_may_be_injected():
 
 
 @pytest.mark.parametrize("name", ["pcgrad", "gradnorm", "per_task"])
-def test_joint_ones_under_vmap_over_runs(name):
+def test_joint_ones_under_vmap(name):
     train = functools.partial(trained, optax.chain(JOINT[name](), optax.scale(-0.1)))
     runs = [
         (
@@ -194,7 +230,7 @@ def test_joint_ones_under_vmap_over_runs(name):
 
 
 @pytest.mark.parametrize("name", SEQUENTIAL)
-def test_sequential_ones_under_scan_and_vmap_over_runs(name):
+def test_sequential_ones_under_scan_and_vmap(name):
     optimizer = SEQUENTIAL[name](optax.adam(0.1))
     problems = [quadratics(seed) for seed in range(3)]
     active = np.array([True, False, True])
@@ -217,44 +253,6 @@ def test_sequential_ones_under_scan_and_vmap_over_runs(name):
     for i, problem in enumerate(problems):
         expected = run(optimizer.init, step, *problem, 3, active=active)
         assert_trees_close(row(together, i), expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["independent", "alternating"])
-def test_what_a_task_costs_it_costs_once_for_all_mapped_runs(name):
-    """Whichever runs it is active in; and nothing where it is active in none."""
-    optimizer = SEQUENTIAL[name](optax.adam(0.1))
-    problems = [quadratics(seed) for seed in range(3)]
-    active = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0]], bool)
-    visits = []
-
-    def counted(params, carry, k, problem):
-        jax.debug.callback(lambda: visits.append(k))
-        targets, curvatures = problem
-        return quadratic(params, targets[k], curvatures[k]), carry
-
-    def step(problem, active):
-        losses = [
-            functools.partial(counted, k=k, problem=problem) for k in range(TASKS)
-        ]
-        params, state, _, values = optimizer.update(
-            optim.task_gradients(losses),
-            optimizer.init(start()),
-            start(),
-            active=active,
-        )
-        return params, state, values
-
-    together = jax.jit(jax.vmap(step))(several(problems), active)
-    jax.effects_barrier()
-    assert sorted(visits) == [0, 1]
-    alone = jax.jit(step)
-    for i, problem in enumerate(problems):
-        expected = alone(problem, active[i])
-        assert_trees_close(row(together, i), expected, rtol=1e-4, atol=1e-5)
-    # One axis of runs in another.
-    nested = jax.jit(jax.vmap(jax.vmap(step)))
-    twice = nested(several([several(problems)] * 2), np.stack([active] * 2))
-    assert_trees_close(row(twice, 1), together, rtol=1e-4, atol=1e-5)
 
 
 def types_of(tree):
@@ -323,8 +321,8 @@ def test_results_are_finite_whatever_is_zero_huge_tiny_or_the_same(name):
     state, update = tx.init(params), jax.jit(tx.update)
     cases = [
         (gradient_scales, loss_scale, is_same)
-        for gradient_scales in itertools.product([0, 1e-20, 1, 1e20], repeat=TASKS)
-        for loss_scale, is_same in [(1, False), (0, True), (1e-20, False), (1e20, True)]
+        for gradient_scales in itertools.product([0, 1e-15, 1, 1e15], repeat=TASKS)
+        for loss_scale, is_same in [(1, False), (0, True), (1e-15, False), (1e15, True)]
     ]
     # One state goes through all of it.
     for i, (scales, loss_scale, is_same) in enumerate(cases):
@@ -339,8 +337,6 @@ def test_results_are_finite_whatever_is_zero_huge_tiny_or_the_same(name):
         extra["task_losses"] = np.float32(loss_scale) * extra["task_losses"]
         updates, state = update(gradients, state, params, **extra)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(updates))
-    # The Adam of `per_task` is the caller's, and squares 1e20.
-    if name != "per_task":
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 

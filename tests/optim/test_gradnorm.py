@@ -122,10 +122,8 @@ def test_the_weights_gradient_is_that_of_the_l1_objective():
     expected = jax.grad(objective)(jnp.ones(TASKS))
     state, update = compiled()
     _, state = update(gradients, state, task_losses=losses)
-    # Adam's first moment after one step is a tenth of the gradient, which it is given
-    # times 2^-20.
-    moments = 2**20 * state.opt_state[0].mu
-    np.testing.assert_allclose(10 * moments, expected, rtol=1e-5)
+    # Adam's first moment after one step is a tenth of the gradient.
+    np.testing.assert_allclose(10 * state.opt_state[0].mu, expected, rtol=1e-5)
 
 
 @functools.cache
@@ -147,7 +145,7 @@ def scanned(tasks, alpha=1.5):
     return jax.jit(weights)
 
 
-@given(SEEDS, st.floats(0, 24), st.floats(0, 24))
+@given(SEEDS, st.floats(0, 15), st.floats(0, 15))
 def test_weights_are_positive_and_add_up_to_n(seed, decades, decades_of_losses):
     rng = np.random.default_rng(seed)
     norms = 10 ** rng.uniform(-decades, decades, (60, 4))
@@ -192,16 +190,16 @@ def at_scale(seed, *decades):
 @pytest.mark.parametrize(
     ("norms", "losses"),
     [
-        (at_scale(0, 20), at_scale(1, 0)),
-        (at_scale(2, -20), at_scale(3, 0)),
-        (at_scale(4, 0), at_scale(5, 20)),
-        (at_scale(6, 0), at_scale(7, -20)),
-        (at_scale(8, -20, 0, 20), at_scale(9, -20, 0, 20)),
+        (at_scale(0, 15), at_scale(1, 0)),
+        (at_scale(2, -15), at_scale(3, 0)),
+        (at_scale(4, 0), at_scale(5, 15)),
+        (at_scale(6, 0), at_scale(7, -15)),
+        (at_scale(8, -15, 0, 15), at_scale(9, -15, 0, 15)),
     ],
     ids=["huge norms", "tiny norms", "huge losses", "tiny losses", "all of them"],
 )
 def test_algorithm_1_at_other_scales(alpha, norms, losses):
-    # Beside 1e20, differences in float64 do not see a 1.
+    # Beside 1e15, differences in float64 do not see a 1.
     is_mixed = norms.max() > 1e3 * norms.min()
     by_hand = GradNormByHand(4, alpha, 0.025, by_differences=not is_mixed)
     expected, totals = [], []
@@ -215,7 +213,7 @@ def test_algorithm_1_at_other_scales(alpha, norms, losses):
     np.testing.assert_allclose(updates["w"][:, 0], totals, rtol=1e-3)
 
 
-@given(SEEDS, st.integers(0, 60), st.integers(-60, 60))
+@given(SEEDS, st.integers(0, 45), st.integers(-45, 45))
 def test_units_of_gradients_and_of_one_tasks_loss_do_not_matter(seed, power, other):
     # Upwards only: beside gradients much smaller than 1, Adam's epsilon counts.
     norms, losses = at_scale(seed, 0), at_scale(seed + 1, 0)
@@ -227,8 +225,8 @@ def test_units_of_gradients_and_of_one_tasks_loss_do_not_matter(seed, power, oth
 
 
 @given(
-    st.sampled_from([0, 1e-20, 1e-3, 2, 3e7, 1e20]),
-    st.sampled_from([0, 1e-20, 0.7, 1e20]),
+    st.sampled_from([0, 1e-15, 1e-3, 2, 3e7, 1e15]),
+    st.sampled_from([0, 1e-15, 0.7, 1e15]),
 )
 def test_equal_tasks_keep_equal_weights(norm, loss):
     falling = np.geomspace(8, 0.1, 60)[:, None] * np.ones(4)
@@ -241,7 +239,7 @@ def test_equal_tasks_keep_equal_weights(norm, loss):
 
 @given(SEEDS)
 def test_one_task_keeps_its_weight(seed):
-    norms, losses = at_scale(seed, -20, 0, 20)[:, :1], at_scale(seed + 1, -20, 20)
+    norms, losses = at_scale(seed, -15, 0, 15)[:, :1], at_scale(seed + 1, -15, 15)
     states, updates = scanned(1)(norms, losses[:, :1], np.ones((60, 1), bool))
     np.testing.assert_array_equal(states.weights, 1)
     np.testing.assert_array_equal(updates["w"], norms)
@@ -277,7 +275,7 @@ def test_inactive_tasks_take_no_part(active):
         progress = losses[active] / np.asarray(state.initial_losses)[active]
         target = g.mean() * (progress / progress.mean()) ** 1.5
         expected = np.sign(g - target) * norms
-        moments = 2**20 * (after.opt_state[0].mu - 0.9 * state.opt_state[0].mu)
+        moments = after.opt_state[0].mu - 0.9 * state.opt_state[0].mu
         np.testing.assert_allclose(10 * moments[active], expected, rtol=1e-3)
 
 

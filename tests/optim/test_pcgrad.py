@@ -14,7 +14,7 @@ from optim_problems import (
 )
 
 from mtl_jax import optim
-from mtl_jax.optim import _pcgrad, _task_axis
+from mtl_jax.optim import _pcgrad
 
 KEY = jax.random.key(7)
 SEEDS = st.integers(0, 2**31 - 1)
@@ -44,8 +44,8 @@ def at_scales(gradients, exponents):
     )
 
 
-# No element so small that it is no normal number of float32.
-EXPONENTS = st.sampled_from([-33, -20, -10, 0, 10, 20, 36])
+# To the ends of the range that `from_gram` documents.
+EXPONENTS = st.sampled_from([-15, -10, 0, 10, 15])
 
 
 @functools.cache
@@ -125,7 +125,7 @@ def test_tasks_under_other_numbers_are_the_same_tasks(seed, permutation):
     assert conflicts == conflicts_again
 
 
-@given(SEEDS, st.integers(-100, 100))
+@given(SEEDS, st.integers(-50, 50))
 def test_scaling_all_gradients_scales_the_result(seed, exponent):
     gradients = random_gradients(seed, 4)
     scaled = jax.tree.map(lambda leaf: leaf * np.float32(2.0**exponent), gradients)
@@ -228,15 +228,14 @@ def test_algorithm_1_at_every_scale_of_every_task(tasks):
     ("gradients", "expected", "conflicts"),
     [
         # Small beside huge: nothing of the small one is lost, where the other is zero.
-        ([[1e20, 0], [0, 1e-20]], [1e20, 1e-20], 0),
-        ([[1e37, 0], [0, 1e-37]], [1e37, 1e-37], 0),
-        # [5e19, 5e19] and [0, 1e-20].
-        ([[1e20, 0], [-1e-20, 1e-20]], [5e19, 5e19], 2),
-        # [5e-21, 5e-21] and [0, 1e-20].
-        ([[1e-20, 0], [-1e-20, 1e-20]], [5e-21, 1.5e-20], 2),
-        ([[1e37, 0], [-1e37, 1e37]], [5e36, 1.5e37], 2),
-        ([[1e20, 0], [0, 0]], [1e20, 0], 0),
-        ([[-1e-20, 0], [0, 0]], [-1e-20, 0], 0),
+        ([[1e15, 0], [0, 1e-15]], [1e15, 1e-15], 0),
+        # [5e14, 5e14] and [0, 1e-15].
+        ([[1e15, 0], [-1e-15, 1e-15]], [5e14, 5e14], 2),
+        # [5e-16, 5e-16] and [0, 1e-15].
+        ([[1e-15, 0], [-1e-15, 1e-15]], [5e-16, 1.5e-15], 2),
+        ([[1e15, 0], [-1e15, 1e15]], [5e14, 1.5e15], 2),
+        ([[1e15, 0], [0, 0]], [1e15, 0], 0),
+        ([[-1e-15, 0], [0, 0]], [-1e-15, 0], 0),
         ([[0, 0], [0, 0]], [0, 0], 0),
     ],
 )
@@ -254,21 +253,21 @@ def test_huge_and_tiny_gradients_by_hand(dtype, gradients, expected, conflicts):
 def test_huge_and_tiny_leaves_of_one_gradient():
     # Of task 1, the bias counts beside the kernel; of task 2, all is small.
     gradients = {
-        "kernel": np.float32([[1e20, 0], [-1e-20, 0]]),
-        "bias": np.float32([[1e20], [0]]),
+        "kernel": np.float32([[1e15, 0], [-1e-15, 0]]),
+        "bias": np.float32([[1e15], [0]]),
     }
     updates, state = step(gradients)
-    # [1e20, 0, 1e20] is left with its bias; [-1e-20, 0, 0] loses half of itself.
-    np.testing.assert_allclose(updates["bias"], [1e20 + 5e-21], rtol=1e-6)
-    np.testing.assert_allclose(updates["kernel"], [-5e-21, 0], atol=1e14)
+    # [1e15, 0, 1e15] is left with its bias; [-1e-15, 0, 0] loses half of itself.
+    np.testing.assert_allclose(updates["bias"], [1e15 + 5e-16], rtol=1e-6)
+    np.testing.assert_allclose(updates["kernel"], [-5e-16, 0], atol=1e9)
     assert state.num_conflicts == 2
 
 
 def test_half_precision_beside_a_huge_leaf():
-    # 2^-14 and less has no full float16; it is scaled in float32.
+    # 2^-20, the square, has no full float16; it is computed in float32.
     halves = np.float16([[1, 2**-10], [-1, 2**-10]])
     huge = np.zeros((2, 1), np.float32)
-    huge[0] = 1e20
+    huge[0] = 1e15
     updates, _ = step({"half": halves, "huge": huge})
     assert updates["half"].dtype == np.float16
     vectors = np.concatenate([halves.astype(np.float64), huge], axis=1)
@@ -338,51 +337,14 @@ def test_the_gradients_are_read_twice_and_no_projection_is_stored():
     tx = optim.pcgrad(KEY)
     gradients = {"w": jnp.zeros((tasks, size))}
     jaxpr = jax.make_jaxpr(tx.update)(gradients, tx.init(None)).jaxpr
-    (conditional,) = (
-        equation
+    big = [
+        (equation.primitive.name, max(out.aval.size for out in equation.outvars))
         for equation in equations_of(jaxpr)
-        if equation.primitive.name == "cond"
-        and any(getattr(v.aval, "size", 0) >= size for v in equation.invars)
-    )
-    rescaled, as_they_are = (branch.jaxpr for branch in conditional.params["branches"])
-
-    def big(equations):
-        return [
-            (equation.primitive.name, max(out.aval.size for out in equation.outvars))
-            for equation in equations
-            if any(getattr(v.aval, "size", 0) >= size for v in equation.invars)
-        ]
-
-    again = big(equations_of(rescaled))
-    assert big(equations_of(as_they_are)) == []
-    always = big(e for e in equations_of(jaxpr) if e is not conditional)
-    for equation in again:
-        always.remove(equation)
+        if any(getattr(v.aval, "size", 0) >= size for v in equation.invars)
+    ]
     # The products of the second pass are fused into their sum by XLA.
-    assert always == [
+    assert big == [
         ("dot_general", tasks * tasks),
-        ("mul", tasks * size),
         ("mul", tasks * size),
         ("reduce_sum", size),
     ]
-    # Where the scales are out of range: a look at them, a copy, and the products.
-    assert again == [
-        ("abs", tasks * size),
-        ("reduce_max", tasks),
-        ("mul", tasks * size),
-        ("dot_general", tasks * tasks),
-    ]
-
-
-def test_a_task_that_is_said_to_be_inactive_is_no_reason_to_look_at_scales():
-    active = np.array([True, True, False])
-    gradients = without(random_gradients(0), active)
-    gram = jax.jit(_task_axis.gram, static_argnums=1)
-    (products, exponents), (scaled, others) = (
-        gram(gradients, 3, a) for a in (active, np.ones(3, bool))
-    )
-    np.testing.assert_array_equal(exponents, 0)
-    assert others[:2].any()
-    np.testing.assert_array_equal(
-        products, scaled * 2.0 ** np.add.outer(others, others)
-    )

@@ -82,6 +82,7 @@ def test_the_number_of_weights_must_be_that_of_the_tasks():
         optim.weighted_sum,
         lambda: optim.scale_by_task(WEIGHTS),
         lambda: optim.pcgrad(jax.random.key(0)),
+        lambda: optim.from_gram(lambda gram: jnp.ones(3)),
         lambda: optim.gradnorm(3),
         lambda: optim.per_task(optim.weighted_sum(), 3),
     ],
