@@ -31,6 +31,10 @@ class GradNormState(NamedTuple):
     initial_losses: jax.Array
     opt_state: optax.OptState
 
+    def metrics(self) -> dict[str, jax.Array]:
+        """What a training logs: `weights` of the tasks, for the next step."""
+        return {"weights": self.weights}
+
 
 def gradnorm(
     num_tasks: int,

@@ -22,6 +22,10 @@ class PCGradState(NamedTuple):
     count: jax.Array
     num_conflicts: jax.Array
 
+    def metrics(self) -> dict[str, jax.Array]:
+        """What a training logs: `conflicts`, the projections of the last step."""
+        return {"conflicts": self.num_conflicts}
+
 
 def pcgrad(key: jax.Array) -> aggregating.Aggregator:
     """Projects each task's gradient off the gradients that it conflicts with.

@@ -201,20 +201,21 @@ def interference_step(
 
 
 def optimizer_metrics(opt_state: optax.OptState) -> Metrics:
-    """What a method's state tells of the step just made.
+    """What the method's state tells about the step just made.
 
     Returns:
-      `weights` [N] of GradNorm, for the next step; `conflicts` of PCGrad, how many
-      projections were made. Nothing for other methods.
+      The `metrics()` of every state in `opt_state` that has this method, such as
+      `optim.PCGradState`: arrays [] or [N] by name.
     """
-    kinds = (optim.GradNormState, optim.PCGradState)
     metrics = {}
-    for state in jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, kinds)):
-        if isinstance(state, optim.GradNormState):
-            metrics["weights"] = state.weights
-        elif isinstance(state, optim.PCGradState):
-            metrics["conflicts"] = state.num_conflicts
+    for state in jax.tree.leaves(opt_state, is_leaf=_tells):
+        if _tells(state):
+            metrics |= state.metrics()
     return metrics
+
+
+def _tells(state: Any) -> bool:
+    return callable(getattr(state, "metrics", None))
 
 
 def _prepare(
