@@ -87,6 +87,11 @@ def register(method: Method) -> None:
     METHODS[method.name] = method
 
 
+def headings() -> dict[str, str]:
+    """The headings of all methods by name, in the order of tables."""
+    return {name: method.heading for name, method in METHODS.items()}
+
+
 def fields() -> dict[str, Field]:
     """The fields of all methods by name."""
     return {k: f for method in METHODS.values() for k, f in method.fields.items()}

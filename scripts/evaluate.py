@@ -23,7 +23,7 @@ flags.mark_flag_as_required("workdir")
 def main() -> None:
     """Evaluates and prints the table."""
     from mtl_jax.evaluation import evaluate
-    from mtl_jax.reporting import table
+    from mtl_jax.reporting import terminal
 
     output, metrics = evaluate.evaluate(
         pathlib.Path(WORKDIR.value),
@@ -34,7 +34,7 @@ def main() -> None:
         dataset=DATASET.value,
         write_submission=SUBMISSION.value and pathlib.Path(SUBMISSION.value),
     )
-    print(table.metrics_table(metrics))
+    print(terminal.metrics_text(metrics))
     for path in sorted(output.iterdir()):
         print(path)
     if SUBMISSION.value:

@@ -23,7 +23,7 @@ FORK = """
 import json, os, runpy, sys
 import mtl_jax.data.folder, mtl_jax.data.synthetic
 import mtl_jax.evaluation.evaluate, mtl_jax.evaluation.predict
-import mtl_jax.reporting.table, mtl_jax.training.loop
+import mtl_jax.reporting.terminal, mtl_jax.training.loop
 from ml_collections import config_flags
 
 def run(argv, stem):

@@ -1,7 +1,7 @@
-"""Figures of one photograph: what methods find in it, and how.
+"""Figures of one photograph.
 
-Masks and points of several methods, the fovea's target map and a predicted one, and the
-gradient map of a diagnosis.
+They show the masks and points that several methods find in it, maps of its fovea, and
+the gradient map of its diagnosis.
 """
 
 import pathlib
@@ -18,12 +18,12 @@ from mtl_jax.drawing.curves import save
 from mtl_jax.drawing.outlines import Marks
 from mtl_jax.drawing.overlay import CUP_COLOUR, DISC_COLOUR
 
-# Okabe and Ito's yellow and sky blue, which stand out from an orange fundus; the signs
-# tell the points apart without colour.
+# Okabe and Ito's yellow and sky blue stand out from an orange fundus. The signs tell
+# the points apart without colour.
 _FOVEAS = (("+", "#F0E442"), ("x", "#56B4E9"))
 _HALO = (withStroke(linewidth=3, foreground="#000000B0"),)
 
-# Side of the cut-out around the disc, in times the disc's.
+# The cut-out around the disc is this many times as wide as the disc.
 _MARGIN = 2.0
 
 
@@ -36,19 +36,20 @@ def plot_case(
 ) -> None:
     """Writes what methods find in a photograph (Pascal et al. 2022, figure 4).
 
-    The photograph with the fovea as annotated and as found, and, cut out around the
-    optic disc, disc and cup as annotated and as each method has them.
+    The first panel is the photograph with the annotated fovea and those that were
+    found. The others are cut out around the optic disc: they show the annotated disc
+    and cup, then those of each method.
 
     Args:
       photograph: uint8 [H, W, 3].
       title: above it.
-      truth: what is annotated, in pixels of the photograph.
-      found: by method, what it found and its numbers as text; two at most have a sign
-        for their fovea.
+      truth: the annotated marks, in pixels of the photograph.
+      found: by method, its marks and its numbers as text. The fovea is drawn for the
+        first two.
       path: without its ending; a PNG and a PDF are written.
     """
     panels = {"annotated": (truth, ""), **found}
-    # Text as large as that around the figure in print.
+    # At this size the text is as large as that around the figure in print.
     figure = Figure(figsize=(1.9 * (1 + len(panels)), 2.9), layout="constrained")
     first, *others = figure.subplots(1, 1 + len(panels))
     window = _window(photograph.shape, [marks for marks, _ in panels.values()])
@@ -81,15 +82,15 @@ def plot_fovea_maps(
 ) -> None:
     """Writes a photograph beside maps of its fovea (Pascal et al. 2022, figure 6).
 
-    The paper's figure has the target map only. All maps have one scale of colours, from
-    0 to 1.
+    The paper's figure has the target map only. All maps share one scale of colours,
+    from 0 to 1.
 
     Args:
       photograph: uint8 [H, W, 3].
       title: above it.
       fovea_xy: the annotated fovea in pixels of the photograph, marked in every panel;
         None where it is not annotated.
-      maps: what stands above each, to float [H, W] in [0, 1]; at least one.
+      maps: float [H, W] in [0, 1] by title; at least one.
       path: without its ending; a PNG and a PDF are written.
     """
     figure = Figure(figsize=(2.6 * (1 + len(maps)) + 0.5, 3.0), layout="constrained")
@@ -108,12 +109,12 @@ def plot_saliency(
 ) -> None:
     """Writes a photograph beside the gradient map of its diagnosis.
 
-    This figure is ours, the paper has none like it; its "saliency map" is one of
+    The paper has no such figure. What it calls a saliency map is the target map of
     `plot_fovea_maps`.
 
     Args:
       photograph: uint8 [H, W, 3].
-      saliency: float [H, W]; values above the 99th percentile are drawn as that.
+      saliency: float [H, W], clipped at its 99th percentile.
       title: above the photograph.
       path: without its ending; a PNG and a PDF are written.
     """
@@ -127,7 +128,7 @@ def plot_saliency(
 def _show(axes: Axes, image: np.ndarray, title: str, **scale: float) -> AxesImage:
     axes.set_title(title, fontsize=9, wrap=True, parse_math=False)
     axes.set(xticks=[], yticks=[])
-    # Even in lightness, and the same to the colour-blind.
+    # Cividis is even in lightness, and looks the same to the colour-blind.
     return axes.imshow(image, cmap="cividis", interpolation="nearest", **scale)
 
 
@@ -142,7 +143,7 @@ def _draw_foveas(
                 *marks.fovea_xy, **style, color=colour, path_effects=_HALO, label=name
             )
     if axes.get_legend_handles_labels()[0]:
-        # Below the photograph, and as dark as that for the white ring.
+        # A dark legend shows the white ring.
         axes.legend(
             fontsize=7,
             loc="upper center",
@@ -163,7 +164,7 @@ def _mark_annotated(axes: Axes, fovea_xy: np.ndarray | None) -> None:
 def _window(
     shape: tuple[int, ...], marks: list[Marks]
 ) -> tuple[float, float, float] | None:
-    """Left, top and side of a square around the first discs there are."""
+    """Left, top and side of a square around the discs of the first marks with any."""
     for one in marks:
         if len(one.disc):
             points = np.concatenate(list(one.disc))

@@ -1,9 +1,14 @@
-"""Figures of experiments: mean ROC curves, learning rates, and training over time."""
+"""Figures of experiments: mean ROC curves, learning rates, and training over time.
+
+A panel of curves is a table with the columns `curve`, `x` and `y`: one row for each run
+at each point of its curve. Curves are drawn in the order in which the panel names them.
+"""
 
 import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -13,17 +18,14 @@ from numpy.typing import ArrayLike
 from mtl_jax import metrics
 from mtl_jax.drawing import roc
 
-# Values of a panel: by curve, places on the axis to the values of the runs there.
-Panel = Mapping[str, Mapping[float, Sequence[float]]]
-
 
 def plot_mean_roc(
     curves: Mapping[str, Sequence[tuple[ArrayLike, ArrayLike]]], path: pathlib.Path
 ) -> None:
     """Writes the mean ROC curve of each method's runs (Pascal et al. 2022, figure 1).
 
-    A band shows one sample standard deviation of the sensitivity either way; the number
-    of runs is in brackets.
+    A band shows one sample standard deviation of the sensitivity either way. The legend
+    has the number of runs in brackets.
 
     Args:
       curves: name of the method to (scores [N], labels [N]) of its runs.
@@ -37,7 +39,7 @@ def plot_mean_roc(
         sensitivities = []
         for scores, labels in runs:
             false_positive, true_positive = metrics.roc(scores, labels)
-            # Of the points at one rate the highest, as for a single curve.
+            # Several points may share a rate; the highest of them is the last.
             last = np.append(np.diff(false_positive) > 0, True)
             sensitivities.append(
                 np.interp(rates, false_positive[last], true_positive[last])
@@ -53,62 +55,59 @@ def plot_mean_roc(
     save(figure, path)
 
 
-def plot_learning_rates(panels: Mapping[str, Panel], path: pathlib.Path) -> None:
-    """Writes what validation gave at each rate (Pascal et al. 2022, figures 2 and 3).
+def plot_learning_rates(panels: Mapping[str, pd.DataFrame], path: pathlib.Path) -> None:
+    """Writes validation results against the learning rate.
 
-    For the paper's figures those are the best of each metric and the smallest of each
-    loss over the epochs. Lines join the means of the runs, a band shows one sample
-    standard deviation either way. A mean of fewer runs than others has their number
-    beside it. A curve looks the same in all panels.
+    Figures 2 and 3 of Pascal et al. 2022 show the best of each metric and the smallest
+    of each loss over the epochs. Lines join the means of the runs. A band shows one
+    sample standard deviation either way. A mean of fewer runs than the largest has
+    their number beside it. A curve looks the same in all panels.
 
     Args:
-      panels: by what stands beside the axis; four in a row.
+      panels: by the label of their vertical axis; drawn four in a row.
       path: without its ending; a PNG and a PDF are written.
     """
-    drawn = [("learning rate", title, panel) for title, panel in panels.items()]
+    drawn = [("learning rate", label, panel) for label, panel in panels.items()]
     _plot_panels(drawn, "log", path)
 
 
-def plot_progress(epochs: Panel, minutes: Panel, path: pathlib.Path) -> None:
+def plot_progress(
+    epochs: pd.DataFrame, minutes: pd.DataFrame, path: pathlib.Path
+) -> None:
     """Writes the validation score of methods over epochs, and over their own time.
 
-    Methods make a different number of updates and passes in an epoch: at equal epochs
-    they have seen the same images, at equal time they have cost the same.
+    Methods make different numbers of updates and passes in an epoch. At equal epochs
+    they have seen the same images. At equal time they have cost the same.
 
     Args:
-      epochs: scores by method and epoch.
-      minutes: the same by method and minutes of training, where these are known.
+      epochs: scores by epoch.
+      minutes: scores by minutes of training; empty if no time is known.
       path: without its ending; a PNG and a PDF are written.
     """
     drawn = [
         ("epochs", "validation score", epochs),
         ("minutes of training", "validation score", minutes),
     ]
-    _plot_panels([panel for panel in drawn if panel[-1]], "linear", path)
+    _plot_panels([panel for panel in drawn if len(panel[-1])], "linear", path)
 
 
 def _plot_panels(
-    panels: Sequence[tuple[str, str, Panel]], scale: str, path: pathlib.Path
+    panels: Sequence[tuple[str, str, pd.DataFrame]], scale: str, path: pathlib.Path
 ) -> None:
-    """Draws panels below what stands at their axes; `scale` is the horizontal one's."""
+    """Draws panels, each after its two labels; `scale` is the horizontal one."""
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(3.2 * columns, 2.8 * rows), layout="constrained")
-    names = dict.fromkeys(name for *_, panel in panels for name in panel)
+    names = dict.fromkeys(name for *_, panel in panels for name in panel["curve"])
     styles = dict(zip(names, roc.styles(), strict=False))
-    num_runs = max(
-        len(values)
-        for *_, panel in panels
-        for curve in panel.values()
-        for values in curve.values()
-    )
+    num_runs = max(panel.groupby(["curve", "x"]).size().max() for *_, panel in panels)
     lines = {}
-    for place, (label, title, panel) in enumerate(panels, 1):
-        axes = figure.add_subplot(rows, columns, place)
-        axes.set(xscale=scale, xlabel=label, ylabel=title)
+    for number, (xlabel, ylabel, panel) in enumerate(panels, 1):
+        axes = figure.add_subplot(rows, columns, number)
+        axes.set(xscale=scale, xlabel=xlabel, ylabel=ylabel)
         axes.grid(True, color="#DDDDDD", linewidth=0.6)
         axes.margins(0.12)
-        for name, curve in panel.items():
+        for name, curve in panel.groupby("curve", sort=False):
             lines[name] = _draw_means(axes, curve, num_runs, *styles[name])
     figure.legend(
         [lines[name] for name in names],
@@ -124,46 +123,32 @@ def _plot_panels(
 
 
 def _draw_means(
-    axes: Axes,
-    curve: Mapping[float, Sequence[float]],
-    num_runs: int,
-    colour: str,
-    dash: str,
+    axes: Axes, curve: pd.DataFrame, num_runs: int, colour: str, dash: str
 ) -> Line2D:
     """Draws one curve of a panel, and marks means of fewer than `num_runs` runs."""
-    places = sorted(curve)
-    mean = np.array([np.mean(curve[place]) for place in places])
-    deviation = np.array([_deviation(curve[place]) for place in places])
+    points = curve.groupby("x")["y"].agg(["mean", "std", "count"])
+    x, mean = points.index, points["mean"]
+    # A single run has no band.
+    deviation = points["std"].fillna(0)
     axes.fill_between(
-        places,
-        mean - deviation,
-        mean + deviation,
-        color=colour,
-        alpha=0.18,
-        linewidth=0,
+        x, mean - deviation, mean + deviation, color=colour, alpha=0.18, linewidth=0
     )
-    for point in zip(places, mean, strict=True):
-        if (count := len(curve[point[0]])) < num_runs:
-            axes.annotate(
-                f"n = {count}",
-                point,
-                (0, 5),
-                textcoords="offset points",
-                ha="center",
-                fontsize=7,
-                color=colour,
-            )
-    (line,) = axes.plot(places, mean, color=colour, linestyle=dash, marker="o", ms=4)
+    for point in points[points["count"] < num_runs].itertuples():
+        axes.annotate(
+            f"n = {point.count}",
+            (point.Index, point.mean),
+            (0, 5),
+            textcoords="offset points",
+            ha="center",
+            fontsize=7,
+            color=colour,
+        )
+    (line,) = axes.plot(x, mean, color=colour, linestyle=dash, marker="o", ms=4)
     return line
-
-
-def _deviation(values: Sequence[float]) -> float:
-    """Sample standard deviation; 0 of a single run, which has no band."""
-    return np.std(values, ddof=1) if len(values) > 1 else 0.0
 
 
 def save(figure: Figure, path: pathlib.Path) -> None:
     """Writes a figure as PNG and as PDF; `path` is without its ending."""
     FigureCanvasAgg(figure).print_figure(path.with_suffix(".png"), dpi=200)
-    # No date in it: the same numbers give the same file.
+    # Without a date the same numbers give the same file.
     figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})

@@ -1,9 +1,9 @@
 """Photographs with the predicted and the annotated anatomy drawn on them.
 
-Contours, never fills, so that the anatomy stays in view. Predictions are coloured solid
-lines and a cross; annotations are white, thinner dashes on top of them and a ring. A
-dark halo below every line keeps it readable on an orange fundus and on a pale disc
-alike. Colours are Okabe and Ito's, told apart under every form of colour blindness.
+Masks are drawn as contours, which leave the anatomy in view. Predictions are coloured
+solid lines and a cross. Annotations are thinner white dashes on top of them and a ring.
+A dark halo below every line keeps it readable on an orange fundus and on a pale disc.
+The colours are Okabe and Ito's, which differ under every form of colour blindness.
 """
 
 import functools
@@ -29,13 +29,13 @@ TRUTH_COLOUR = (255, 255, 255)
 _HALO = (0, 0, 0, 170)
 _STRIP = (24, 24, 24)
 
-# Pixels: the long side of a picture, and the distance of two on a sheet.
+# In pixels: limits of a picture's long side, and the gap between two on a sheet.
 _SMALLEST, _LARGEST, _GAP = 512, 1024, 8
 
-# Lines are drawn this many times larger and reduced: PIL has no anti-aliased lines.
+# Lines are drawn this many times larger and reduced, as PIL does not anti-alias them.
 _SUPERSAMPLING = 3
 
-# Polylines [lines, n, 2]: a point's marks, of radius one, and the legend's line.
+# Polylines [lines, n, 2]: two marks for points, of radius one, and a line for legends.
 _CROSS = np.array([[(-1, 0), (1, 0)], [(0, -1), (0, 1)]])
 _TURN = np.linspace(0, 2 * np.pi, 33)
 _RING = np.stack([np.cos(_TURN), np.sin(_TURN)], axis=-1)[np.newaxis]
@@ -63,11 +63,11 @@ def draw(
     true_fovea_xy: ArrayLike | None = None,
     caption: str | None = None,
 ) -> np.ndarray:
-    """Draws what is given on a photograph, over a strip with legend and caption.
+    """Draws marks on a photograph, above a strip with their legend and a caption.
 
-    A photograph below 512 pixels on its long side is enlarged by a whole factor, one
-    above 1024 reduced to that; contours are traced on the masks as given and then
-    scaled, so that they stay crisp.
+    If the long side of the photograph is below 512 pixels, it is enlarged by a whole
+    factor; if it is above 1024, it is reduced to that. Contours are traced before they
+    are scaled, and stay crisp.
 
     Args:
       photograph: uint8 [H, W, 3] RGB.
@@ -80,7 +80,7 @@ def draw(
       caption: text below the legend.
 
     Returns:
-      uint8 [H', W', 3]: the photograph, and below it the strip unless that is empty.
+      uint8 [H', W', 3]: the photograph, and the strip below unless that is empty.
 
     Raises:
       ValueError: the photograph is not uint8 [H, W, 3], or a mask has another size.
@@ -115,14 +115,14 @@ def draw(
 
 
 def contact_sheet(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """Lays pictures out in rows, in reading order, each in the middle of its cell.
+    """Lays out pictures row by row, each in the middle of its cell.
 
     Args:
       pictures: uint8 [H, W, 3] each, of any sizes; at least one.
       columns: pictures in a row.
 
     Returns:
-      uint8 [H', W', 3]; cells are as large as the largest picture, dark in between.
+      uint8 [H', W', 3], dark between the pictures. A cell fits the largest picture.
 
     Raises:
       ValueError: there is no picture, or `columns` is not positive.
@@ -165,7 +165,7 @@ def _ink(image: Image.Image, marks: Sequence[_Mark], width: float) -> Image.Imag
     """Draws marks with lines `width` pixels wide; all halos first, then all lines."""
     if not any(mark.lines for mark in marks):
         return image
-    # Only the part of the image that has marks, for speed.
+    # Only the part of the image around the marks is drawn on, which is faster.
     points = np.concatenate([line for mark in marks for line in mark.lines])
     far = np.subtract(image.size, 1)
     low = np.clip(points.min(axis=0) - 2 * width, 0, far).astype(int)
@@ -197,9 +197,9 @@ def _stroke(
 
 
 def _dashes(line: np.ndarray, length: float) -> list[np.ndarray]:
-    """Cuts a polyline into dashes and gaps of about `length`, returns the dashes."""
+    """Returns dashes along a polyline; they and the gaps are about `length` long."""
     arc = np.append(0, np.cumsum(np.hypot(*np.diff(line, axis=0).T)))
-    # A whole number of periods, or the seam of a closed line would show.
+    # With a whole number of periods, the seam of a closed line does not show.
     count = max(2, round(arc[-1] / (2 * length)))
     at = np.add.outer(np.arange(count), np.linspace(0, 0.5, 9)) * arc[-1] / count
     return [*np.stack([np.interp(at, arc, axis) for axis in line.T], axis=-1)]
@@ -239,6 +239,6 @@ def _strip(width: int, marks: Sequence[_Mark], caption: str | None) -> Image.Ima
 
 @functools.cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    # Matplotlib brings a font that has Greek, accents and mathematical signs.
+    # This font of matplotlib has Greek, accents and mathematical signs.
     path = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
     return ImageFont.truetype(path, size)

@@ -1,4 +1,4 @@
-"""ROC curves of glaucoma classifiers in one figure, those of one evaluation."""
+"""ROC curves of the glaucoma classifiers of one evaluation."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -11,11 +11,11 @@ from numpy.typing import ArrayLike
 
 from mtl_jax import metrics
 
-# Okabe and Ito's colours, told apart under every form of colour blindness, without
-# their yellow, which is too pale for a line on white.
+# Okabe and Ito's colours differ under every form of colour blindness. Their yellow is
+# left out: it is too pale for a line on white.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 
-# Seven colours and four dashes: no pair comes back before the 28th curve.
+# With seven colours and four dashes, the first 28 curves differ.
 _LINE_STYLES = ("-", "--", "-.", ":")
 
 
@@ -24,14 +24,14 @@ def plot_roc(
 ) -> None:
     """Writes a PNG with one ROC curve per classifier.
 
-    A dotted line marks the specificity of 0.85 that the challenge reads sensitivity at.
-    A classifier scored on one class only has no curve, and the legend says so.
+    A dotted line marks a specificity of 0.85, where REFUGE reads the sensitivity. If
+    the labels have one class only, there is no curve, and the legend says so.
 
     Args:
       curves: name to (scores [N], labels [N] of zeros and ones).
       path: the file to write, in a folder that exists.
     """
-    # Agg on the object itself: no display, and no figure kept alive by pyplot.
+    # Unlike pyplot, a canvas of its own needs no display and frees the figure.
     figure = Figure(figsize=(5.6, 5.6), layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -43,12 +43,12 @@ def plot_roc(
 
 
 def styles() -> Iterator[tuple[str, str]]:
-    """Colours and dashes of the first, second, ... curve."""
+    """Yields the colour and dashes of the first curve, the second, and so on."""
     return zip(cycle(_COLOURS), cycle(_LINE_STYLES), strict=False)
 
 
 def draw_frame(axes: Axes) -> None:
-    """Axes of a ROC figure: chance, and the challenge's operating point."""
+    """Draws the axes, the line of chance, and the operating point of REFUGE."""
     grey = "#767676"
     axes.plot([0, 1], [0, 1], color=grey, linewidth=0.8, label="chance")
     axes.axvline(1 - metrics.SPECIFICITY, color=grey, linewidth=0.8, linestyle=":")

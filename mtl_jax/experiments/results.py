@@ -1,11 +1,12 @@
 """What the runs of an experiment have come to: one row for each run and metric."""
 
-import csv
 import json
 import pathlib
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+import pandas as pd
 
 from mtl_jax import files
 from mtl_jax.experiments.plan import Run
@@ -79,21 +80,15 @@ def rows_of(
 
 def write(directory: pathlib.Path, rows: Iterable[Row]) -> None:
     """Writes `results.csv` into the experiment's directory, at once or not at all."""
-    path = directory / "results.csv"
-    lines = [",".join(COLUMNS)]
-    lines += [",".join(str(row[column]) for column in COLUMNS) for row in rows]
-    files.write_text(path, "\n".join(lines) + "\n")
+    text = pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False)
+    files.write_text(directory / "results.csv", text)
 
 
 def read(directory: pathlib.Path) -> list[Row]:
     """The rows of `results.csv`."""
-    with (directory / "results.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    numbers = {"seed": int, "learning_rate": float, "value": float}
-    return [
-        {name: numbers.get(name, str)(value) for name, value in row.items()}
-        for row in rows
-    ]
+    types = {"fold": str, "learning_rate": float, "value": float}
+    rows = pd.read_csv(directory / "results.csv", dtype=types, keep_default_na=False)
+    return rows.to_dict("records")
 
 
 def finished(workdir: pathlib.Path) -> list[Row] | None:

@@ -1,85 +1,58 @@
-"""Figures of Pascal et al. on REFUGE, to stand beside those of a report.
+"""Results of Pascal et al. on REFUGE, which the tables of a report show beside its own.
 
-They are of the test split, 256 x 256 pixels, from the paper's first version on arXiv
-(official splits, three runs) and, `CROSS_VALIDATED`, from the abstract of Scientific
-Reports 12:12361, which does not say whether that encoder was pretrained. AUC and Dice
-in %, fovea error in pixels of the model image. By method and metric the mean and the
-standard deviation, of `COST` the mean alone: millions of parameters (VGG-13), and
-seconds of a step on a Titan XP.
+They are of the test split at 256 x 256 pixels. AUC and Dice are in %, the fovea error
+in pixels of the model image. The numbers of parameters are those of VGG-13, in
+millions; the seconds of an iteration were measured on a Titan XP.
+
+`_FROM_SCRATCH` and `_PRETRAINED` are from the first version on arXiv (official splits,
+three runs). `_CROSS_VALIDATED` is from the abstract of Scientific Reports 12:12361,
+which leaves open whether the encoder was pretrained.
 """
 
 from collections.abc import Mapping
 
-COST = {
-    "single": {"num_parameters": (61.2,), "seconds_per_step": (0.686,)},
-    "independent": {"num_parameters": (17.2,), "seconds_per_step": (0.557,)},
-    "gradnorm": {"num_parameters": (17.2,), "seconds_per_step": (0.260,)},
-    "pcgrad": {"num_parameters": (17.2,), "seconds_per_step": (0.556,)},
-}
-FROM_SCRATCH = {
-    "single": {
-        "auc": (87.37, 1.51),
-        "dice_disc": (93.87, 0.74),
-        "dice_cup": (80.62, 1.25),
-        "fovea_error": (5.96, 0.17),
-    },
-    "independent": {
-        "auc": (92.61, 0.38),
-        "dice_disc": (91.61, 0.64),
-        "dice_cup": (81.21, 0.99),
-        "fovea_error": (5.71, 0.24),
-    },
-    "gradnorm": {
-        "auc": (86.31, 1.35),
-        "dice_disc": (80.32, 1.10),
-        "dice_cup": (68.93, 4.78),
-        "fovea_error": (28.48, 0.65),
-    },
-    "pcgrad": {
-        "auc": (85.51, 1.71),
-        "dice_disc": (85.23, 1.52),
-        "dice_cup": (71.08, 7.40),
-        "fovea_error": (34.45, 0.33),
-    },
-}
-PRETRAINED = {
-    "single": {
-        "auc": (94.30, 1.68),
-        "dice_disc": (95.29, 0.01),
-        "dice_cup": (85.86, 0.21),
-        "fovea_error": (5.42, 0.06),
-    },
-    "independent": {
-        "auc": (96.15, 0.14),
-        "dice_disc": (94.24, 0.38),
-        "dice_cup": (83.95, 0.90),
-        "fovea_error": (5.22, 0.18),
-    },
-}
-CROSS_VALIDATED = {
-    "single": {"auc": (93.56, 1.48)},
-    "independent": {"auc": (96.76, 0.96)},
-}
-
 # By method and metric the mean and, where it is known, the standard deviation.
 Published = Mapping[str, Mapping[str, tuple[float, ...]]]
 
+_COST = ("num_parameters", "seconds_per_step")
+_COSTS = {
+    "single": ((61.2,), (0.686,)),
+    "independent": ((17.2,), (0.557,)),
+    "gradnorm": ((17.2,), (0.260,)),
+    "pcgrad": ((17.2,), (0.556,)),
+}
+_QUALITY = ("auc", "dice_disc", "dice_cup", "fovea_error")
+_FROM_SCRATCH = {
+    "single": ((87.37, 1.51), (93.87, 0.74), (80.62, 1.25), (5.96, 0.17)),
+    "independent": ((92.61, 0.38), (91.61, 0.64), (81.21, 0.99), (5.71, 0.24)),
+    "gradnorm": ((86.31, 1.35), (80.32, 1.10), (68.93, 4.78), (28.48, 0.65)),
+    "pcgrad": ((85.51, 1.71), (85.23, 1.52), (71.08, 7.40), (34.45, 0.33)),
+}
+_PRETRAINED = {
+    "single": ((94.30, 1.68), (95.29, 0.01), (85.86, 0.21), (5.42, 0.06)),
+    "independent": ((96.15, 0.14), (94.24, 0.38), (83.95, 0.90), (5.22, 0.18)),
+}
+_CROSS_VALIDATED = {"single": ((93.56, 1.48),), "independent": ((96.76, 0.96),)}
+
 
 def of(kind: str, *, is_pretrained: bool) -> Published:
-    """The paper's figures that a table of an experiment can be held against.
+    """Returns the paper's results that are comparable with an experiment's.
 
     Args:
       kind: of the experiment, such as `cross_validation`.
-      is_pretrained: whether the encoder starts from pretrained weights, for which the
-        paper does not repeat the cost.
+      is_pretrained: whether the encoder starts from pretrained weights. The paper gives
+        the cost of networks from scratch only.
     """
     if kind == "learning_rates":
         return {}
-    found = PRETRAINED if is_pretrained else FROM_SCRATCH
+    quality = _PRETRAINED if is_pretrained else _FROM_SCRATCH
     if kind == "cross_validation":
-        found = CROSS_VALIDATED
-    cost = {} if is_pretrained else COST
+        quality = _CROSS_VALIDATED
+    cost = {} if is_pretrained else _COSTS
     return {
-        method: {**cost.get(method, {}), **found.get(method, {})}
-        for method in {**cost, **found}
+        method: {
+            **dict(zip(_COST, cost.get(method, ()), strict=False)),
+            **dict(zip(_QUALITY, quality.get(method, ()), strict=False)),
+        }
+        for method in {**cost, **quality}
     }

@@ -1,12 +1,13 @@
 """The report of an experiment: tables, comparisons, figures and the page."""
 
-import html
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
+from markupsafe import Markup
 
 from mtl_jax import configuration, files
 from mtl_jax.data import pipeline
@@ -14,20 +15,16 @@ from mtl_jax.drawing import cases, curves
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import fovea_map, saliency
 from mtl_jax.experiments import results
+from mtl_jax.methods import METHODS, headings
 from mtl_jax.reporting import comparisons, page, published, runs, tables
 from mtl_jax.reporting.page import Photograph, Reading
-from mtl_jax.reporting.runs import Run
-from mtl_jax.reporting.tables import NAMES
+from mtl_jax.reporting.runs import RunKey
 
+_FIGURES = ("roc", "learning_rates", "progress", "case", "fovea_map", "saliency")
 CONTENTS = (
     *(f"table-{r}.{s}" for r in ("model", "native") for s in ("md", "tex", "csv")),
     "comparisons.md",
-    *(
-        f"{f}.{s}"
-        for f in ("roc", "learning_rates", "progress")
-        for s in ("png", "pdf")
-    ),
-    *(f"{f}.{s}" for f in ("case", "fovea_map", "saliency") for s in ("png", "pdf")),
+    *(f"{name}.{suffix}" for name in _FIGURES for suffix in ("png", "pdf")),
     "report.html",
 )
 
@@ -47,295 +44,322 @@ _SWEPT = {
     "loss_fovea": "smallest fovea loss",
 }
 
+# Methods in the order of the tables.
+
+# PNG files by the heading that the page gives them.
+Figures = dict[str, pathlib.Path]
+
+
+class _Experiment(NamedTuple):
+    """What the runs of an experiment came to.
+
+    Attributes:
+      directory: of the experiment.
+      kind: such as `cross_validation`.
+      config: shared by its runs.
+      everything: the rows of `results.csv`.
+      rows: those of the runs that the report compares.
+      names: what to call these runs.
+      numbers: what they say of the test images, see `runs.image_numbers`.
+    """
+
+    directory: pathlib.Path
+    kind: str
+    config: configuration.Config
+    everything: pd.DataFrame
+    rows: pd.DataFrame
+    names: dict[RunKey, str]
+    numbers: dict[RunKey, pd.DataFrame]
+
 
 def write(
     directory: pathlib.Path, *, data_dir: str | None = None, case: str | None = None
 ) -> tuple[pathlib.Path, str | None]:
-    """Writes `report/` into an experiment's directory.
+    """Writes `report/` into the folder of an experiment.
 
-    `table-RESOLUTION.md`, `.tex` and `.csv`; `comparisons.md`; `roc` and `progress` as
-    PNG and PDF. Of a study of learning rates `learning_rates` as PNG and PDF instead of
-    these three, of a cross-validation that chose among several rates all four. Where
-    the data set is at hand also `case`, `fovea_map` and `saliency`, as PNG and PDF, and
-    `report.html`, which shows all of it.
+    The report has the tables `table-RESOLUTION.md`, `.tex` and `.csv`; the differences
+    between methods, `comparisons.md`; and the figures `roc` and `progress` as PNG and
+    PDF. A study of learning rates has the figure `learning_rates` instead of the
+    differences and these two figures. A cross-validation that chose among several
+    rates has all of them. If the data set is at hand, there are also the figures
+    `case`, `fovea_map` and `saliency`, and `report.html`, which shows everything.
 
     Args:
       directory: of the experiment.
       data_dir: where data sets are, if not where the runs had them.
-      case: name of the image that these three show; None for the glaucoma that was
-        given the lowest probability.
+      case: the test image in these three figures. By default it is the glaucoma with
+        the lowest predicted probability.
 
     Returns:
-      The folder written; and, if the data set is not at hand, what is the matter.
+      The folder of the report; and why it has no page, or None if it has one.
 
     Raises:
-      UserError: if it holds no experiment or no finished run, the data set has no such
-        image, or what a run left is damaged.
+      UserError: there is no experiment or no finished run, an evaluation is damaged, or
+        the test split has no such image.
     """
-    directory = pathlib.Path(directory)
-    kind, config, everything = _open(directory)
-    rows = everything
-    if kind == "cross_validation":
-        rows = results.at_best_rates(everything)
-    found = runs.labels(runs.of(rows))
+    experiment = _open(pathlib.Path(directory))
+    data, test, missing = experiment.config.data, None, None
     try:
-        data = config.data
         builder = pipeline.open_dataset(data_dir or data.data_dir, data.dataset)
-        table = pipeline.open_split(builder, "test")
-        missing = _outdated(directory, found)
+        test = builder.info.full_name, pipeline.open_split(builder, "test")
     except UserError as error:
-        table, missing = None, f"{error} Or name its place by --data_dir."
-    diagnoses = comparisons.diagnoses(
-        {run: runs.image_rows(directory, run) for run in found}
-    )
-    output = directory / "report"
+        missing = f"{error} Or name its folder by --data_dir."
+    output = experiment.directory / "report"
     with files.whole_directory(output, CONTENTS) as folder:
-        theirs = published.of(kind, is_pretrained=bool(config.model.pretrained))
-        shown = _write_tables(folder, rows, theirs)
-        figures = {}
-        if kind != "learning_rates":
-            shown["Differences"] = _write_comparisons(folder, rows, diagnoses)
-            figures |= _draw_roc(folder, diagnoses)
-            figures |= _draw_progress(folder, directory, list(found))
-        if kind == "learning_rates" or len(rows) < len(everything):
-            # Folds after the first have one rate each.
-            tried = [r for r in everything if r["fold"] in ("0", config.data.fold)]
-            if panels := _panels(tried):
-                curves.plot_learning_rates(panels, folder / "learning_rates")
-                figures["Learning rates"] = folder / "learning_rates.png"
-        if missing is None:
-            photographs = runs.photographs(table)
-            readings = {run: runs.readings(directory, run, table) for run in found}
-            figures |= _draw_case(folder, directory, photographs, readings, case)
-            facts = {
-                "data set": builder.info.full_name,
-                "test images": str(len(table)),
-                "runs": str(len(found)),
-                "experiment": directory.resolve().name,
-            }
-            content = page.Content(
-                title=_TITLES.get(kind, kind),
-                facts=facts,
-                tables=shown,
-                figures=figures,
-                photographs=photographs,
-                readings={name: readings[run] for run, name in found.items()},
-            )
-            page.write(folder / "report.html", content)
+        shown = _write_tables(folder, experiment)
+        figures: Figures = {}
+        if experiment.kind != "learning_rates":
+            diagnosed = comparisons.diagnoses(experiment.numbers)
+            shown["Differences"] = _write_comparisons(folder, experiment, diagnosed)
+            figures |= _draw_roc(folder, diagnosed)
+            figures |= _draw_progress(folder, experiment)
+        figures |= _draw_learning_rates(folder, experiment)
+        if test is not None:
+            _write_page(folder, experiment, test, case, shown, figures)
     return output, missing
 
 
-def _open(
-    directory: pathlib.Path,
-) -> tuple[str, configuration.Config, list[results.Row]]:
-    """Kind and config of an experiment, and the rows of its results."""
+def _open(directory: pathlib.Path) -> _Experiment:
     try:
         record = json.loads((directory / "experiment.json").read_text())
-        rows = results.read(directory)
+        everything = results.read(directory)
         kind = record["kind"]
         config = configuration.from_json(json.dumps(record["config"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{directory} holds no results of an experiment ({error}); name the folder "
-            "that scripts/cross_validate.py or its like wrote."
+            f"{directory} holds no results of an experiment ({str(error).strip()}); "
+            "name the folder that scripts/cross_validate.py or its like wrote."
         ) from error
-    if not rows:
-        raise UserError(f"No run in {directory} is finished; there is nothing to tell.")
-    return kind, config, rows
+    if not everything:
+        raise UserError(
+            f"No run in {directory} is finished, so there is nothing to report."
+        )
+    rows = everything
+    if kind == "cross_validation":
+        rows = results.at_best_rates(everything)
+    everything, rows = pd.DataFrame(everything), pd.DataFrame(rows)
+    names = runs.labels(runs.of(rows))
+    numbers = {run: runs.image_numbers(directory, run) for run in names}
+    return _Experiment(directory, kind, config, everything, rows, names, numbers)
 
 
 def _write_tables(
-    folder: pathlib.Path, rows: Sequence[results.Row], theirs: published.Published
-) -> dict[str, str]:
-    """Writes the tables; returns them for the page, by what stands above them."""
+    folder: pathlib.Path, experiment: _Experiment
+) -> dict[str, page.Table]:
+    """Writes the tables; returns them for the page."""
     shown = {}
-    for resolution in ("model", "native"):
-        table = tables.lines(rows, resolution)
-        # The paper's are at model resolution.
-        beside = theirs if resolution == "model" else {}
+    is_pretrained = bool(experiment.config.model.pretrained)
+    theirs = published.of(experiment.kind, is_pretrained=is_pretrained)
+    # The paper's results are at model resolution.
+    for resolution, beside in (("model", theirs), ("native", {})):
+        cells = tables.summarize(experiment.rows, resolution)
         for suffix, text in (
-            ("md", tables.markdown(table, beside)),
-            ("tex", tables.latex(table, beside)),
-            ("csv", tables.as_csv(table, beside)),
+            ("md", tables.markdown(*tables.texts(cells, beside))),
+            ("tex", tables.latex(cells, beside)),
+            ("csv", tables.as_csv(cells, beside)),
         ):
             files.write_text(folder / f"table-{resolution}.{suffix}", text)
         title = f"Test split at {resolution} resolution: mean ± standard deviation (n)"
-        shown[title] = tables.html(table, beside)
+        bold = Markup("<b>{}</b>")
+        shown[title] = page.Table(*tables.texts(cells, beside, bold))
     return shown
 
 
 def _write_comparisons(
     folder: pathlib.Path,
-    rows: Sequence[results.Row],
-    diagnoses: Mapping[str, Sequence[comparisons.Diagnoses]],
-) -> str:
-    """Writes differences between methods; returns their table for the page."""
-    lines = comparisons.lines(rows, diagnoses)
-    text = tables.as_markdown(comparisons.HEADS, lines)
-    files.write_text(folder / "comparisons.md", f"{text}\n{comparisons.EXPLANATION}\n")
-    table = tables.as_html(comparisons.HEADS, lines)
-    return f"{table}<p>{html.escape(comparisons.EXPLANATION)}</p>"
-
-
-def _panels(rows: Sequence[results.Row]) -> dict[str, curves.Panel]:
-    """Best validation metric and smallest loss by method and learning rate."""
-    panels = {}
-    for metric, title in _SWEPT.items():
-        own = [
-            row
-            for row in rows
-            if row["split"] == "validation" and row["metric"] == metric
-        ]
-        panel: dict[str, dict[float, list[float]]] = {}
-        for row in sorted(own, key=lambda row: list(NAMES).index(row["method"])):
-            values = panel.setdefault(NAMES[row["method"]], {})
-            values.setdefault(row["learning_rate"], []).append(row["value"])
-        if panel:
-            panels[title] = panel
-    return panels
-
-
-def _outdated(directory: pathlib.Path, found: Mapping[Run, str]) -> str | None:
-    """What to do about runs that were evaluated before there were outlines."""
-    lacking = [run for run in found if not runs.has_outlines(directory, run)]
-    if not lacking:
-        return None
-    return (
-        f"{len(lacking)} of {len(found)} runs were evaluated by an older version "
-        f"({found[lacking[0]]}, for one); evaluate them again by "
-        f"scripts/evaluate.py --workdir={lacking[0].workdir(directory)}."
-    )
+    experiment: _Experiment,
+    diagnosed: Mapping[RunKey, pd.DataFrame],
+) -> page.Table:
+    """Writes the differences between methods; returns them for the page."""
+    table = comparisons.table(experiment.rows, diagnosed)
+    text = tables.markdown(table.heads, table.rows)
+    files.write_text(folder / "comparisons.md", f"{text}\n{table.note}\n")
+    return table
 
 
 def _draw_roc(
-    folder: pathlib.Path, diagnoses: Mapping[str, Sequence[comparisons.Diagnoses]]
-) -> dict[str, pathlib.Path]:
-    if not diagnoses:
+    folder: pathlib.Path, diagnosed: Mapping[RunKey, pd.DataFrame]
+) -> Figures:
+    if not diagnosed:
         return {}
-    scores = {
-        NAMES[method]: [(one.scores, one.labels) for one in several]
-        for method, several in diagnoses.items()
-    }
+    scores: dict[str, list[tuple[pd.Series, pd.Series]]] = {}
+    for run, images in diagnosed.items():
+        own = images["probability"], images["glaucoma"]
+        scores.setdefault(METHODS[run.method].heading, []).append(own)
     curves.plot_mean_roc(scores, folder / "roc")
     return {"Glaucoma": folder / "roc.png"}
 
 
-def _draw_progress(
-    folder: pathlib.Path, directory: pathlib.Path, found: Sequence[Run]
-) -> dict[str, pathlib.Path]:
-    epochs: dict[str, dict[float, list[float]]] = {}
-    minutes: dict[str, dict[float, list[float]]] = {}
-    # Res34-Unet's second stage is validated around annotated discs.
-    methods = {run.method for run in found} - {"two_stage"}
-    for method in (name for name in NAMES if name in methods):
-        own = [run for run in found if run.method == method]
-        pace = np.mean([runs.minutes_per_epoch(directory, run) for run in own])
-        panels = [(epochs, 1.0)]
-        if np.isfinite(pace):
-            panels.append((minutes, float(pace)))
-        for run in own:
-            for epoch, score in runs.scores(directory, run).items():
-                for panel, unit in panels:
-                    curve = panel.setdefault(NAMES[method], {})
-                    curve.setdefault(epoch * unit, []).append(score)
-    if not epochs:
+def _draw_progress(folder: pathlib.Path, experiment: _Experiment) -> Figures:
+    panels = []
+    for run in sorted(
+        experiment.names, key=lambda run: list(METHODS).index(run.method)
+    ):
+        # The second stage of Res34-Unet is validated around annotated discs.
+        if run.method != "two_stage":
+            panel = runs.scores(experiment.directory, run).reset_index()
+            panel["curve"] = METHODS[run.method].heading
+            panel["pace"] = runs.minutes_per_epoch(experiment.directory, run)
+            panels.append(panel)
+    if not any(map(len, panels)):
         return {}
+    epochs = pd.concat(panels).set_axis(["x", "y", "curve", "pace"], axis=1)
+    # All runs of a method share one pace, so that their points have the same x.
+    pace = epochs.groupby("curve")["pace"].transform("mean")
+    minutes = epochs.assign(x=epochs["x"] * pace).dropna(subset="x")
     curves.plot_progress(epochs, minutes, folder / "progress")
     return {"Training, by epochs and by time": folder / "progress.png"}
 
 
-def _draw_case(
+def _draw_learning_rates(folder: pathlib.Path, experiment: _Experiment) -> Figures:
+    """Draws the results of all learning rates, if the experiment compared several."""
+    everything = experiment.everything
+    is_chosen = len(everything) > len(experiment.rows)
+    if experiment.kind != "learning_rates" and not is_chosen:
+        return {}
+    # The folds after the first have one rate each.
+    first = everything.fold.isin(["0", experiment.config.data.fold])
+    panels = _panels(everything[first])
+    if not panels:
+        return {}
+    curves.plot_learning_rates(panels, folder / "learning_rates")
+    return {"Learning rates": folder / "learning_rates.png"}
+
+
+def _panels(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Best of each validation metric and loss, by method and learning rate."""
+    rows = rows[rows.split == "validation"].sort_values(
+        "method", key=lambda methods: methods.map(list(METHODS).index), kind="stable"
+    )
+    curve = rows.method.map(headings())
+    points = pd.DataFrame({"curve": curve, "x": rows.learning_rate, "y": rows.value})
+    panels = {label: points[rows.metric == name] for name, label in _SWEPT.items()}
+    return {label: panel for label, panel in panels.items() if len(panel)}
+
+
+def _write_page(
     folder: pathlib.Path,
-    directory: pathlib.Path,
-    photographs: Sequence[Photograph],
-    readings: Mapping[Run, Sequence[Reading | None]],
+    experiment: _Experiment,
+    test: tuple[str, pipeline.Table],
     case: str | None,
-) -> dict[str, pathlib.Path]:
-    """Draws one photograph as two methods read it, and maps of it by one of them."""
-    place = _choose(photographs, readings, case)
-    photograph = photographs[place]
-    title = _diagnosis(photograph)
-    found, figures, names = {}, {}, runs.labels(list(readings))
-    for run in _first(readings)[:2]:
-        if reading := readings[run][place]:
-            found[names[run]] = reading.marks, _numbers(reading)
-    if found:
-        cases.plot_case(
-            photograph.pixels, title, photograph.truth, found, folder / "case"
-        )
-        figures[f"{photograph.image_id} as methods read it"] = folder / "case.png"
-    return figures | _draw_maps(folder, directory, photograph, names)
+    shown: Mapping[str, page.Table],
+    figures: Figures,
+) -> None:
+    """Writes the page, and the figures that show a photograph.
 
-
-def _draw_maps(
-    folder: pathlib.Path,
-    directory: pathlib.Path,
-    photograph: Photograph,
-    names: Mapping[Run, str],
-) -> dict[str, pathlib.Path]:
-    """Draws maps of a photograph's fovea and diagnosis, those there are.
-
-    They are MTL-IO's where it has the task, or else the first method's that does.
+    Args:
+      folder: of the report.
+      experiment: that the report is of.
+      test: name of the data set, and its test split.
+      case: see `write`.
+      shown: tables by heading.
+      figures: those drawn already; the others are added.
     """
-    figures, title = {}, _diagnosis(photograph)
-    pixels, fovea_xy = photograph.pixels, photograph.truth.fovea_xy
-    by_preference = sorted(_first(names), key=lambda run: run.method != "independent")
-    for run in by_preference:
-        maps = fovea_map.of_run(run.workdir(directory), pixels, fovea_xy)
-        if maps is not None:
-            panels = {f"predicted by {names[run]}": maps.predicted}
-            if maps.target is not None:
-                panels = {"target map": maps.target, **panels}
-            cases.plot_fovea_maps(pixels, title, fovea_xy, panels, folder / "fovea_map")
-            name = f"Map of its fovea by {names[run]}"
-            figures[name] = folder / "fovea_map.png"
-            break
-    for run in by_preference:
-        image = saliency.of_run(run.workdir(directory), pixels)
-        if image is not None:
-            cases.plot_saliency(pixels, image, title, folder / "saliency")
-            name = f"Gradient map: what its diagnosis by {names[run]} hangs on"
-            figures[name] = folder / "saliency.png"
-            break
-    return figures
-
-
-def _first(found: Mapping[Run, Any]) -> list[Run]:
-    """The first run of each method: those of the paper come first."""
-    first = {run.method: run for run in reversed(list(found))}
-    return [first[method] for method in NAMES if method in first]
+    data_set, split = test
+    photographs = runs.photographs(split)
+    readings = {
+        run: runs.readings(experiment.directory, run, numbers, split)
+        for run, numbers in experiment.numbers.items()
+    }
+    chosen = _choose(photographs, experiment.numbers, case)
+    of_chosen = {run: own[chosen] for run, own in readings.items()}
+    figures |= _draw_case(folder, experiment, photographs[chosen], of_chosen)
+    figures |= _draw_maps(folder, experiment, photographs[chosen])
+    content = page.Content(
+        title=_TITLES.get(experiment.kind, experiment.kind),
+        facts={
+            "data set": data_set,
+            "test images": str(len(split)),
+            "runs": str(len(readings)),
+            "experiment": experiment.directory.resolve().name,
+        },
+        tables=shown,
+        figures=figures,
+        photographs=photographs,
+        readings={experiment.names[run]: own for run, own in readings.items()},
+    )
+    page.write(folder / "report.html", content)
 
 
 def _choose(
     photographs: Sequence[Photograph],
-    readings: Mapping[Run, Sequence[Reading | None]],
+    numbers: Mapping[RunKey, pd.DataFrame],
     case: str | None,
 ) -> int:
-    """Index of the image that figures show."""
-    names = [photograph.image_id for photograph in photographs]
+    """Index of the image that figures show: the one named, or the hardest glaucoma."""
+    ids = [photograph.image_id for photograph in photographs]
     if case is not None:
-        if case not in names:
+        if case not in ids:
             raise UserError(
                 f"There is no test image {case!r}; it has, among others, "
-                f"{', '.join(names[:3])}."
+                f"{', '.join(ids[:3])}."
             )
-        return names.index(case)
-
-    def hardness(index: int) -> tuple[bool, float]:
-        numbers = [
-            several[index].numbers for several in readings.values() if several[index]
-        ]
-        is_glaucoma = photographs[index].glaucoma == 1
-        for keys in (("probability",) * is_glaucoma, ("dice_disc", "dice_cup")):
-            values = [n[k] for n in numbers for k in keys if n.get(k) is not None]
-            if values:
-                return is_glaucoma, -float(np.mean(values))
-        return is_glaucoma, -np.inf
-
-    return max(range(len(names)), key=hardness)
+        return ids.index(case)
+    is_glaucoma = np.array([photograph.glaucoma == 1 for photograph in photographs])
+    means = pd.concat(numbers.values()).groupby(level=0).mean().reindex(ids)
+    # Without diagnosis or glaucoma, the hardest has the lowest Dice.
+    dice = means[["dice_disc", "dice_cup"]].mean(axis=1)
+    ease = means["probability"].where(is_glaucoma).fillna(dice).fillna(np.inf)
+    return int(np.lexsort([ease, ~is_glaucoma])[0])
 
 
-def _diagnosis(photograph: Photograph) -> str:
+def _draw_case(
+    folder: pathlib.Path,
+    experiment: _Experiment,
+    photograph: Photograph,
+    readings: Mapping[RunKey, Reading | None],
+) -> Figures:
+    """Draws a photograph as the first two methods read it."""
+    found = {
+        experiment.names[run]: (reading.marks, _numbers(reading))
+        for run in _first_runs(experiment)[:2]
+        if (reading := readings[run])
+    }
+    if not found:
+        return {}
+    pixels, truth = photograph.pixels, photograph.truth
+    cases.plot_case(pixels, _title(photograph), truth, found, folder / "case")
+    return {f"{photograph.image_id} as methods read it": folder / "case.png"}
+
+
+def _draw_maps(
+    folder: pathlib.Path, experiment: _Experiment, photograph: Photograph
+) -> Figures:
+    """Draws maps of a photograph's fovea and diagnosis.
+
+    They are MTL-IO's where it has the task, else those of the first method that has it.
+    """
+    figures: Figures = {}
+    pixels, fovea_xy = photograph.pixels, photograph.truth.fovea_xy
+    title = _title(photograph)
+    first = _first_runs(experiment)
+    first.sort(key=lambda run: run.method != "independent")
+    networks = {experiment.names[r]: r.workdir(experiment.directory) for r in first}
+    for name, workdir in networks.items():
+        if maps := fovea_map.of_run(workdir, pixels, fovea_xy):
+            panels = {f"predicted by {name}": maps.predicted}
+            if maps.target is not None:
+                panels = {"target map": maps.target, **panels}
+            cases.plot_fovea_maps(pixels, title, fovea_xy, panels, folder / "fovea_map")
+            figures[f"Map of its fovea by {name}"] = folder / "fovea_map.png"
+            break
+    for name, workdir in networks.items():
+        image = saliency.of_run(workdir, pixels)
+        if image is not None:
+            cases.plot_saliency(pixels, image, title, folder / "saliency")
+            heading = f"Gradient map: what its diagnosis by {name} hangs on"
+            figures[heading] = folder / "saliency.png"
+            break
+    return figures
+
+
+def _first_runs(experiment: _Experiment) -> list[RunKey]:
+    """The first run of each method, in the order of the tables."""
+    first = {run.method: run for run in reversed(list(experiment.names))}
+    return [first[method] for method in METHODS if method in first]
+
+
+def _title(photograph: Photograph) -> str:
     truth = {None: "not annotated", 0: "healthy", 1: "glaucoma"}[photograph.glaucoma]
     return f"{photograph.image_id} ({truth})"
 
@@ -350,7 +374,7 @@ def _numbers(reading: Reading) -> str:
         ", ".join(
             form.format(value)
             for name, form in line.items()
-            if (value := reading.numbers.get(name)) is not None
+            if (value := reading.numbers[name]) is not None
         )
         for line in lines
     )

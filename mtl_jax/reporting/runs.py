@@ -1,30 +1,31 @@
-"""The runs of an experiment, and what each said of the test images."""
+"""The runs of an experiment, and what each predicts for the test images."""
 
-import csv
-import io
+import collections
+import contextlib
+import itertools
 import json
-import math
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from mtl_jax.data import geometry, pipeline
 from mtl_jax.drawing.outlines import Marks, trace
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluate
-from mtl_jax.experiments import plan, results
+from mtl_jax.experiments import plan
 from mtl_jax.inference import scoring
-from mtl_jax.reporting.page import Photograph, Reading
-from mtl_jax.reporting.tables import NAMES
+from mtl_jax.methods import METHODS
+from mtl_jax.reporting.page import METRICS, Photograph, Reading
 
-# Of `per_image.csv`, those that are read here.
-_COLUMNS = {"glaucoma", "probability", "dice_disc", "dice_cup", "fovea_error", "vcdr"}
+# What is read from the log of a training.
+_LOGGED = ["epoch", "step", "train/seconds_per_step", "validation/score"]
 
 
-class Run(NamedTuple):
-    """One run of an experiment, as `results.csv` tells it from the others.
+class RunKey(NamedTuple):
+    """What tells a run of an experiment from the others.
 
     Attributes:
       fold: held out for validation, or `official`.
@@ -39,40 +40,29 @@ class Run(NamedTuple):
     method: str
 
     def workdir(self, directory: pathlib.Path) -> pathlib.Path:
-        """Its folder in the experiment's."""
+        """The folder of the run in the folder of its experiment."""
         name = plan.run_name(self.method, self.fold, self.seed, self.learning_rate)
         return directory / "runs" / name
 
 
-class ImageRow(NamedTuple):
-    """What a run said of one test image, at model resolution.
-
-    Attributes:
-      image_id: of the image.
-      numbers: by column of `per_image.csv`; None where that is empty.
-    """
-
-    image_id: str
-    numbers: Mapping[str, float | None]
-
-
-def of(rows: Sequence[results.Row]) -> list[Run]:
-    """The runs that rows are of; methods of one fold and seed beside each other."""
-    methods = list(NAMES)
+def of(rows: pd.DataFrame) -> list[RunKey]:
+    """Lists the runs in rows of `results.csv`: fold by fold, seed by seed."""
+    methods = list(METHODS)
+    runs = rows[list(RunKey._fields)].drop_duplicates().itertuples(index=False)
     return sorted(
-        {Run(r["fold"], r["seed"], r["learning_rate"], r["method"]) for r in rows},
+        itertools.starmap(RunKey, runs),
         key=lambda run: (*run[:3], methods.index(run.method)),
     )
 
 
-def labels(runs: Sequence[Run]) -> dict[Run, str]:
-    """What to call each: its method, and what else tells it from the others."""
+def labels(runs: Sequence[RunKey]) -> dict[RunKey, str]:
+    """Names each run by its method, and by as much else as tells it from the others."""
     parts = {
         "fold": lambda run: f"fold {run.fold}",
         "seed": lambda run: f"seed {run.seed}",
         "learning_rate": lambda run: f"learning rate {run.learning_rate:g}",
     }
-    names = {run: NAMES[run.method] for run in runs}
+    names = {run: METHODS[run.method].heading for run in runs}
     for field, text in parts.items():
         is_enough = len(set(names.values())) == len(names)
         if not is_enough and len({getattr(run, field) for run in runs}) > 1:
@@ -80,134 +70,142 @@ def labels(runs: Sequence[Run]) -> dict[Run, str]:
     return names
 
 
-def image_rows(directory: pathlib.Path, run: Run) -> list[ImageRow]:
-    """What a run said of every test image.
+def image_numbers(directory: pathlib.Path, run: RunKey) -> pd.DataFrame:
+    """Reads what a run says of the test images, at model resolution.
+
+    Returns:
+      Floats, one row per image, indexed and sorted by `image_id`. The columns are those
+      of `per_image.csv`, with NaN for an empty field, and `vcdr_error`.
 
     Raises:
-      UserError: if its evaluation cannot be read.
+      UserError: its evaluation cannot be read.
     """
-    text = _read(directory, run, "per_image.csv")
-    try:
-        lines = list(csv.DictReader(io.StringIO(text, newline="")))
-        rows = [
-            ImageRow(
-                line.pop("image_id"),
-                {k: float(v) if v else None for k, v in line.items()},
-            )
-            for line in lines
-        ]
-        for _, numbers in rows:
-            values = (v for v in numbers.values() if v is not None)
-            if not set(numbers) >= _COLUMNS or not all(map(math.isfinite, values)):
-                raise ValueError("columns or numbers are missing")
-    except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(directory, run, error) from error
-    return rows
+    with _evaluation(directory, run) as folder:
+        numbers = pd.read_csv(
+            folder / "per_image.csv",
+            index_col="image_id",
+            dtype=collections.defaultdict(lambda: float, image_id=str),
+            # An image may be called "NA".
+            keep_default_na=False,
+            na_values=[""],
+        ).sort_index()
+        numbers["vcdr_error"] = (numbers["vcdr"] - numbers["vcdr_true"]).abs()
+        if np.isinf(numbers[["glaucoma", *METRICS]]).any(axis=None):
+            raise ValueError("a number is infinite")
+    return numbers
 
 
-def has_outlines(directory: pathlib.Path, run: Run) -> bool:
-    """Whether the run was evaluated since outlines are written."""
-    return (_evaluation(directory, run) / evaluate.OUTLINES).exists()
-
-
-def photographs(table: pipeline.Table) -> list[Photograph]:
-    """The images of a split and what is annotated."""
+def photographs(split: pipeline.Table) -> list[Photograph]:
+    """Reads the images of a split and their annotations."""
     found = []
-    for index in range(len(table)):
-        batch = table.take([index])
+    for index in range(len(split)):
+        batch = split.take([index])
         truth = scoring.truth_of(batch, 0)
         marks = Marks(trace(truth["disc"]), trace(truth["cup"]), truth["fovea"])
-        name = table.details(index)["image_id"]
+        name = split.details(index)["image_id"]
         found.append(Photograph(name, batch["image"][0], truth["glaucoma"], marks))
     return found
 
 
 def readings(
-    directory: pathlib.Path, run: Run, table: pipeline.Table
+    directory: pathlib.Path,
+    run: RunKey,
+    numbers: pd.DataFrame,
+    split: pipeline.Table,
 ) -> list[Reading | None]:
-    """What a run said of a split's images, in their order; None of those it lacks.
+    """Reads what a run predicts for the images of a split.
+
+    Args:
+      directory: of the experiment.
+      run: one of its runs.
+      numbers: see `image_numbers`.
+      split: that was evaluated.
+
+    Returns:
+      One reading per image, in the order of the split; None where the run lacks it.
 
     Raises:
-      UserError: if its evaluation cannot be read.
+      UserError: its evaluation cannot be read.
     """
-    rows = {row.image_id: row.numbers for row in image_rows(directory, run)}
-    try:
-        outlines = json.loads(_read(directory, run, evaluate.OUTLINES))
-        side = table.take([0])["image"].shape[1:3]
+    size = split.take([0])["image"].shape[1:3]
+    by_image = numbers.astype(object).where(numbers.notna(), None).to_dict("index")
+    with _evaluation(directory, run) as folder:
+        outlines = json.loads((folder / evaluate.OUTLINES).read_text("utf-8"))
         found = []
-        for index in range(len(table)):
-            details = table.details(index)
-            name = details["image_id"]
-            if name not in rows:
-                found.append(None)
-                continue
-            numbers, traced = dict(rows[name]), outlines[name]
-            disc, cup = (map(np.array, traced.get(k, [])) for k in ("disc", "cup"))
-            point = numbers.get("fovea_x"), numbers.get("fovea_y")
-            fovea_xy = None
-            if None not in point:
-                fovea_xy = geometry.rescale_xy(point, details["native_size"], side)
-            ratios = numbers.get("vcdr"), numbers.get("vcdr_true")
-            if None not in ratios:
-                numbers["vcdr_error"] = abs(ratios[0] - ratios[1])
-            found.append(Reading(Marks([*disc], [*cup], fovea_xy), numbers))
-    except (KeyError, ValueError, TypeError) as error:
-        raise _damaged(directory, run, error) from error
+        for details in map(split.details, range(len(split))):
+            name, reading = details["image_id"], None
+            if name in by_image:
+                sizes = details["native_size"], size
+                reading = _reading(by_image[name], outlines[name], *sizes)
+            found.append(reading)
     return found
 
 
-def scores(directory: pathlib.Path, run: Run) -> dict[int, float]:
-    """Validation score by epoch; of several networks the mean of theirs."""
-    found: dict[int, list[float]] = {}
-    logs = sorted(run.workdir(directory).rglob("metrics.jsonl"))
-    for log in logs:
-        for line in map(json.loads, log.read_text().splitlines()):
-            if (score := line.get("validation/score")) is not None:
-                found.setdefault(line["epoch"], []).append(score)
-    # An epoch that one of the networks has not reached has no mean.
-    return {
-        epoch: float(np.mean(values))
-        for epoch, values in found.items()
-        if len(values) == len(logs)
-    }
+def _reading(
+    numbers: Mapping[str, float | None],
+    outlines: Mapping[str, Any],
+    native_size: tuple[int, int],
+    size: tuple[int, int],
+) -> Reading:
+    disc, cup = (
+        [np.array(line) for line in outlines.get(name, [])] for name in ("disc", "cup")
+    )
+    fovea_xy = numbers["fovea_x"], numbers["fovea_y"]
+    if None in fovea_xy:
+        return Reading(Marks(disc, cup, None), numbers)
+    fovea_xy = geometry.rescale_xy(fovea_xy, native_size, size)
+    return Reading(Marks(disc, cup, fovea_xy), numbers)
 
 
-def minutes_per_epoch(directory: pathlib.Path, run: Run) -> float:
-    """Minutes that the steps of an epoch took; of several networks their sum.
+def scores(directory: pathlib.Path, run: RunKey) -> pd.Series:
+    """Reads the validation score by epoch; the mean where a run has several networks.
 
-    NaN where a log has no seconds, as that of a single step.
+    An epoch that one of the networks has not reached has no score.
     """
-    total = 0.0
-    for log in run.workdir(directory).rglob("metrics.jsonl"):
-        epochs = {}
-        for line in map(json.loads, log.read_text().splitlines()):
-            if (seconds := line.get("train/seconds_per_step")) is not None:
-                epochs[line["epoch"]] = seconds, line["step"]
-        if not epochs:
-            return math.nan
-        seconds = np.median([seconds for seconds, _ in epochs.values()])
-        steps = max(step / epoch for epoch, (_, step) in epochs.items())
-        total += float(seconds) * steps / 60
-    return total
+    log = _log(directory, run)
+    by_epoch = log.groupby("epoch")["validation/score"]
+    return by_epoch.mean()[by_epoch.count() == log["network"].nunique()]
 
 
-def _read(directory: pathlib.Path, run: Run, name: str) -> str:
-    path = _evaluation(directory, run) / name
+def minutes_per_epoch(directory: pathlib.Path, run: RunKey) -> float:
+    """Computes how long the steps of the fastest epoch took, summed over networks.
+
+    What else the machine does only makes epochs slower. NaN where a network has no
+    seconds, as after a single step.
+    """
+    seconds = "train/seconds_per_step"
+    log = _log(directory, run).groupby(["network", "epoch"])
+    epochs = log[["step", seconds]].last().reset_index()
+    epochs["num_steps"] = epochs["step"] / epochs["epoch"]
+    networks = epochs.groupby("network")
+    minutes = networks["num_steps"].max() * networks[seconds].min() / 60
+    return minutes.sum(skipna=False)
+
+
+def _log(directory: pathlib.Path, run: RunKey) -> pd.DataFrame:
+    """Reads the training logs of a run's networks, one row per line."""
+    lines = [
+        {"network": str(path), **json.loads(line)}
+        for path in run.workdir(directory).rglob("metrics.jsonl")
+        for line in path.read_text().splitlines()
+    ]
+    log = pd.DataFrame(lines, columns=["network", *_LOGGED])
+    return log.astype(dict.fromkeys(_LOGGED, float))
+
+
+@contextlib.contextmanager
+def _evaluation(directory: pathlib.Path, run: RunKey) -> Iterator[pathlib.Path]:
+    """Yields the folder of a run's evaluation, and says what to do if it is damaged."""
+    workdir = run.workdir(directory)
+    advice = f"evaluate that run again by scripts/evaluate.py --workdir={workdir}."
     try:
-        return path.read_text(encoding="utf-8")
+        yield workdir / "evaluation" / "test-model"
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read ({error.strerror}); evaluate that run again by "
-            f"scripts/evaluate.py --workdir={run.workdir(directory)}."
+            f"{error.filename} cannot be read ({error.strerror}); {advice}"
         ) from error
-
-
-def _evaluation(directory: pathlib.Path, run: Run) -> pathlib.Path:
-    return run.workdir(directory) / "evaluation" / "test-model"
-
-
-def _damaged(directory: pathlib.Path, run: Run, error: Exception) -> UserError:
-    return UserError(
-        f"The evaluation of {run.workdir(directory)} is damaged "
-        f"({type(error).__name__}: {error}); make it again by scripts/evaluate.py."
-    )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"The evaluation of {workdir} is damaged ({type(error).__name__}: "
+            f"{str(error).strip()}); {advice}"
+        ) from error

@@ -1,43 +1,26 @@
-"""Means over runs, and how far the differences between methods can be trusted."""
+"""How far differences between methods can be trusted: bootstrap intervals."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
+from scipy import stats
 
 NUM_RESAMPLES = 10_000
 
-
-class Summary(NamedTuple):
-    """Of some runs.
-
-    Attributes:
-      mean: of their values.
-      deviation: sample standard deviation (n - 1); None of a single run.
-      count: of the runs that have a value.
-    """
-
-    mean: float
-    deviation: float | None
-    count: int
-
-
-def summarize(values: Sequence[float]) -> Summary | None:
-    """Mean and deviation; None without values."""
-    if not len(values):
-        return None
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return Summary(float(np.mean(values)), deviation, len(values))
+# Resamples held in memory at once.
+_BATCH = 200
 
 
 class Difference(NamedTuple):
-    """Of two methods over the runs they have in common.
+    """The mean difference between two methods, and how certain it is.
 
     Attributes:
       mean: of the differences.
-      low: of the 95 % interval.
-      high: of the 95 % interval.
-      count: of the pairs.
+      low: lower end of the 95 % interval.
+      high: upper end of the 95 % interval.
+      count: number of pairs of runs, or of images.
     """
 
     mean: float
@@ -46,73 +29,80 @@ class Difference(NamedTuple):
     count: int
 
 
-def paired_difference(
-    values: Mapping[object, float], reference: Mapping[object, float], seed: int = 0
-) -> Difference | None:
-    """How much larger values are than those of the same fold and seed.
+def paired_difference(values: pd.Series, reference: pd.Series) -> Difference | None:
+    """Compares the runs of two methods that have the same fold and seed.
 
-    The interval is of the bootstrap over pairs, by percentiles; with as few pairs as
-    there are folds it is narrower than it should be.
+    The interval is the percentile bootstrap over pairs. With as few pairs as there are
+    folds it is too narrow.
 
     Args:
-      values: by fold and seed.
-      reference: of the other method, likewise.
-      seed: of the resampling.
+      values: of one method, indexed by fold and seed; NaN where there is none.
+      reference: of the other method, with the same kind of index.
 
     Returns:
-      None with fewer than two pairs.
+      Values minus reference; None with fewer than two pairs.
     """
-    pairs = sorted(set(values) & set(reference), key=str)
+    pairs = (values - reference).dropna().to_numpy()
     if len(pairs) < 2:
         return None
-    differences = np.array([values[pair] - reference[pair] for pair in pairs])
-    rng = np.random.default_rng(seed)
-    drawn = rng.choice(differences, (NUM_RESAMPLES, len(pairs))).mean(1)
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Difference(float(differences.mean()), float(low), float(high), len(pairs))
+    return _bootstrap([pairs], np.mean, pairs.mean(), len(pairs))
 
 
 def auc_difference(
-    scores: np.ndarray, reference: np.ndarray, labels: np.ndarray, seed: int = 0
+    scores: np.ndarray, reference: np.ndarray, labels: np.ndarray
 ) -> Difference | None:
-    """How much larger the mean AUC of a method's runs is on one common test split.
+    """Compares the mean AUC of two methods' runs on the images of one test split.
 
-    The interval is of the bootstrap over images, glaucomas and healthy eyes apart,
-    which tells how it would vary with other patients.
+    The interval is the percentile bootstrap over images. It resamples glaucomas and
+    healthy eyes separately, and tells how the difference would vary with other
+    patients.
 
     Args:
-      scores: [R, N] probabilities of glaucoma by the runs of the method.
+      scores: [R, N] probabilities of glaucoma by the runs of one method.
       reference: [S, N] those by the runs of the other.
       labels: [N] zeros and ones.
-      seed: of the resampling.
 
     Returns:
-      `count` is the number of images; None unless both classes are present.
+      Scores minus reference; None with fewer than two images of either class.
     """
     labels = np.asarray(labels) > 0
-    if labels.all() or not labels.any():
+    if min(labels.sum(), (~labels).sum()) < 2:
         return None
-    wins = [_wins(rows, labels) for rows in (scores, reference)]
-    difference = wins[0] - wins[1]
-    rng = np.random.default_rng(seed)
-    num_positive, num_negative = difference.shape
-    # How often each image is drawn; the mean of a resample is a bilinear form in it.
-    positive = rng.multinomial(
-        num_positive, np.full(num_positive, 1 / num_positive), NUM_RESAMPLES
-    )
-    negative = rng.multinomial(
-        num_negative, np.full(num_negative, 1 / num_negative), NUM_RESAMPLES
-    )
-    drawn = ((positive @ difference) * negative).sum(1) / (num_positive * num_negative)
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Difference(float(difference.mean()), float(low), float(high), len(labels))
+    # [P, M], for each pair of a glaucoma and a healthy eye.
+    difference = _wins(scores, labels) - _wins(reference, labels)
+
+    def mean_of_resamples(
+        positive: np.ndarray, negative: np.ndarray, axis: int
+    ) -> np.ndarray:
+        by_negative = difference[positive].mean(-2)
+        return np.take_along_axis(by_negative, negative, -1).mean(-1)
+
+    images = [np.arange(count) for count in difference.shape]
+    return _bootstrap(images, mean_of_resamples, difference.mean(), len(labels))
+
+
+def _bootstrap(
+    samples: Sequence[np.ndarray],
+    statistic: Callable[..., np.ndarray],
+    mean: float,
+    count: int,
+) -> Difference:
+    """Resamples each sample by itself; the same samples give the same interval."""
+    low, high = stats.bootstrap(
+        samples,
+        statistic,
+        n_resamples=NUM_RESAMPLES,
+        batch=_BATCH,
+        method="percentile",
+        rng=0,
+    ).confidence_interval
+    return Difference(float(mean), float(low), float(high), count)
 
 
 def _wins(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """[P, M] how often runs score a glaucoma above a healthy eye; ties count half.
+    """[P, M]: the share of runs that score a glaucoma above a healthy eye.
 
-    The mean of it is the mean AUC of the runs.
+    A tie counts half. The mean of this array is the mean AUC of the runs.
     """
-    scores = np.atleast_2d(np.asarray(scores, float))
     positive, negative = scores[:, labels, None], scores[:, None, ~labels]
     return ((positive > negative) + 0.5 * (positive == negative)).mean(0)

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -9,6 +10,17 @@ def coloured(path):
     """How many pixels of a figure are neither grey nor white."""
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
     return int((np.ptp(pixels, axis=-1) > 40).sum())
+
+
+def panel_of(**curves):
+    """A panel of curves, each as {x: [y of every run]}."""
+    rows = [
+        (name, x, y)
+        for name, curve in curves.items()
+        for x, values in curve.items()
+        for y in values
+    ]
+    return pd.DataFrame(rows, columns=["curve", "x", "y"])
 
 
 @pytest.fixture
@@ -29,7 +41,7 @@ def test_mean_roc_of_runs_and_of_one(tmp_path):
 
 
 def test_learning_rates_in_a_row_of_panels(tmp_path):
-    panel = {"MTL-IO": {1e-4: [0.5, 0.7], 1e-3: [0.8, 0.9]}, "STL": {1e-4: [0.6]}}
+    panel = panel_of(IO={1e-4: [0.5, 0.7], 1e-3: [0.8, 0.9]}, STL={1e-4: [0.6]})
     for count in (1, 5):
         panels = {f"metric {i}": panel for i in range(count)}
         curves.plot_learning_rates(panels, tmp_path / f"rates{count}")
@@ -44,7 +56,7 @@ def test_learning_rates_in_a_row_of_panels(tmp_path):
 
 def test_a_curve_looks_the_same_in_all_panels(tmp_path):
     curve = {1e-4: [0.5, 0.6], 1e-3: [0.7, 0.9]}
-    panels = {"AUC": {"STL": curve, "PCGrad": curve}, "Dice": {"PCGrad": curve}}
+    panels = {"AUC": panel_of(STL=curve, PCGrad=curve), "Dice": panel_of(PCGrad=curve)}
     curves.plot_learning_rates(panels, tmp_path / "rates")
     pixels = np.asarray(Image.open(tmp_path / "rates.png").convert("RGB"))
     height, width = pixels.shape[:2]
@@ -62,7 +74,7 @@ def test_how_many_runs_a_mean_is_of(drawn, tmp_path):
     labels = np.repeat([0, 1], [30, 10])
     runs = [(rng.normal(size=40) + labels, labels) for _ in range(3)]
     curves.plot_mean_roc({"MTL-IO": runs, "STL": runs[:2]}, tmp_path / "roc")
-    panel = {"MTL-IO": {1e-4: [0.5, 0.7], 1e-3: [0.8]}, "STL": {1e-4: [0.6, 0.6]}}
+    panel = panel_of(IO={1e-4: [0.5, 0.7], 1e-3: [0.8]}, STL={1e-4: [0.6, 0.6]})
     curves.plot_learning_rates({"AUC": panel}, tmp_path / "rates")
     roc, rates = drawn
     _, *names = (text.get_text() for text in roc.axes[0].get_legend().get_texts())
@@ -74,7 +86,7 @@ def test_how_many_runs_a_mean_is_of(drawn, tmp_path):
 
 
 def test_bands_are_of_the_sample_standard_deviation(drawn, tmp_path):
-    panel = {"MTL-IO": {1e-4: [0.5, 0.7, 0.9], 1e-3: [0.8]}}
+    panel = panel_of(IO={1e-4: [0.5, 0.7, 0.9], 1e-3: [0.8]})
     curves.plot_learning_rates({"AUC": panel}, tmp_path / "rates")
     (band,) = drawn[0].axes[0].collections
     heights = {tuple(np.round(point, 9)) for point in band.get_paths()[0].vertices}
@@ -85,7 +97,8 @@ def test_bands_are_of_the_sample_standard_deviation(drawn, tmp_path):
 def test_scores_over_epochs_and_over_time(drawn, tmp_path):
     epochs = {"STL": {4: [0.5, 0.7], 8: [0.8, 0.9]}, "MTL-IO": {4: [0.6, 0.6]}}
     minutes = {"STL": {2.0: [0.5, 0.7], 4.0: [0.8, 0.9]}, "MTL-IO": {1.0: [0.6, 0.6]}}
-    curves.plot_progress(epochs, minutes, tmp_path / "progress")
+    panels = panel_of(**epochs), panel_of(**minutes)
+    curves.plot_progress(*panels, tmp_path / "progress")
     by_epoch, by_time = drawn[0].axes
     assert by_epoch.get_xlabel() == "epochs"
     assert by_time.get_xlabel() == "minutes of training"
@@ -98,6 +111,6 @@ def test_scores_over_epochs_and_over_time(drawn, tmp_path):
 
 
 def test_where_no_time_is_known_there_is_no_panel_of_it(drawn, tmp_path):
-    curves.plot_progress({"STL": {1: [0.5]}}, {}, tmp_path / "progress")
+    curves.plot_progress(panel_of(STL={1: [0.5]}), panel_of(), tmp_path / "progress")
     (panel,) = drawn[0].axes
     assert panel.get_xlabel() == "epochs"

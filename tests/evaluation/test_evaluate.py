@@ -16,7 +16,7 @@ from mtl_jax import workdirs
 from mtl_jax.data import pipeline, synthetic
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluate
-from mtl_jax.reporting.table import metrics_table
+from mtl_jax.reporting.terminal import metrics_text
 
 pytest_plugins = ("training_fixtures",)
 
@@ -282,7 +282,7 @@ def test_missing_labels_are_null(on_discs):
     assert '"dice_cup": null' in text
     assert "loss_cup" not in metrics
     assert not (on_discs.output / "roc.png").exists()
-    (line,) = (x for x in metrics_table(metrics).splitlines() if "cup" in x)
+    (line,) = (x for x in metrics_text(metrics).splitlines() if "cup" in x)
     assert line.split()[3:] == ["-", "n", "=", "0"]
 
 
@@ -337,7 +337,7 @@ def test_what_was_evaluated_is_said(on_model, on_native, tiny_run, folder_data):
     assert metrics["seconds_per_step"] > 0
     assert folder_data[1] in on_native.metrics["dataset"]
     assert on_native.metrics["checkpoint"] == "48"
-    table = metrics_table(metrics)
+    table = metrics_text(metrics)
     assert f"{metrics['fovea_error']:.2f}" in table
     assert "68,376" in table
 

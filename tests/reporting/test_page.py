@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 from browser import Page
+from markupsafe import Markup
 from PIL import Image
 
 from mtl_jax.data.synthetic import renderer
@@ -83,7 +84,13 @@ def content(tmp_path_factory):
     return page.Content(
         title="Experiment <1> & others",
         facts={"Data set": "a <b> set"},
-        tables={"Table & text": "<table><tr><td>0.93</td></tr></table>"},
+        tables={
+            "Table & text": page.Table(
+                ("method <i>", "AUC & more"),
+                [("<u>STL</u>", Markup("<b>{}</b>").format("<93>") + " < 94")],
+                "A <note>.",
+            )
+        },
         figures={"ROC <mean>": figure},
         photographs=photographs,
         readings=readings,
@@ -170,14 +177,21 @@ def test_headings_facts_tables_and_figures_are_shown(report, content):
     assert report.texts(".facts dd") == ["a <b> set"]
     assert report.texts("h2")[:3] == ["Results", "Figures", "Test images"]
     assert report.texts(".results h3") == ["Table & text"]
-    assert report.texts(".results td") == ["0.93"]
+    assert report.texts(".results thead th") == ["method <i>", "AUC & more"]
+    assert report.texts(".results tbody th") == ["<u>STL</u>"]
+    assert report.texts(".results td") == ["<93> < 94"]
+    assert report.texts(".results td b") == ["<93>"]
+    assert report.texts(".results p") == ["A <note>."]
     assert report.texts("figcaption") == ["ROC <mean>"]
     assert report.find("figure img").get_attribute("alt") == "ROC <mean>"
     assert report.run("return document.querySelector('figure img').naturalWidth") == 40
 
 
 def test_a_long_table_is_folded(content):
-    tables = {"Long": f"<table>{'<tr></tr>' * 30}</table>", "Short": "<table></table>"}
+    tables = {
+        name: page.Table(("method", "AUC"), [("STL", "0.9")] * count)
+        for name, count in (("Long", 20), ("Short", 19))
+    }
     text = page.render(content._replace(tables=tables))
     assert text.count("<details><summary><h3>Long</h3></summary>") == 1
     assert "<summary><h3>Short</h3>" not in text
@@ -593,14 +607,9 @@ def test_small_and_empty_outlines_are_drawn(content):
 
 
 def test_what_does_not_fit_is_refused(content):
-    with pytest.raises(ValueError, match="no run"):
-        page.render(content._replace(readings={}))
     readings = content.readings[RUNS[0]]
-    with pytest.raises(ValueError, match="39 readings of 40 photographs"):
+    with pytest.raises(ValueError, match="longer"):
         page.render(content._replace(readings={"a": readings[1:]}))
     endless = readings[0]._replace(numbers={"vcdr": float("nan")})
     with pytest.raises(ValueError, match="JSON"):
         page.render(content._replace(readings={"a": [endless, *readings[1:]]}))
-    grey = content.photographs[0]._replace(pixels=np.zeros((9, 9), np.uint8))
-    with pytest.raises(ValueError, match="not RGB"):
-        page.render(content._replace(photographs=[grey, *content.photographs[1:]]))

@@ -1,25 +1,25 @@
-"""An experiment's report as one page for the browser.
+"""The report of an experiment as one web page.
 
-The page is a single file that is opened from disk and fetches nothing: photographs and
-figures are in it, and the Content-Security-Policy it declares forbids everything else.
-Every photograph is in it once; the outlines that each run found are paths drawn on it
-by the browser, so that a few megabytes hold all runs of an experiment.
+The page is a single file that opens from disk and fetches nothing. It holds every
+photograph and figure, and its Content-Security-Policy forbids all else. Each photograph
+is in it once. The browser draws the outlines that a run found as paths on it, so that a
+few megabytes hold all runs of an experiment.
+
+`page.html` is the Jinja2 template. This module prepares what it shows.
 """
 
 import base64
 import hashlib
-import html
 import importlib.resources
 import io
-import itertools
-import json
 import pathlib
 import re
-import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+import jinja2
 import numpy as np
+from markupsafe import Markup
 from matplotlib.path import Path as Polyline
 from PIL import Image
 
@@ -28,22 +28,30 @@ from mtl_jax.data import geometry
 from mtl_jax.drawing import overlay
 from mtl_jax.drawing.outlines import Marks
 
-# Pixels: the long side of a photograph, and how far an outline may be off.
+# Long side of a photograph on the page, and largest error of an outline, in pixels.
 _LONG_SIDE, _TOLERANCE = 256, 0.2
 _WEBP_QUALITY = 80
 
-# A table of more lines than this is opened by who wants to read it.
-_LONG_TABLE = 20
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader(__name__, ""),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+)
+_TEMPLATES.policies["json.dumps_kwargs"] = {
+    "allow_nan": False,
+    "separators": (",", ":"),
+}
 
 
 class Metric(NamedTuple):
     """A number that a run gives a photograph.
 
     Attributes:
-      name: for people.
-      meaning: of the number, in a sentence.
-      better: which values are, if any are.
-      digits: after the point.
+      name: what the page calls it.
+      meaning: one sentence that explains it.
+      better: which values are better; None where neither are.
+      digits: how many are shown after the point.
     """
 
     name: str
@@ -81,8 +89,8 @@ class Photograph(NamedTuple):
     Attributes:
       image_id: any text.
       pixels: uint8 [H, W, 3] RGB.
-      glaucoma: 1, 0, or None where it is not annotated.
-      truth: what is annotated.
+      glaucoma: 1 or 0; None where it is not annotated.
+      truth: the annotated disc, cup and fovea.
     """
 
     image_id: str
@@ -92,166 +100,104 @@ class Photograph(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What one run said of one photograph.
+    """What one run predicts for one photograph.
 
     Attributes:
-      marks: what it found.
-      numbers: by key of `METRICS`; None, or no such key, where there is none. Other
-        keys are not shown.
+      marks: the predicted disc, cup and fovea.
+      numbers: by key of `METRICS`. A number that could not be computed is None or
+        absent. The page ignores other keys.
     """
 
     marks: Marks
     numbers: Mapping[str, float | None]
 
 
+class Table(NamedTuple):
+    """A table of text. The page escapes it, except for text that is `Markup`.
+
+    Attributes:
+      heads: one for each column.
+      rows: the cells of each row. The first cell is the head of its row.
+      note: a sentence below the table; may be empty.
+    """
+
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
 class Content(NamedTuple):
-    """All of a page.
+    """Everything that a page shows.
 
     Attributes:
       title: of the page.
-      facts: shown below the title, name to text.
-      tables: heading to an HTML <table>, and what is to be said of it; trusted.
-      figures: heading to a PNG file.
+      facts: name to text, shown below the title.
+      tables: by heading.
+      figures: PNG files by heading.
       photographs: in any order.
-      readings: label of a run to what it said of every photograph, in their order; None
-        of those that it was not applied to. The first two runs are the ones shown when
-        the page opens.
+      readings: for each run, by its label, one reading per photograph in the same
+        order; None for a photograph that the run was not applied to. There is at least
+        one run, and the page opens with the first two.
     """
 
     title: str
     facts: Mapping[str, str]
-    tables: Mapping[str, str]
+    tables: Mapping[str, Table]
     figures: Mapping[str, pathlib.Path]
     photographs: Sequence[Photograph]
     readings: Mapping[str, Sequence[Reading | None]]
 
 
 def write(path: pathlib.Path, content: Content) -> None:
-    """Writes the page, at once or not at all.
-
-    Args:
-      path: of the HTML file.
-      content: what is on it.
-
-    Raises:
-      ValueError: see `render`.
-      OSError: a figure cannot be read, or the page not written.
-    """
+    """Writes the page as one HTML file, whole or not at all; see `render`."""
     files.write_text(path, render(content))
 
 
 def render(content: Content) -> str:
-    """The page as HTML.
+    """Renders the page as HTML.
 
     Raises:
-      ValueError: there is no run, a run has more or fewer readings than there are
-        photographs, a photograph is not uint8 [H, W, 3], or a number is not finite.
+      ValueError: the number of readings of a run is not the number of photographs, or
+        a number is not finite.
       OSError: a figure cannot be read.
     """
-    _check(content)
-    style, script, page = (_part(f"page.{kind}") for kind in ("css", "js", "html"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    data = json.dumps(_data(content), separators=(",", ":"), allow_nan=False)
-    return string.Template(page).substitute(
-        title=html.escape(content.title),
-        script_digest=digest,
-        style=_colours() + style,
-        facts="".join(
-            f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd></div>"
-            for name, text in content.facts.items()
-        ),
-        tables=_section("Results", itertools.starmap(_table, content.tables.items())),
-        figures=_section(
-            "Figures", itertools.starmap(_figure, content.figures.items())
-        ),
-        # Nothing in a script ends it but "</script", whatever an image is called.
-        data=data.replace("<", r"\u003c"),
-        script=script,
+    script = (importlib.resources.files(__name__) / "page.js").read_text("utf-8")
+    digest = hashlib.sha256(script.encode()).digest()
+    return _TEMPLATES.get_template("page.html").render(
+        title=content.title,
+        facts=content.facts,
+        tables=content.tables,
+        figures={name: _figure(path) for name, path in content.figures.items()},
+        colours={
+            "disc": overlay.DISC_COLOUR,
+            "cup": overlay.CUP_COLOUR,
+            "fovea": overlay.FOVEA_COLOUR,
+            "annotated": overlay.TRUTH_COLOUR,
+        },
+        data=_data(content),
+        script=Markup(script),
+        script_digest=base64.b64encode(digest).decode(),
     )
 
 
-def _check(content: Content) -> None:
-    if not content.readings:
-        raise ValueError("there is no run to show")
-    for label, readings in content.readings.items():
-        if len(readings) != len(content.photographs):
-            raise ValueError(
-                f"{label} has {len(readings)} readings of "
-                f"{len(content.photographs)} photographs"
-            )
-    for photograph in content.photographs:
-        pixels = photograph.pixels
-        if pixels.dtype != np.uint8 or pixels.shape[2:] != (3,):
-            raise ValueError(
-                f"{photograph.image_id} is not RGB bytes: {pixels.dtype} {pixels.shape}"
-            )
-
-
-def _part(name: str) -> str:
-    return (importlib.resources.files(__name__) / name).read_text("utf-8")
-
-
-def _colours() -> str:
-    """The colours of every other picture of the project, as variables of the style."""
-    colours = {
-        "disc": overlay.DISC_COLOUR,
-        "cup": overlay.CUP_COLOUR,
-        "fovea": overlay.FOVEA_COLOUR,
-        "annotated": overlay.TRUTH_COLOUR,
-    }
-    lines = [f"--{name}: rgb{colour};" for name, colour in colours.items()]
-    return f":root {{ {' '.join(lines)} }}\n"
-
-
-def _section(heading: str, parts: Iterable[str]) -> str:
-    body = "".join(parts)
-    if not body:
-        return ""
-    return f'<section class="{heading.lower()}"><h2>{heading}</h2>{body}</section>'
-
-
-def _table(heading: str, table: str) -> str:
-    heading = html.escape(heading)
-    title = f"<h3>{heading}</h3>"
-    # A wide table is scrolled, which takes focus where there is no mouse.
-    region = (
-        f'<div class="table" role="region" aria-label="{heading}" tabindex="0">'
-        f"{table}</div>"
-    )
-    if table.count("<tr") <= _LONG_TABLE:
-        return title + region
-    return f"<details><summary>{title}</summary>{region}</details>"
-
-
-def _figure(heading: str, path: pathlib.Path) -> str:
-    heading = html.escape(heading)
-    source = _data_uri("png", pathlib.Path(path).read_bytes())
-    with Image.open(path) as image:
-        width, height = image.size
-    kind = ' class="wide"' if width > 2 * height else ""
-    return (
-        f'<figure{kind}><figcaption>{heading}</figcaption><img src="{source}" '
-        f'alt="{heading}"></figure>'
-    )
+def _figure(path: pathlib.Path) -> dict[str, Any]:
+    png = path.read_bytes()
+    width, height = Image.open(io.BytesIO(png)).size
+    return {"source": _data_uri("png", png), "is_wide": width > 2 * height}
 
 
 def _data(content: Content) -> dict[str, Any]:
-    """What the page's script works on, see there."""
-    sizes = [
-        (p.pixels.shape[:2], _reduced(p.pixels.shape[:2])) for p in content.photographs
-    ]
+    """What `page.js` works on; that file describes it."""
+    sizes = [photograph.pixels.shape[:2] for photograph in content.photographs]
     return {
         "metrics": [{"key": key, **m._asdict()} for key, m in METRICS.items()],
-        "photographs": [
-            _photograph_data(photograph, *pair)
-            for photograph, pair in zip(content.photographs, sizes, strict=True)
-        ],
+        "photographs": [_photograph_data(each) for each in content.photographs],
         "runs": [
             {
                 "label": label,
                 "readings": [
-                    None if reading is None else _reading_data(reading, *pair)
-                    for reading, pair in zip(readings, sizes, strict=True)
+                    reading and _reading_data(reading, size)
+                    for reading, size in zip(readings, sizes, strict=True)
                 ],
             }
             for label, readings in content.readings.items()
@@ -259,61 +205,53 @@ def _data(content: Content) -> dict[str, Any]:
     }
 
 
-def _photograph_data(
-    photograph: Photograph, native_size: tuple[int, int], size: tuple[int, int]
-) -> dict[str, Any]:
-    buffer = io.BytesIO()
+def _photograph_data(photograph: Photograph) -> dict[str, Any]:
+    native_size = photograph.pixels.shape[:2]
+    height, width = size = _reduced(native_size)
+    webp = io.BytesIO()
     pixels = geometry.resize_photograph(photograph.pixels, size)
-    Image.fromarray(pixels).save(buffer, "WEBP", quality=_WEBP_QUALITY)
-    glaucoma = photograph.glaucoma
+    Image.fromarray(pixels).save(webp, "WEBP", quality=_WEBP_QUALITY)
     return {
         "id": photograph.image_id,
-        "glaucoma": None if glaucoma is None else int(glaucoma),
-        "height": size[0],
-        "width": size[1],
-        "source": _data_uri("webp", buffer.getvalue()),
-        "marks": _marks_data(photograph.truth, native_size, size),
+        "glaucoma": photograph.glaucoma,
+        "height": height,
+        "width": width,
+        "source": _data_uri("webp", webp.getvalue()),
+        "marks": _marks_data(photograph.truth, native_size),
     }
 
 
-def _reading_data(
-    reading: Reading, native_size: tuple[int, int], size: tuple[int, int]
-) -> dict[str, Any]:
-    values = [reading.numbers.get(key) for key in METRICS]
+def _reading_data(reading: Reading, native_size: tuple[int, int]) -> dict[str, Any]:
     return {
-        "marks": _marks_data(reading.marks, native_size, size),
-        # In full: rounded ones could change sides of 0.5, or tie.
-        "numbers": [None if value is None else float(value) for value in values],
+        "marks": _marks_data(reading.marks, native_size),
+        # Unrounded: rounding could carry a number across 0.5, or make two equal.
+        "numbers": [reading.numbers.get(key) for key in METRICS],
     }
 
 
-def _marks_data(
-    marks: Marks, native_size: tuple[int, int], size: tuple[int, int]
-) -> dict[str, Any]:
-    data: dict[str, Any] = {
-        name: "".join(
-            _path(geometry.rescale_xy(outline, native_size, size))
-            for outline in getattr(marks, name)
-        )
-        for name in ("disc", "cup")
-    }
+def _marks_data(marks: Marks, native_size: tuple[int, int]) -> dict[str, Any]:
+    def on_page(xy: np.ndarray) -> np.ndarray:
+        return geometry.rescale_xy(xy, native_size, _reduced(native_size))
+
     fovea = marks.fovea_xy
-    if fovea is not None:
-        fovea = geometry.rescale_xy(fovea, native_size, size).round(2).tolist()
-    return {**data, "fovea": fovea}
+    return {
+        "disc": "".join(_path(on_page(outline)) for outline in marks.disc),
+        "cup": "".join(_path(on_page(outline)) for outline in marks.cup),
+        "fovea": None if fovea is None else on_page(fovea).round(2).tolist(),
+    }
 
 
 def _path(outline: np.ndarray) -> str:
-    """A closed outline [n, 2] as an SVG path: fewer points, in tenths of a pixel."""
+    """A closed outline [n, 2] as an SVG path of fewer points, in tenths of a pixel."""
     line = Polyline(np.concatenate([outline, outline[:1]]))
     line.simplify_threshold = _TOLERANCE
-    # Matplotlib ends it by a vertex that says so.
+    # The last vertex is matplotlib's mark for the end of the path.
     points = line.cleaned(simplify=True).vertices[:-1]
-    # Rounded before the steps are taken, or errors would add up along the outline.
+    # Rounding the points, not the steps between them, keeps errors from adding up.
     tenths = np.rint(10 * points).astype(int)
     steps = np.diff(tenths, axis=0)
     steps = steps[steps.any(axis=1)]
-    # A step has to follow where one is announced.
+    # SVG allows no "l" without a step after it.
     text = f"M{_numbers(tenths[0])}" + (f"l{_numbers(steps)}" if len(steps) else "")
     return f"{text}z"
 
@@ -323,10 +261,10 @@ def _numbers(tenths: np.ndarray) -> str:
     return re.sub(r"\b0\.", ".", text).replace(" -", "-")
 
 
-def _reduced(size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of a photograph of `size` on the page."""
-    scale = min(1, _LONG_SIDE / max(size))
-    height, width = (max(1, round(side * scale)) for side in size)
+def _reduced(native_size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) on the page of a photograph of this (height, width)."""
+    scale = min(1, _LONG_SIDE / max(native_size))
+    height, width = (max(1, round(side * scale)) for side in native_size)
     return height, width
 
 

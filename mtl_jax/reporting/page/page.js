@@ -1,8 +1,9 @@
 'use strict';
 
-// In #data: `metrics` as in METRICS; `photographs` with `marks` that are annotated;
-// `runs` with a reading, or null, for every photograph. Marks are SVG paths `disc` and
-// `cup`, and `fovea` [x, y] or null; `numbers` are in the order of `metrics`.
+// #data holds three lists. `metrics` are those of METRICS in __init__.py. `photographs`
+// have their annotated `marks`. `runs` have one reading per photograph, or null where
+// they read none. Marks are the SVG paths `disc` and `cup`, and `fovea` as [x, y] or
+// null. The `numbers` of a reading are in the order of `metrics`.
 const data = JSON.parse(document.getElementById('data').textContent);
 
 const OUTCOMES = {
@@ -16,15 +17,15 @@ const DIAGNOSES = { 0: 'healthy', 1: 'glaucoma' };
 const DIRECTIONS = { ascending: '↑ Ascending', descending: '↓ Descending' };
 const NO_NUMBER = '–';
 
-// How far beyond the window pictures are drawn.
+// Pictures are drawn when they are this close to the window.
 const DRAWN_AHEAD = '800px';
 
-// What is to be shown, in which order
+// Which photographs are shown, in which order
 
-const position = Object.fromEntries(data.metrics.map((metric, i) => [metric.key, i]));
+const columnOf = Object.fromEntries(data.metrics.map((metric, i) => [metric.key, i]));
 
 function numberOf(run, index, metric) {
-  return run?.readings[index]?.numbers[position[metric]] ?? null;
+  return run?.readings[index]?.numbers[columnOf[metric]] ?? null;
 }
 
 function outcomeOf(run, index) {
@@ -56,7 +57,7 @@ function ranksById(photographs) {
 
 const ranks = ranksById(data.photographs);
 
-// Without a number last in either direction; equal ones by id.
+// Photographs without a number come last in either direction, equal ones by id.
 function sortedBy(valueOf, indices, isDescending) {
   const sign = isDescending ? -1 : 1;
   return [...indices].sort((a, b) => {
@@ -129,7 +130,7 @@ function tell(panel, run, index) {
   for (const cell of panel.querySelectorAll('dd')) {
     const { metric } = cell.dataset;
     const value = numberOf(run, index, metric);
-    const { digits } = data.metrics[position[metric]];
+    const { digits } = data.metrics[columnOf[metric]];
     cell.dataset.value = value ?? '';
     cell.textContent = value === null ? NO_NUMBER : value.toFixed(digits);
   }
@@ -212,12 +213,12 @@ const defaults = {
   annotations: 'shown',
 };
 
-// `runs` are those chosen; `order` the photographs that are shown; `place` in it and
-// `seen`, its card, that of the one shown large.
+// `view` is what the controls say. `order` holds the indices of the photographs shown.
+// The photograph shown large is `order[viewedAt]`, and `viewedCard` is its card.
 let view = {};
 let order = [];
-let place = 0;
-let seen = null;
+let viewedAt = 0;
+let viewedCard = null;
 
 function readAddress() {
   const address = new URLSearchParams(location.hash.slice(1));
@@ -251,7 +252,7 @@ function readControls() {
   const visibility = (name) => (controls[name].checked ? 'shown' : 'hidden');
   const run = (side) => data.runs.find((each) => each.label === controls[side].value);
   const [side, metric] = controls.sort.value.split(':');
-  // Nothing to sort by in a run that is not shown.
+  // A run that is not shown has nothing to sort by.
   if (side === 'right' && controls.right.value === '') {
     controls.sort.value = `left:${metric}`;
   }
@@ -309,28 +310,28 @@ function update() {
 
 // One image, large
 
-function showPlace(wanted) {
+function showLarge(wanted) {
   if (wanted < 0 || wanted >= order.length) return;
-  place = wanted;
-  const index = order[place];
-  seen = cards[index];
+  viewedAt = wanted;
+  const index = order[viewedAt];
+  viewedCard = cards[index];
   document.getElementById('viewed').textContent = data.photographs[index].id;
   viewer.querySelector('.diagnosis').textContent = diagnosisOf(index);
-  const text = `(${place + 1} of ${order.length})`;
+  const text = `(${viewedAt + 1} of ${order.length})`;
   viewer.querySelector('.position').textContent = text;
   for (const [side, panel] of Object.entries(viewed)) {
     tell(panel, view.runs[side], index);
     if (view.runs[side]) draw(panel, view.runs[side], index);
   }
-  // Disabled ones would lose the focus.
-  const atEnd = { previous: place === 0, next: place === order.length - 1 };
+  // A button that is disabled in full would lose the focus.
+  const atEnd = { previous: viewedAt === 0, next: viewedAt === order.length - 1 };
   for (const [id, isOver] of Object.entries(atEnd)) {
     document.getElementById(id).setAttribute('aria-disabled', isOver);
   }
 }
 
 function openViewer(index) {
-  showPlace(order.indexOf(index));
+  showLarge(order.indexOf(index));
   viewer.showModal();
 }
 
@@ -340,12 +341,12 @@ function onViewerKey(event) {
   const step = KEYS[event.key];
   if (!step || event.altKey || event.ctrlKey || event.metaKey) return;
   event.preventDefault();
-  showPlace(place + step);
+  showLarge(viewedAt + step);
 }
 
 function onCardClick(event) {
   const element = event.target.closest('.card');
-  // Text is selected with the mouse as well; a click by the keyboard has no detail.
+  // The mouse also selects text. A click by the keyboard has no detail.
   const isSelecting = event.detail > 0 && !getSelection().isCollapsed;
   if (element && !isSelecting) openViewer(Number(element.dataset.index));
 }
@@ -362,8 +363,8 @@ function fillControls() {
     }
     controls.sort.append(group);
   }
-  for (const holder of document.querySelectorAll('.legend-place')) {
-    holder.append(copyOf('legend-template'));
+  for (const slot of document.querySelectorAll('.legend-slot')) {
+    slot.append(copyOf('legend-template'));
   }
   const meanings = data.metrics.map((metric) => make('div', {},
     make('dt', { textContent: headOf(metric) }),
@@ -377,7 +378,7 @@ function fillControls() {
 
 function listen() {
   const form = document.getElementById('controls');
-  // What is typed and what is chosen; not every browser says "input" of a choice.
+  // Some browsers report a choice as "change" only.
   for (const kind of ['input', 'change']) form.addEventListener(kind, update);
   form.addEventListener('submit', (event) => event.preventDefault());
   controls.direction.addEventListener('click', () => {
@@ -397,11 +398,11 @@ function listen() {
     controls[target.name].checked = target.checked;
     update();
   });
-  // The card of the image seen last, which need not be the one it began with.
-  viewer.addEventListener('close', () => seen.button.focus());
+  // The focus goes to the card of the image that was shown last.
+  viewer.addEventListener('close', () => viewedCard.button.focus());
   const actions = {
-    previous: () => showPlace(place - 1),
-    next: () => showPlace(place + 1),
+    previous: () => showLarge(viewedAt - 1),
+    next: () => showLarge(viewedAt + 1),
     close: () => viewer.close(),
   };
   for (const [id, action] of Object.entries(actions)) {

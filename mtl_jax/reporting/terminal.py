@@ -1,9 +1,9 @@
-"""Metrics as a table to read in a terminal."""
+"""The metrics of an evaluation as text for the terminal."""
 
 from collections.abc import Mapping
 from typing import Any
 
-_ROWS = (
+_LINES = (
     ("AUC, averaged", "auc", "{:.3f}"),
     ("AUC, classifier", "auc_fc", "{:.3f}"),
     ("AUC, vCDR", "auc_vcdr", "{:.3f}"),
@@ -16,23 +16,23 @@ _ROWS = (
 )
 
 
-def metrics_table(metrics: Mapping[str, Any]) -> str:
-    """The contents of a `metrics.json`, a line for each metric with its image count."""
+def metrics_text(metrics: Mapping[str, Any]) -> str:
+    """Formats `metrics.json`: one line per metric, with its number of images."""
     title = (
         f"{metrics['dataset']}, split {metrics['split']}, {metrics['resolution']} "
         f"resolution, checkpoint {metrics['checkpoint']}"
     )
     lines = [title, "-" * len(title)]
-    for label, name, form in _ROWS:
+    for label, name, form in _LINES:
         value, count = metrics[name], metrics["num_images"][name]
         if value is not None:
             text = form.format(value)
         else:
-            # Without a label or without such a task there is nothing to average.
+            # No count: the images lack the label, or the network lacks the task.
             text = "one class only" if count else "-"
         lines.append(f"{label:33}{text:>14}  n = {count}")
     lines.append(f"{'parameters':33}{metrics['num_parameters']:14,}")
-    # Of a network trained by another program that is not known.
+    # Weights that another program trained come without their seconds.
     seconds = metrics["seconds_per_step"]
     text = "-" if seconds is None else f"{seconds:.3f}"
     lines.append(f"{'seconds per training step':33}{text:>14}")
