@@ -1,41 +1,6 @@
-"""Applies a trained network: --workdir=RUN --images=DIR_OR_GLOB --output=OUT."""
+"""The command predict: see mtl_jax/commands/predict.py."""
 
-import pathlib
-import sys
-
-from absl import flags
-
-from mtl_jax import cli
-
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-IMAGES = flags.DEFINE_string("images", None, "A directory, a file or a glob pattern.")
-OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
-CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest or a step.")
-FORMAT = flags.DEFINE_enum(
-    "format", "table", ["table", "refuge"], "refuge: a submission to the challenge."
-)
-flags.mark_flags_as_required(["workdir", "images", "output"])
-
-
-def main() -> int:
-    """Predicts; the exit code is 1 if a photograph could not be read."""
-    from mtl_jax.evaluation import predict
-
-    failures = predict.predict(
-        pathlib.Path(WORKDIR.value),
-        IMAGES.value,
-        pathlib.Path(OUTPUT.value),
-        checkpoint=CHECKPOINT.value,
-        form=FORMAT.value,
-    )
-    table = FORMAT.value == "table"
-    print(f"{OUTPUT.value}/predictions.csv" if table else OUTPUT.value)
-    for failure in failures:
-        print(f"error: {failure}", file=sys.stderr)
-    if failures:
-        print(f"{len(failures)} of the photographs were skipped.", file=sys.stderr)
-    return 1 if failures else 0
-
+from mtl_jax import commands
 
 if __name__ == "__main__":
-    cli.run(main)
+    commands.run("predict")

@@ -1,29 +1,6 @@
-"""Tries learning rates: --config=FILE --directory=DIR --learning_rates=1e-5,1e-4,1e-3.
+"""The command sweep_learning_rate: see mtl_jax/commands/sweep_learning_rate.py."""
 
-Trains every method with every learning rate and seed (Figures 2 and 3 of the paper are
-of the methods single and independent). Started again, or several times at once, it goes
-on as scripts/cross_validate.py does.
-"""
-
-from absl import flags
-
-from mtl_jax import cli
-from mtl_jax.experiments import command
-
-RATES = flags.DEFINE_list(
-    "learning_rates", ["1e-5", "3e-5", "1e-4", "3e-4", "1e-3"], "To try."
-)
-SEEDS = flags.DEFINE_integer("seeds", 1, "Runs of each learning rate.")
-
-
-def main() -> None:
-    """Carries out the runs."""
-    from mtl_jax.experiments import plan
-
-    command.carry_out(
-        "learning_rates", plan.learning_rates, cli.numbers(RATES), SEEDS.value
-    )
-
+from mtl_jax import commands
 
 if __name__ == "__main__":
-    cli.run(main)
+    commands.run("sweep_learning_rate")

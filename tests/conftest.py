@@ -37,7 +37,10 @@ def shared_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled(shared_dir):
-    """Environment of a process that shares compiled programs; this one does as well."""
+    """Environment of a process that shares compiled programs.
+
+    It is also that of this process, so that no test writes to the user's cache.
+    """
     settings = {
         # Several test sessions may be told to share them.
         "jax_compilation_cache_dir": os.environ.get("JAX_COMPILATION_CACHE_DIR")
@@ -48,10 +51,8 @@ def compiled(shared_dir):
         jax.config.update(name, value)
     # What compiled before the folder was named has settled that there is no cache.
     compilation_cache.reset_cache()
-    return {
-        **os.environ,
-        **{name.upper(): str(value) for name, value in settings.items()},
-    }
+    os.environ.update({name.upper(): str(value) for name, value in settings.items()})
+    return dict(os.environ)
 
 
 def _disc(size, centres, radii):

@@ -1,5 +1,7 @@
 """The scripts as processes: what a user's mistakes look like, and a whole round.
 
+Some mistakes are made through the program `mtl-jax`, too.
+
 Starting Python and importing JAX takes seconds, so one process imports everything, and
 then forks for each command before JAX has started any device.
 """
@@ -21,6 +23,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 FORK = """
 import json, os, runpy, sys
+from mtl_jax import commands
 import mtl_jax.data.folder, mtl_jax.data.synthetic
 import mtl_jax.evaluation.evaluate, mtl_jax.evaluation.predict
 import mtl_jax.reporting.terminal, mtl_jax.training.loop
@@ -34,7 +37,10 @@ def run(argv, stem):
         sys.argv = argv
         sys.path[0] = os.path.dirname(argv[0])
         try:
-            runpy.run_path(argv[0], run_name="__main__")
+            if argv[0] == "mtl-jax":
+                commands.main()
+            else:
+                runpy.run_path(argv[0], run_name="__main__")
         except SystemExit as done:
             # Without taking apart all that was imported, which takes a second.
             sys.stdout.flush()
@@ -42,8 +48,8 @@ def run(argv, stem):
             os._exit(done.code or 0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
-place, commands = json.loads(sys.argv[1])
-codes = {name: run(argv, f"{place}/{name}") for name, argv in commands.items()}
+place, calls = json.loads(sys.argv[1])
+codes = {name: run(argv, f"{place}/{name}") for name, argv in calls.items()}
 print(json.dumps(codes))
 """
 
@@ -173,6 +179,13 @@ def mistakes(place, synthetic_data, glaucoma_run):
         "mask": (folder("mask.csv"), "must fit pixel by pixel"),
         "manifest": (folder("nothing.csv"), "nothing.csv does not exist"),
         "run": (evaluate(place / "nowhere"), "There is no workdir"),
+        "cache": (
+            evaluate(
+                place / "nowhere",
+                f"--compilation_cache={place / 'torn.safetensors' / 'programs'}",
+            ),
+            "name another folder by --compilation_cache. error: There is no workdir",
+        ),
         "no_checkpoint": (evaluate(place / "empty"), "holds no checkpoint"),
         "split": (evaluate(finished, "--split=tset"), "no split 'tset'; it has train"),
         "resolution": (evaluate(finished, "--resolution=4k"), "--resolution=4k"),
@@ -180,6 +193,19 @@ def mistakes(place, synthetic_data, glaucoma_run):
         "no_images": (predict(finished, "empty"), "holds no image file"),
         "no_such_images": (predict(finished, "nowhere"), "nowhere"),
         "unreadable": (predict(finished, "text"), "No photograph could be read"),
+        "program": (["mtl-jax", "tarin"], "'tarin' is no command; choose from"),
+        "program_flag": (
+            ["mtl-jax", *train(new, "--wrokdir=x")],
+            "Unknown command line flag 'wrokdir'",
+        ),
+        "program_data_missing": (
+            ["mtl-jax", *train(new, f"--config.data.data_dir={place / 'nowhere'}")],
+            "build it with mtl-jax prepare_data, or name another.",
+        ),
+        "program_pretrained": (
+            ["mtl-jax", *train(new, *data, f"--config.model.pretrained={place}")],
+            "no imported weights; make them by mtl-jax import_weights.",
+        ),
     }
 
 
@@ -190,14 +216,17 @@ def snapshot(folder):
 
 
 def test_mistakes_get_a_sentence(mistakes, place, compiled, glaucoma_run):
-    commands = {
-        name: [str(ROOT / f"scripts/{script}.py"), *flags]
-        for name, ((script, *flags), _) in mistakes.items()
+    calls = {
+        name: [
+            command if command == "mtl-jax" else str(ROOT / f"scripts/{command}.py"),
+            *rest,
+        ]
+        for name, ((command, *rest), _) in mistakes.items()
     }
     (place / "output").mkdir()
     before = snapshot(place), snapshot(glaucoma_run.workdir)
     finished = subprocess.run(
-        [sys.executable, "-c", FORK, json.dumps([str(place / "output"), commands])],
+        [sys.executable, "-c", FORK, json.dumps([str(place / "output"), calls])],
         cwd=ROOT,
         env=compiled,
         capture_output=True,

@@ -9,11 +9,9 @@ import itertools
 import json
 import pathlib
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 
 import jax
-from jax.experimental.compilation_cache import compilation_cache
 
 from mtl_jax import configuration, files, workdirs
 from mtl_jax.data import pipeline
@@ -66,8 +64,7 @@ def execute(
     directory = pathlib.Path(directory)
     _check_weights(directory, runs)
     _claim_directory(directory, kind, config)
-    with _shared_programs():
-        skipped, failures = _execute(directory, runs, redo_damaged)
+    skipped, failures = _execute(directory, runs, redo_damaged)
     _collect(directory)
     if failures:
         names = "; ".join(f"{name}: {error}" for name, error in failures.items())
@@ -101,26 +98,6 @@ def _execute(
             # The programs of this run are of no use to the next.
             jax.clear_caches()
     return skipped, failures
-
-
-@contextlib.contextmanager
-def _shared_programs() -> Iterator[None]:
-    """Lets the runs of this process share compiled programs on disk.
-
-    Unless JAX has been given a place for them already.
-    """
-    if jax.config.jax_compilation_cache_dir:
-        yield
-        return
-    with tempfile.TemporaryDirectory(prefix="mtl_jax-programs-") as place:
-        jax.config.update("jax_compilation_cache_dir", place)
-        # What compiled before has settled that there is no such place.
-        compilation_cache.reset_cache()
-        try:
-            yield
-        finally:
-            jax.config.update("jax_compilation_cache_dir", None)
-            compilation_cache.reset_cache()
 
 
 def _workdir(directory: pathlib.Path, run: Run) -> pathlib.Path:

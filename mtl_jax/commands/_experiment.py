@@ -1,6 +1,6 @@
-"""What the scripts of experiments share: their flags, and carrying out the runs.
+"""What the commands of experiments share: their flags, and carrying out the runs.
 
-Importing it defines flags, which only scripts want.
+Importing it defines flags, which only these commands want.
 """
 
 import pathlib
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from mtl_jax import cli
+from mtl_jax.commands import _flags
 from mtl_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; see configs/.")
@@ -44,7 +44,7 @@ def carry_out(kind: str, plan: Callable[..., Sequence], *arguments: object) -> i
     from mtl_jax.experiments import execution
     from mtl_jax.experiments import plan as plans
 
-    cli.check_list(METHODS, methods.METHODS)
+    _flags.check_list(METHODS, methods.METHODS)
     config = CONFIG.value
     index, count = _shard()
     runs = plans.share(plan(config, METHODS.value, *arguments), index, count)

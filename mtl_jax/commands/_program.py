@@ -1,0 +1,191 @@
+"""How a command starts and how it ends, as a script and by the name `mtl-jax`."""
+
+import argparse
+import ast
+import importlib
+import logging as standard_logging
+import pathlib
+import re
+import sys
+import types
+from importlib import metadata
+from typing import Any, NoReturn
+
+from absl import app, flags, logging
+
+from mtl_jax.commands import _compilation_cache
+from mtl_jax.errors import UserError
+
+# The modules that a small installation lacks, by the extra that brings them.
+EXTRAS = {
+    "data": (
+        "array_record",
+        "grain",
+        "openpyxl",
+        "PIL",
+        "sklearn",
+        "tensorboardX",
+        "tensorflow_datasets",
+        "tqdm",
+    ),
+    "report": ("contourpy", "jinja2", "markupsafe", "matplotlib", "pandas"),
+    "weights": ("h5py", "safetensors"),
+}
+
+
+def main() -> None:
+    """The program `mtl-jax`: runs the command that its first argument names.
+
+    Without an argument, or with `--help`, it lists the commands.
+    """
+    commands = _commands()
+    verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if verb == "--help":
+        width = max(map(len, commands))
+        print("mtl-jax COMMAND --FLAG=VALUE ...; mtl-jax COMMAND --help lists flags.\n")
+        for name, summary in commands.items():
+            print(f"  {name:{width}}  {summary}")
+        return
+    if verb == "--version":
+        _print_version()
+        return
+    # The name that messages and --help give this process.
+    sys.argv[:2] = [f"mtl-jax {verb}"]
+    if verb not in commands:
+        _fail(f"{verb!r} is no command; choose from {', '.join(commands)}.", 2)
+    run(verb)
+
+
+def run(verb: str) -> NoReturn:
+    """Runs a command with the arguments of this process, and exits.
+
+    A `UserError` is printed as one sentence, without a traceback, and the exit code is
+    1. The same holds for a module that an extra would bring. Ctrl-C exits with 130.
+    Anything else is a bug and keeps its traceback.
+
+    Args:
+      verb: a module of this package. It defines flags, and no other command's module
+        is imported, as several commands have flags of the same name.
+    """
+    # A file's name need not be text; where it is not, it is shown with escapes.
+    sys.stdout.reconfigure(errors="backslashreplace")
+    # Orbax reports every save at length.
+    logging.set_verbosity(logging.ERROR)
+    _hush_tensorstore()
+    if "--version" in sys.argv[1:]:
+        _print_version()
+        sys.exit()
+    try:
+        command = importlib.import_module(f"mtl_jax.commands.{verb}")
+        _prepare_help(command)
+
+        def carry_out(argv: list[str]) -> int:
+            if len(argv) > 1:
+                _fail(f"unknown argument {argv[1]!r}.", 2)
+            _compilation_cache.switch_on()
+            return command.main() or 0
+
+        app.run(carry_out, flags_parser=_parse)
+    except UserError as error:
+        _fail(str(error), 1)
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        for extra, modules in EXTRAS.items():
+            if module in modules:
+                _fail(
+                    f"{module} is not installed; install mtl_jax[{extra}], or "
+                    "mtl_jax[all] for every command.",
+                    1,
+                )
+        raise
+    except KeyboardInterrupt:
+        print(
+            _as_started(
+                "interrupted; scripts/train.py goes on by --resume, an experiment by "
+                "the same command."
+            ),
+            file=sys.stderr,
+        )
+        sys.exit(130)
+
+
+def say(text: str) -> None:
+    """Prints what a user can start next by the names that the user has for it."""
+    print(_as_started(text))
+
+
+def _as_started(text: str) -> str:
+    """The text with `mtl-jax VERB` for `scripts/VERB.py` if that is what was started.
+
+    So all other code can name the script.
+    """
+    if sys.argv[0].startswith("mtl-jax "):
+        return re.sub(r"scripts/(\w+)\.py", r"mtl-jax \1", text)
+    return text
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(_as_started(f"error: {message}"), file=sys.stderr)
+    sys.exit(code)
+
+
+def _print_version() -> None:
+    print(f"mtl_jax {metadata.version('mtl_jax')}")
+
+
+def _commands() -> dict[str, str]:
+    """The first line of each command's docstring, by name; imports none of them."""
+    paths = sorted(pathlib.Path(__file__).parent.glob("[!_]*.py"))
+    docs = {
+        path.stem: ast.get_docstring(ast.parse(path.read_bytes())) for path in paths
+    }
+    return {name: doc.splitlines()[0] for name, doc in docs.items()}
+
+
+def _prepare_help(command: types.ModuleType) -> None:
+    """Lets --help show the command's text and flags; absl shows those of `__main__`."""
+    sys.modules["__main__"].__doc__ = _as_started(command.__doc__)
+    for module, defined in flags.FLAGS.flags_by_module_dict().items():
+        if module.startswith(f"{__package__}."):
+            for flag in defined:
+                flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parses flags, with a sentence where ml_collections would give a traceback."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    config = parser.parse_known_args(argv[1:])[0].config
+    if config is not None and not pathlib.Path(config.split(":")[0]).is_file():
+        _fail(f"There is no config file {config!r}; see configs/.", 2)
+    try:
+        return app.parse_flags_with_usage(argv)
+    except UserError as error:
+        _fail(f"--config={config}: {error}", 2)
+    except (AttributeError, KeyError) as error:
+        # Its text begins with the name of the field.
+        name = re.search(r"\w*", str(error).lstrip("'\"\\"))[0]
+        for argument in argv:
+            flag = argument.split("=")[0]
+            if name in flag.split(".")[1:]:
+                _fail(
+                    f"{flag} names a field that the config does not have; "
+                    "configs/default.py lists them all.",
+                    2,
+                )
+        raise
+
+
+def _hush_tensorstore() -> None:
+    """Silences what TensorStore still has to say after a failed read.
+
+    The failure itself is raised; but other arrays are then on their way to an event
+    loop that Orbax has closed, and their tracebacks would follow our sentence.
+    """
+
+    def report(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            sys.__unraisablehook__(unraisable)
+
+    sys.unraisablehook = report
+    standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)

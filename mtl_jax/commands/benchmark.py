@@ -1,0 +1,65 @@
+"""Times training steps: [--methods=vanilla,independent] [--image_sizes=64] ....
+
+Every combination of the lists is measured; see mtl_jax/experiments/benchmark.py.
+"""
+
+import itertools
+import pathlib
+
+from absl import flags
+
+from mtl_jax.commands import _flags
+from mtl_jax.errors import UserError
+
+METHODS = flags.DEFINE_list(
+    "methods",
+    [
+        "vanilla",
+        "independent",
+        "alternating",
+        "random_grouping",
+        "pcgrad",
+        "gradnorm",
+        "per_task",
+    ],
+    "Also: independent_unrolled, pcgrad_vmap.",
+)
+ENCODERS = flags.DEFINE_list("encoders", ["vgg13"], "vgg13, vgg16, resnet34.")
+WIDTH = flags.DEFINE_float("width", 1.0, "Multiplier of the channels.")
+IMAGE_SIZES = flags.DEFINE_list("image_sizes", ["64"], "Pixels a side.")
+BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["8"], "Images in a batch.")
+DTYPES = flags.DEFINE_list("dtypes", ["float32"], "float32, bfloat16.")
+STEPS = flags.DEFINE_integer("steps", 3, "Timed steps in each of three rounds.")
+OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
+
+
+def main() -> None:
+    """Prints a table and writes the results."""
+    from mtl_jax import files
+    from mtl_jax.experiments import benchmark
+    from mtl_jax.models import encoders
+
+    _flags.check_list(METHODS, benchmark.METHODS)
+    _flags.check_list(ENCODERS, encoders.ENCODERS)
+    _flags.check_list(DTYPES, ["float32", "bfloat16"])
+    for encoder, size in itertools.product(
+        ENCODERS.value, _flags.whole_numbers(IMAGE_SIZES)
+    ):
+        stride = encoders.ENCODERS[encoder].stride
+        if size < 32 or size % stride:
+            raise UserError(
+                f"--image_sizes has {size}, which does not fit {encoder}; name a "
+                f"multiple of {stride}, at least 32."
+            )
+    results = []
+    for encoder, size, batch, dtype in itertools.product(
+        ENCODERS.value,
+        _flags.whole_numbers(IMAGE_SIZES),
+        _flags.whole_numbers(BATCH_SIZES),
+        DTYPES.value,
+    ):
+        setting = benchmark.Setting(encoder, WIDTH.value, size, batch, dtype)
+        results += benchmark.measure(setting, METHODS.value, STEPS.value)
+        if OUTPUT.value:
+            files.write_json(pathlib.Path(OUTPUT.value), results)
+    print(benchmark.table(results))

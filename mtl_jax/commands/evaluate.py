@@ -1,0 +1,39 @@
+"""Scores a trained network: --workdir=RUN [--split=test] [--resolution=native]."""
+
+import pathlib
+
+from absl import flags
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+SPLIT = flags.DEFINE_string("split", "test", "Split of the data set.")
+RESOLUTION = flags.DEFINE_enum(
+    "resolution", "model", ["model", "native"], "At which masks are compared."
+)
+CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest or a step.")
+DATA_DIR = flags.DEFINE_string("data_dir", None, "Data sets, if they have moved.")
+DATASET = flags.DEFINE_string("dataset", None, "Data set, if not the run's own.")
+SUBMISSION = flags.DEFINE_string(
+    "write_submission", None, "Folder for a submission to the REFUGE challenge."
+)
+flags.mark_flag_as_required("workdir")
+
+
+def main() -> None:
+    """Evaluates and prints the table."""
+    from mtl_jax.evaluation import evaluate
+    from mtl_jax.reporting import terminal
+
+    output, metrics = evaluate.evaluate(
+        pathlib.Path(WORKDIR.value),
+        split=SPLIT.value,
+        resolution=RESOLUTION.value,
+        checkpoint=CHECKPOINT.value,
+        data_dir=DATA_DIR.value,
+        dataset=DATASET.value,
+        write_submission=SUBMISSION.value and pathlib.Path(SUBMISSION.value),
+    )
+    print(terminal.metrics_text(metrics))
+    for path in sorted(output.iterdir()):
+        print(path)
+    if SUBMISSION.value:
+        print(SUBMISSION.value)

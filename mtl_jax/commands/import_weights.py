@@ -1,0 +1,99 @@
+"""Imports weights: --source=FILE --architecture=vgg16 --output=weights/vgg16.
+
+With --architecture=glaucoma_mtl a checkpoint of the original authors' program becomes a
+workdir for scripts/evaluate.py, scripts/predict.py and scripts/train.py --resume.
+"""
+
+import pathlib
+
+from absl import flags
+from ml_collections import config_flags
+
+from mtl_jax.commands import _program
+
+SOURCE = flags.DEFINE_string(
+    "source",
+    None,
+    "torchvision's .pth or .safetensors, Keras' .h5, a checkpoint of the authors, or a "
+    "workdir.",
+)
+ARCHITECTURE = flags.DEFINE_enum(
+    "architecture",
+    None,
+    ["vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "resnet34", "workdir", "glaucoma_mtl"],
+    "Of the file; workdir for the best checkpoint of a run of this project.",
+)
+OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    str(pathlib.Path(__file__).parents[2] / "configs/refuge.py:authors"),
+    "Of the workdir, for glaucoma_mtl.",
+)
+IMAGE_SIZE = flags.DEFINE_integer(
+    "image_size", 256, "Pixels a side that the network is for, for glaucoma_mtl."
+)
+flags.mark_flags_as_required(["source", "architecture", "output"])
+
+
+def main() -> None:
+    """Imports the weights and says how to go on."""
+    if ARCHITECTURE.value == "glaucoma_mtl":
+        _import_network()
+    else:
+        _import_encoder()
+
+
+def _import_encoder() -> None:
+    from mtl_jax import files, weights, workdirs
+
+    output = pathlib.Path(OUTPUT.value)
+    files.check_replaceable(output, weights.encoder.CONTENTS)
+    source, more = pathlib.Path(SOURCE.value), ""
+    if ARCHITECTURE.value == "workdir":
+        network = workdirs.load(source)
+        encoder = workdirs.encoder_of(network)
+        more = f" --config.model.width={encoder.width}"
+        if not network.experiment.model.normalize_input:
+            more += " --config.model.normalize_input=off"
+    else:
+        encoder = weights.import_encoder(source, ARCHITECTURE.value)
+    weights.save(encoder, output)
+    _say_ignored(encoder.ignored, "encoder")
+    _program.say(
+        f"{output}: now scripts/train.py --config.model.pretrained={output} "
+        f"--config.model.encoder={encoder.encoder} --config.model.norm={encoder.norm}"
+        + more
+    )
+
+
+def _import_network() -> None:
+    from mtl_jax import files, weights, workdirs
+
+    output = pathlib.Path(OUTPUT.value)
+    files.check_replaceable(output, workdirs.CONTENTS)
+    network = weights.import_checkpoint(pathlib.Path(SOURCE.value))
+    workdirs.write_imported(output, CONFIG.value, network, IMAGE_SIZE.value)
+    _say_ignored(network.ignored, "network")
+    if network.classifier is None:
+        print(
+            "no logistic regression on the cup-to-disc ratio could be read: it is "
+            "fitted again at the first evaluation"
+        )
+    else:
+        print(
+            "logistic regression on the cup-to-disc ratio: coefficient "
+            f"{network.classifier.coefficient:.4f}, intercept "
+            f"{network.classifier.intercept:.4f}"
+        )
+    _program.say(
+        f"{output}: now scripts/evaluate.py --workdir={output}, or go on training with "
+        "fresh optimizer states by scripts/train.py --resume"
+    )
+
+
+def _say_ignored(names: tuple[str, ...], of: str) -> None:
+    if names:
+        print(
+            f"ignored, being no part of the {of}: {', '.join(names[:8])}"
+            + ", ..." * (len(names) > 8)
+        )

@@ -1,0 +1,69 @@
+"""Builds a data set: --dataset=synthetic_fundus, fundus_folder or refuge."""
+
+from absl import flags
+
+from mtl_jax.commands import _flags
+
+DATASET = flags.DEFINE_enum(
+    "dataset", None, ["synthetic_fundus", "fundus_folder", "refuge"], "What to build."
+)
+DATA_DIR = flags.DEFINE_string("data_dir", "data", "Folder of all data sets.")
+IMAGE_SIZE = flags.DEFINE_integer("image_size", 256, "Pixels a side, 16 divides it.")
+SOURCE = flags.DEFINE_string(
+    "source",
+    None,
+    "fundus_folder: the photographs; refuge: the official archives or their files.",
+)
+MANIFEST = flags.DEFINE_string(
+    "manifest", None, "fundus_folder: CSV file; manifest.csv of the source by default."
+)
+ALLOW_MISSING = flags.DEFINE_bool(
+    "allow_missing", False, "refuge: build with partial labels if files are missing."
+)
+NAME = flags.DEFINE_string("name", None, "fundus_folder: what to call the data set.")
+NUM_IMAGES = flags.DEFINE_list(
+    "num_images", ["400", "400", "400"], "synthetic_fundus: train, validation, test."
+)
+GLAUCOMA_FRACTION = flags.DEFINE_float(
+    "glaucoma_fraction", 0.1, "synthetic_fundus: share of glaucoma in each split."
+)
+SEED = flags.DEFINE_integer("seed", 0, "synthetic_fundus: another seed, other eyes.")
+EXAMPLE = flags.DEFINE_string(
+    "example",
+    None,
+    "synthetic_fundus: also write a few photographs as files, with a manifest, into "
+    "this folder: an example of what fundus_folder reads.",
+)
+flags.mark_flag_as_required("dataset")
+
+
+def main() -> None:
+    """Builds the data set and says how to train on it."""
+    from mtl_jax.data import folder, pipeline, refuge, synthetic
+
+    if DATASET.value == "fundus_folder":
+        version_dir = folder.build(
+            DATA_DIR.value,
+            _flags.required(SOURCE),
+            manifest=MANIFEST.value,
+            image_size=IMAGE_SIZE.value,
+            name=NAME.value,
+        )
+    elif DATASET.value == "refuge":
+        version_dir = refuge.build(
+            DATA_DIR.value,
+            _flags.required(SOURCE),
+            image_size=IMAGE_SIZE.value,
+            allow_missing=ALLOW_MISSING.value,
+        )
+    else:
+        version_dir = synthetic.build(
+            DATA_DIR.value,
+            image_size=IMAGE_SIZE.value,
+            num_images=tuple(_flags.whole_numbers(NUM_IMAGES)),
+            glaucoma_fraction=GLAUCOMA_FRACTION.value,
+            seed=SEED.value,
+        )
+    if EXAMPLE.value:
+        synthetic.write_example(EXAMPLE.value)
+    print(pipeline.describe(version_dir))

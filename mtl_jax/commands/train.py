@@ -1,0 +1,27 @@
+"""Trains a network: --config=configs/FILE.py --workdir=DIR [--resume]."""
+
+import pathlib
+
+from absl import flags
+from ml_collections import config_flags
+
+from mtl_jax.commands import _program
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; see configs/.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+RESUME = flags.DEFINE_bool("resume", False, "Go on from the latest checkpoint.")
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "One of several processes that SLURM or a TPU pod started."
+)
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main() -> None:
+    """Trains."""
+    from mtl_jax import workdirs
+    from mtl_jax.training import parallel
+
+    if DISTRIBUTED.value:
+        parallel.connect_processes()
+    workdirs.train(CONFIG.value, pathlib.Path(WORKDIR.value), resume=RESUME.value)
+    _program.say(f"{WORKDIR.value}: now scripts/evaluate.py --workdir={WORKDIR.value}")

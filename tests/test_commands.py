@@ -1,0 +1,189 @@
+"""The program `mtl-jax`, what a small installation can do, and compiled programs."""
+
+import ast
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+
+import pytest
+
+from mtl_jax.commands._program import EXTRAS
+
+pytest_plugins = ("training_fixtures",)
+
+ROOT = pathlib.Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+COMMANDS = [path.stem for path in sorted((ROOT / "scripts").glob("*.py"))]
+
+# As the file that pip writes for an entry point.
+PROGRAM = """
+import sys
+from {} import {} as main
+sys.argv[0] = "mtl-jax"
+sys.exit(main())
+""".format(*PROJECT["scripts"]["mtl-jax"].split(":"))
+
+HIDE = """
+import sys
+
+class Hidden:
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] in {!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Hidden)
+"""
+
+
+def script(name):
+    """Python that does what starting the script does."""
+    path = str(ROOT / f"scripts/{name}.py")
+    return f"import runpy; runpy.run_path({path!r}, run_name='__main__')"
+
+
+def python(text, *arguments, env=None):
+    return subprocess.run(
+        [sys.executable, "-c", text, *map(str, arguments)],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+
+
+def test_the_program_lists_what_the_scripts_do():
+    bare, asked = python(PROGRAM), python(PROGRAM, "--help")
+    assert (bare.returncode, bare.stderr) == (0, "")
+    assert bare.stdout == asked.stdout
+    listed = [line.split(maxsplit=1) for line in bare.stdout.splitlines()[2:]]
+    assert [name for name, _ in listed] == COMMANDS
+    assert dict(listed)["train"].startswith("Trains a network: --config=")
+
+
+def test_help_names_what_was_started():
+    text = python(PROGRAM, "import_weights", "--help").stdout
+    assert text.startswith("Imports weights: ")
+    assert "workdir for mtl-jax evaluate, mtl-jax predict and" in text
+    assert "\nmtl-jax import_weights:\n" in text
+    for flag in ("config", "source", "compilation_cache"):
+        assert f"\n  --{flag}: " in text
+
+
+@pytest.mark.parametrize("start", [[PROGRAM], [PROGRAM, "train"], [script("predict")]])
+def test_version(start):
+    asked = python(*start, "--version")
+    assert (asked.returncode, asked.stderr) == (0, "")
+    assert asked.stdout == f"mtl_jax {metadata.version('mtl_jax')}\n"
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "command"),
+    [
+        # While flags are read, and in the command itself.
+        ("PIL", "data", ["train", "--config=configs/default.py", "--workdir=nowhere"]),
+        ("matplotlib", "report", ["make_report", "--experiment=nowhere"]),
+    ],
+)
+def test_a_missing_extra_is_named(module, extra, command):
+    name, *flags = command
+    finished = python(HIDE.format([module]) + script(name), *flags)
+    assert (finished.returncode, finished.stdout) == (1, "")
+    assert finished.stderr == (
+        f"error: {module} is not installed; install mtl_jax[{extra}], or mtl_jax[all] "
+        "for every command.\n"
+    )
+
+
+def test_the_library_imports_without_extras():
+    modules = [
+        *("optim", "models", "losses", "tasks", "methods"),
+        *("training.step", "training.state"),
+    ]
+    lines = "".join(f"import mtl_jax.{module}\n" for module in modules)
+    hidden = [*(name for names in EXTRAS.values() for name in names), "orbax", "scipy"]
+    finished = python(HIDE.format(hidden) + lines)
+    assert (finished.returncode, finished.stderr) == (0, "")
+
+
+def normalized(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def declared(extra=None):
+    """The distributions that the project, or one of its extras, asks for."""
+    if extra is None:
+        requirements = PROJECT["dependencies"]
+    else:
+        requirements = PROJECT["optional-dependencies"][extra]
+    return {normalized(re.match(r"[\w.-]+", text)[0]) for text in requirements}
+
+
+def test_every_import_is_declared_and_its_extra_known():
+    modules = set()
+    for path in (ROOT / "mtl_jax").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                modules.add(node.module.partition(".")[0])
+    modules -= {"mtl_jax", *sys.stdlib_module_names}
+    # These come along with jax, flax and optax, so nobody can lack them.
+    modules -= {"ml_dtypes", "orbax", "scipy"}
+    # Has a sentence of its own.
+    modules.remove("torch")
+    distributions = metadata.packages_distributions()
+
+    def of(module):
+        return {normalized(name) for name in distributions[module]}
+
+    wrong = {
+        module
+        for module in modules
+        if not of(module) & declared()
+        and not any(module in names for names in EXTRAS.values())
+    }
+    assert wrong == set()
+    for extra, names in EXTRAS.items():
+        brought = set().union(*map(of, names))
+        assert brought <= declared(extra)
+        assert declared(extra) - brought <= {"etils", "orbax-checkpoint", "scipy"}
+
+
+def test_the_second_command_finds_compiled_programs(glaucoma_run, tmp_path):
+    env = {
+        name: value for name, value in os.environ.items() if not name.startswith("JAX_")
+    }
+    env |= {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    programs = tmp_path / "cache" / "mtl_jax" / "programs"
+    workdir = glaucoma_run.copy(tmp_path / "run")
+
+    def evaluate():
+        finished = python(PROGRAM, "evaluate", f"--workdir={workdir}", env=env)
+        assert (finished.returncode, finished.stderr) == (0, "")
+        return {
+            path.name.removesuffix("-cache"): path.stat().st_mtime_ns
+            for path in programs.glob("*-cache")
+        }
+
+    def last_uses():
+        return {
+            path.name.removesuffix("-atime"): path.stat().st_mtime_ns
+            for path in programs.glob("*-atime")
+        }
+
+    first, used = evaluate(), last_uses()
+    assert first
+    assert first.keys() == used.keys()
+    # As a full disk or a killed process leaves it.
+    torn = min(first)
+    (programs / f"{torn}-atime").unlink()
+    (programs / f"{torn}-cache").write_bytes(b"torn")
+    second, used_again = evaluate(), last_uses()
+    assert [name for name in first if second.pop(name) != first[name]] == [torn]
+    assert second == {}
+    assert all(used_again[name] > used[name] for name in first)
