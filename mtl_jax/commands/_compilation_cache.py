@@ -50,6 +50,9 @@ def switch_on() -> None:
         return
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_compilation_cache_max_size", _MAX_BYTES)
+    # Also the dozens of small programs that begin a training: together they take
+    # seconds to compile, and a few kilobytes each.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def _prepare(folder: pathlib.Path) -> None:

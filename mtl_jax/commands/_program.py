@@ -4,6 +4,7 @@ import argparse
 import ast
 import importlib
 import logging as standard_logging
+import os
 import pathlib
 import re
 import sys
@@ -72,6 +73,9 @@ def run(verb: str) -> NoReturn:
     # Orbax reports every save at length.
     logging.set_verbosity(logging.ERROR)
     _hush_tensorstore()
+    # On many Intel processors XLA logs an error for every program that it reads from
+    # disk, although it goes on to run it (github.com/openxla/xla/issues/44565).
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if "--version" in sys.argv[1:]:
         _print_version()
         sys.exit()
