@@ -100,13 +100,17 @@ def test_a_missing_extra_is_named(module, extra, command):
     )
 
 
-def test_the_library_imports_without_extras():
-    modules = [
-        *("optim", "models", "losses", "tasks", "methods"),
-        *("training.step", "training.state"),
-    ]
+LIBRARY = ("optim", "models", "losses", "tasks", "methods")
+LIBRARY += ("training.step", "training.state")
+TRAINING = ("workdirs", "data.folder", "data.refuge", "data.synthetic")
+
+
+@pytest.mark.parametrize(
+    ("modules", "extras"), [(LIBRARY, EXTRAS), (TRAINING, ["report", "weights"])]
+)
+def test_these_import_without_extras(modules, extras):
     lines = "".join(f"import mtl_jax.{module}\n" for module in modules)
-    hidden = [*(name for names in EXTRAS.values() for name in names), "orbax", "scipy"]
+    hidden = [name for extra in extras for name in EXTRAS[extra]]
     finished = python(HIDE.format(hidden) + lines)
     assert (finished.returncode, finished.stderr) == (0, "")
 

@@ -13,7 +13,7 @@ from absl import flags
 
 _MAX_BYTES = 2**30
 
-_FOLDER = flags.DEFINE_string(
+FOLDER = flags.DEFINE_string(
     "compilation_cache",
     None,
     "Folder that keeps compiled programs for later commands, at most 1 GiB of them. By "
@@ -30,7 +30,7 @@ def switch_on() -> None:
     """
     import jax
 
-    folder = _FOLDER.value
+    folder = FOLDER.value
     if folder is None:
         if "JAX_COMPILATION_CACHE_DIR" in os.environ:
             return
