@@ -11,12 +11,12 @@ from markupsafe import Markup
 
 from mtl_jax import configuration, files
 from mtl_jax.data import pipeline
-from mtl_jax.drawing import cases, curves
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import fovea_map, saliency
 from mtl_jax.experiments import results
 from mtl_jax.methods import METHODS, headings
 from mtl_jax.reporting import comparisons, page, published, runs, tables
+from mtl_jax.reporting.drawing import cases, curves
 from mtl_jax.reporting.page import Photograph, Reading
 from mtl_jax.reporting.runs import RunKey
 

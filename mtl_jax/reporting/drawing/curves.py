@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
 
 from mtl_jax import metrics
-from mtl_jax.drawing import roc
+from mtl_jax.reporting.drawing import roc
 
 
 def plot_mean_roc(
