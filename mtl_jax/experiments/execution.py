@@ -130,8 +130,8 @@ def _workdir(directory: pathlib.Path, run: Run) -> pathlib.Path:
 def _collect(directory: pathlib.Path) -> None:
     """Writes `results.csv` from the runs that are finished."""
     with _locked(directory / "locks" / "results", wait=True):
-        workdirs = sorted((directory / "runs").iterdir())
-        rows = [results.finished(workdir) or [] for workdir in workdirs]
+        folders = sorted((directory / "runs").iterdir())
+        rows = [results.finished(folder) or [] for folder in folders]
         results.write(directory, itertools.chain(*rows))
 
 
