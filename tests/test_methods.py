@@ -1,4 +1,4 @@
-"""A new method, with no other file touched: named, configured, trained, logged, shown."""
+"""A new method with no other file touched: configured, trained, logged, reported."""
 
 import json
 from typing import NamedTuple
@@ -74,5 +74,5 @@ def test_a_new_method_from_config_to_report(registered, make_config, tmp_path):
         2
     )
     output, _ = report.write(tmp_path)
-    for name in ("table.md", "report.html"):
+    for name in ("table-model.md", "report.html"):
         assert "Softmax of norms" in (output / name).read_text()
