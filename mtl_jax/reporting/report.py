@@ -24,6 +24,7 @@ _FIGURES = ("roc", "learning_rates", "progress", "case", "fovea_map", "saliency"
 CONTENTS = (
     *(f"table-{r}.{s}" for r in ("model", "native") for s in ("md", "tex", "csv")),
     "comparisons.md",
+    "progress.csv",
     *(f"{name}.{suffix}" for name in _FIGURES for suffix in ("png", "pdf")),
     "report.html",
 )
@@ -208,6 +209,9 @@ def _draw_progress(folder: pathlib.Path, experiment: _Experiment) -> Figures:
     pace = epochs.groupby("curve")["pace"].transform("mean")
     minutes = epochs.assign(x=epochs["x"] * pace).dropna(subset="x")
     curves.plot_progress(epochs, minutes, folder / "progress")
+    means = epochs.assign(minutes=epochs["x"] * pace).groupby(["curve", "x"], sort=False)
+    means = means.agg(minutes=("minutes", "first"), score=("y", "mean"), n=("y", "size"))
+    means.rename_axis(["method", "epoch"]).to_csv(folder / "progress.csv")
     return {"Training, by epochs and by time": folder / "progress.png"}
 
 
