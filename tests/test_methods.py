@@ -59,6 +59,7 @@ def test_a_name_is_taken_once(registered):
         )
 
 
+@pytest.mark.slow
 def test_a_new_method_from_config_to_report(registered, make_config, tmp_path):
     assert defaults.get_config().method.temperature == 1.0
     with pytest.raises(UserError, match="method.temperature is 0.* between 0.001 and"):

@@ -219,7 +219,7 @@ def _is_ours(path: pathlib.Path, kind: str, config: configuration.Config) -> boo
         their_config = configuration.from_json(json.dumps(theirs["config"]))
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is not of an experiment, or damaged ({error}); name another "
             "directory."

@@ -126,7 +126,7 @@ def _open(directory: pathlib.Path) -> _Experiment:
         everything = results.read(directory)
         kind = record["kind"]
         config = configuration.from_json(json.dumps(record["config"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{directory} holds no results of an experiment ({str(error).strip()}); "
             "name the folder that scripts/cross_validate.py or its like wrote."
@@ -209,8 +209,10 @@ def _draw_progress(folder: pathlib.Path, experiment: _Experiment) -> Figures:
     pace = epochs.groupby("curve")["pace"].transform("mean")
     minutes = epochs.assign(x=epochs["x"] * pace).dropna(subset="x")
     curves.plot_progress(epochs, minutes, folder / "progress")
-    means = epochs.assign(minutes=epochs["x"] * pace).groupby(["curve", "x"], sort=False)
-    means = means.agg(minutes=("minutes", "first"), score=("y", "mean"), n=("y", "size"))
+    points = epochs.assign(minutes=epochs["x"] * pace)
+    means = points.groupby(["curve", "x"], sort=False).agg(
+        minutes=("minutes", "first"), score=("y", "mean"), n=("y", "size")
+    )
     means.rename_axis(["method", "epoch"]).to_csv(folder / "progress.csv")
     return {"Training, by epochs and by time": folder / "progress.png"}
 
