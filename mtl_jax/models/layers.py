@@ -111,8 +111,8 @@ class BatchNormNoAverage(nn.Module):
 
     In training it normalises by the batch. In evaluation it normalises every image by
     its own statistics, for batches of any size. The original authors' program does the
-    same by evaluating batches of one. Rounding errors are no larger than PyTorch's, even
-    if the features' mean is many deviations.
+    same by evaluating batches of one. Rounding errors are no larger than PyTorch's,
+    even if the features' mean is many deviations.
     """
 
     dtype: Any = jnp.float32
