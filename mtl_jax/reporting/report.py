@@ -184,7 +184,8 @@ def _draw_roc(
     if not diagnosed:
         return {}
     scores: dict[str, list[tuple[pd.Series, pd.Series]]] = {}
-    for run, images in diagnosed.items():
+    for run in sorted(diagnosed, key=lambda run: list(METHODS).index(run.method)):
+        images = diagnosed[run]
         own = images["probability"], images["glaucoma"]
         scores.setdefault(METHODS[run.method].heading, []).append(own)
     curves.plot_mean_roc(scores, folder / "roc")
