@@ -1,13 +1,13 @@
-"""The exception that stands for a mistake of the user."""
+"""Exceptions for mistakes of the user."""
 
 
 class UserError(Exception):
-    """A mistake the user can mend.
+    """A mistake that the user can correct.
 
     The message is one sentence that says what is wrong, where, and what to do. Commands
-    print it without a traceback and exit with code 1; every other exception is a bug.
+    print it without a traceback and exit with code 1. Every other exception is a bug.
     """
 
 
 class NotFinite(UserError):
-    """A loss, parameter or output that is not finite; the run can come to no more."""
+    """A loss, parameter or output is not finite, and the run cannot continue."""

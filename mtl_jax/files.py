@@ -1,4 +1,4 @@
-"""Writing files so that what stands under its final name is whole."""
+"""Writes files and folders completely or not at all."""
 
 import contextlib
 import fnmatch
@@ -14,7 +14,7 @@ from mtl_jax.errors import UserError
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file at once, or not at all."""
+    """Writes a file, completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
@@ -22,15 +22,15 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a value as indented JSON, at once or not at all."""
+    """Writes a value as indented JSON, completely or not at all."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def check_replaceable(path: pathlib.Path, contents: Collection[str]) -> None:
-    """Refuses a place for output that `whole_directory` would refuse.
+    """Refuses an output path that `whole_directory` would refuse.
 
     Raises:
-      UserError: if `path` holds something else.
+      UserError: if `path` holds files that do not match `contents`.
     """
     path = path.expanduser().resolve()
     if not path.exists():
@@ -41,7 +41,7 @@ def check_replaceable(path: pathlib.Path, contents: Collection[str]) -> None:
         if not any(fnmatch.fnmatch(name, pattern) for pattern in contents):
             raise UserError(
                 f"{path} holds something else than earlier output ({file.name}); name "
-                "another place for the output."
+                "another output folder."
             )
 
 
@@ -49,18 +49,19 @@ def check_replaceable(path: pathlib.Path, contents: Collection[str]) -> None:
 def whole_directory(
     path: pathlib.Path, contents: Collection[str]
 ) -> Iterator[pathlib.Path]:
-    """A directory that appears under its name when the block ends well.
+    """Creates a directory that appears at its path when the block ends without error.
 
     Args:
-      path: of the directory. One that is there already is replaced.
-      contents: patterns such as `masks/*.png` of all files that are going to be in it.
-        A directory that holds another file is somebody's own and is not touched.
+      path: path of the directory. An existing directory is replaced.
+      contents: patterns such as `masks/*.png` of all files that it will contain. If the
+        existing directory has any other file, it is not touched.
 
     Yields:
-      The directory to write to.
+      A temporary directory to write to.
 
     Raises:
-      UserError: if `path` holds something else.
+      UserError: if `path` holds files that do not match `contents`, or cannot be
+        written.
     """
     check_replaceable(path, contents)
     path = path.expanduser().resolve()
@@ -69,8 +70,7 @@ def whole_directory(
         temporary = tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written ({error.strerror}); name another place for the "
-            "output."
+            f"{path} cannot be written ({error.strerror}); name another output folder."
         ) from error
     temporary = pathlib.Path(temporary)
     temporary.chmod(0o755)

@@ -1,8 +1,7 @@
-"""Losses per image, and the mean over the images that carry the label.
+"""Losses per image, and their mean over the labelled images.
 
 Every loss maps logits and targets to one number per image, [B] float32. `masked_mean`
-turns them into the loss of the whole batch, also where the batch is spread over devices
-and where only some of its images are annotated.
+averages them over the labelled images of the batch, on all devices together.
 """
 
 from typing import Literal
@@ -26,7 +25,7 @@ def focal_loss(logits: jax.Array, labels: jax.Array, gamma: float = 2.0) -> jax.
     Args:
       logits: [B].
       labels: [B], 0 or 1.
-      gamma: how strongly well classified images are discounted; 0 is cross-entropy.
+      gamma: strength of the discount for well classified images; 0 is cross-entropy.
 
     Returns:
       [B] losses.
@@ -60,7 +59,8 @@ def heatmap_l1(
     Args:
       logits: [B, H, W].
       targets: [B, H, W] maps with maximum 1, see `fovea_map`.
-      reduction: over pixels; the paper writes a sum, the authors' program means.
+      reduction: reduction over pixels: `sum` is the paper's formula, `mean` is that of
+        the authors' program.
 
     Returns:
       [B] losses.
@@ -76,15 +76,15 @@ def fovea_map(
     sigma: float = FOVEA_SIGMA,
     peak: Peak = "point",
 ) -> jax.Array:
-    """Isotropic Gaussians with maximum 1 at the foveas.
+    """Target maps: isotropic Gaussians with maximum 1 at the foveas.
 
     Args:
       fovea_xy: [B, 2] points (x, y) in pixels of the map.
       size: (height, width) of the map.
       sigma: standard deviation as a fraction of the width.
-      peak: where the maximum 1 is: at the `point`, between pixels as a rule, or at the
-        `pixel` next to it, as in the authors' program, which divides the samples by the
-        largest of them.
+      peak: position of the maximum: the `point`, which usually lies between pixels,
+        or the `pixel` next to it. The authors' program has the latter: it divides the
+        map by its largest pixel.
 
     Returns:
       [B, H, W] maps.
@@ -105,18 +105,18 @@ def fovea_map(
 def masked_mean(
     values: jax.Array, mask: jax.Array, axis_name: str | None = None
 ) -> jax.Array:
-    """Mean over the images that carry the label, on all devices together.
+    """Mean over the labelled images of all devices.
 
-    Under `jax.pmap` each device returns its share, so that the shares add up to the
-    mean and the gradients of the shares, added up (`lax.psum`), are its gradient.
+    Under `jax.pmap` each device returns its share. The sum of the shares is the mean,
+    and the sum of their gradients (`lax.psum`) is its gradient.
 
     Args:
       values: [B] losses of this device's images.
-      mask: [B], True where the image carries the label.
-      axis_name: of the mapped axis, None outside `jax.pmap`.
+      mask: [B], True where the image has the label.
+      axis_name: name of the mapped axis; None outside `jax.pmap`.
 
     Returns:
-      This device's share of the mean; 0 where no image on any device has the label.
+      This device's share of the mean; 0 if no image on any device has the label.
     """
     chex.assert_equal_shape([values, mask])
     count = mask.sum(dtype=values.dtype)

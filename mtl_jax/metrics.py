@@ -1,6 +1,6 @@
-"""The figures of the paper and of the REFUGE challenge, from per-image rows.
+"""Metrics of the paper and of the REFUGE challenge, from per-image rows.
 
-A figure whose labels are missing is None (JSON null), never 0.
+A metric without labels is None (JSON null), never 0.
 
 References:
   Pascal et al., Multi-task deep learning for glaucoma detection from color fundus
@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 # The challenge's operating point.
 SPECIFICITY = 0.85
 
-# The score in a row behind each area under the ROC curve.
+# The score in a row from which each area under the ROC curve is computed.
 _AUC_SCORES = {
     "auc": "probability",
     "auc_fc": "probability_fc",
@@ -30,7 +30,7 @@ _MEANS = ("dice_disc", "dice_cup", "fovea_error", "fovea_error_native")
 
 
 def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """Dice coefficient 2 |A and B| / (|A| + |B|) of two masks.
+    """Computes the Dice coefficient 2 |A and B| / (|A| + |B|) of two masks.
 
     Args:
       prediction: [H, W], non-zero inside.
@@ -40,7 +40,7 @@ def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
       A number in [0, 1]: 1 if both masks are empty, 0 if only one is.
 
     Raises:
-      ValueError: the shapes differ.
+      ValueError: if the shapes differ.
     """
     prediction, truth = np.asarray(prediction) != 0, np.asarray(truth) != 0
     if prediction.shape != truth.shape:
@@ -52,48 +52,48 @@ def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
 
 
 def fovea_distance(predicted_xy: ArrayLike, true_xy: ArrayLike) -> float:
-    """Euclidean distance of two points (x, y), in the pixels they are given in."""
+    """Computes the Euclidean distance of two points (x, y), in their pixels."""
     return math.dist(predicted_xy, true_xy)
 
 
 def auc(scores: ArrayLike, labels: ArrayLike) -> float | None:
-    """Area under the ROC curve; ties count one half.
+    """Computes the area under the ROC curve; ties count one half.
 
     Args:
       scores: [N] floats, larger for class 1.
       labels: [N] zeros and ones.
 
     Returns:
-      A number in [0, 1], or None unless both classes are present.
+      A number in [0, 1]; None unless both classes are present.
     """
     if not has_both_classes(labels):
         return None
-    # Seconds that a prediction need not take.
+    # The import takes seconds, and predictions do not need it.
     from sklearn.metrics import roc_auc_score
 
     return float(roc_auc_score(np.asarray(labels), np.asarray(scores)))
 
 
 def roc(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """The ROC curve's points, one for each distinct score and the origin.
+    """Computes the ROC curve: the origin, and a point for each distinct score.
 
     Args:
       scores: [N] floats, larger for class 1.
       labels: [N] zeros and ones.
 
     Returns:
-      False-positive rates and true-positive rates, each [K], from (0, 0) to (1, 1),
-      neither of them ever falling.
+      False-positive rates and true-positive rates, each [K] and non-decreasing, from
+      (0, 0) to (1, 1).
 
     Raises:
-      ValueError: only one class is present.
+      ValueError: if only one class is present.
     """
     if not has_both_classes(labels):
         raise ValueError("a ROC curve needs labels of both classes")
     from sklearn.metrics import roc_curve
 
-    # Without all points, interpolation over the best sensitivity at each rate would
-    # depend on which points scikit-learn drops.
+    # With dropped points, the best sensitivity at each rate, and the interpolation,
+    # would depend on scikit-learn's choice.
     false_positive_rate, true_positive_rate, _ = roc_curve(
         np.asarray(labels), np.asarray(scores), drop_intermediate=False
     )
@@ -103,12 +103,11 @@ def roc(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
 def sensitivity_at_specificity(
     scores: ArrayLike, labels: ArrayLike, specificity: float = SPECIFICITY
 ) -> float | None:
-    """Sensitivity at a given specificity, read from the ROC curve.
+    """Computes the sensitivity at a given specificity from the ROC curve.
 
-    At each false-positive rate that occurs the highest sensitivity counts, and between
-    two of them the curve is linear. The challenge's program interpolates over the raw
-    points, repeated rates and all, so that even a perfect classifier can score 0.15
-    there; here it scores 1.
+    The highest sensitivity at each false-positive rate counts, and the curve is linear
+    in between. The challenge's program interpolates over all points, including those
+    of equal rate: a perfect classifier can score 0.15 there. Here it scores 1.
 
     Args:
       scores: [N] floats, larger for class 1.
@@ -116,12 +115,12 @@ def sensitivity_at_specificity(
       specificity: in [0, 1].
 
     Returns:
-      A number in [0, 1], or None unless both classes are present.
+      A number in [0, 1]; None unless both classes are present.
     """
     if not has_both_classes(labels):
         return None
     false_positive_rate, true_positive_rate = roc(scores, labels)
-    # Sensitivity never falls along the curve: the last point at a rate is the highest.
+    # Sensitivity is non-decreasing, so the last point at each rate is the highest.
     last = np.append(np.diff(false_positive_rate) > 0, True)
     return float(
         np.interp(1 - specificity, false_positive_rate[last], true_positive_rate[last])
@@ -137,19 +136,19 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Reduces per-image rows to the metrics of a data set.
 
     Args:
-      rows: one mapping per image, in which None or an absent key stands for "not
-        annotated" or "not predicted". Read are `glaucoma` (truth, 0 or 1),
-        `probability` (averaged), `probability_fc`, `probability_vcdr`, `vcdr`,
-        `vcdr_true`, `dice_disc`, `dice_cup`, `fovea_error` (model pixels) and
-        `fovea_error_native` (native pixels).
+      rows: one mapping per image. None or an absent key stands for "not annotated" or
+        "not predicted". The keys are `glaucoma` (truth, 0 or 1), `probability`
+        (averaged), `probability_fc`, `probability_vcdr`, `vcdr`, `vcdr_true`,
+        `dice_disc`, `dice_cup`, `fovea_error` (model pixels) and `fovea_error_native`
+        (native pixels).
 
     Returns:
-      `auc`, `auc_fc`, `auc_vcdr` and `sensitivity_at_85_specificity` over the images
-      that have a diagnosis and that score, the last for the averaged probability;
-      `vcdr_mae`, `dice_disc`, `dice_cup`, `fovea_error`, `fovea_error_native`: means
-      over the images that have them. None where there is nothing to compute from.
-      `num_images` maps each of these names to the number of images behind it: a
-      number above zero beside an AUC of None says that all were of one class.
+      `auc`, `auc_fc`, `auc_vcdr` and `sensitivity_at_85_specificity` (of the averaged
+      probability) over the images with a diagnosis and that score. `vcdr_mae`,
+      `dice_disc`, `dice_cup`, `fovea_error` and `fovea_error_native` are means over the
+      images that have them. A metric without images is None. `num_images` maps each of
+      these names to its number of images. If it is positive and an AUC is None, all
+      images were of one class.
     """
     metrics: dict[str, Any] = {}
     num_images: dict[str, int] = {}
@@ -173,15 +172,15 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def validation_score(metrics: Mapping[str, Any], image_size: int) -> float | None:
-    """One number, larger for better, to choose a checkpoint by.
+    """Computes one number, larger for better, that chooses the best checkpoint.
 
     Args:
-      metrics: as `summarize` returns them.
-      image_size: pixels a side of the model image, the unit of the fovea error.
+      metrics: result of `summarize`.
+      image_size: pixels a side of the model image, which scale the fovea error.
 
     Returns:
-      The mean of those present among `auc`, `dice_disc`, `dice_cup` and
-      1 - `fovea_error` / `image_size`; None if none is.
+      The mean of `auc`, `dice_disc`, `dice_cup` and 1 - `fovea_error` / `image_size`,
+      without those that are None; None if all are.
     """
     parts = [metrics.get(name) for name in ("auc", "dice_disc", "dice_cup")]
     fovea_error = metrics.get("fovea_error")
@@ -191,7 +190,7 @@ def validation_score(metrics: Mapping[str, Any], image_size: int) -> float | Non
 
 
 def _columns(rows: Sequence[Mapping[str, Any]], *keys: str) -> list[np.ndarray]:
-    """float64 columns of `rows`, over the rows in which none of `keys` is missing."""
+    """float64 columns `keys` of the rows that have all of them."""
     complete = [
         values
         for values in ([row.get(key) for key in keys] for row in rows)

@@ -1,7 +1,7 @@
-"""The tasks as data: what the network must compute for each, and its loss.
+"""The tasks as data: each has a head of the network, labels and a loss.
 
-A task is a `Task`; those of the method, in its order glaucoma, optic disc, optic cup,
-fovea, are made by `build`. docs/extending.md adds one.
+`build` makes the tasks of Pascal et al. 2022, in the order glaucoma, optic disc, optic
+cup, fovea. docs/extending.md shows how to add a task.
 """
 
 import dataclasses
@@ -23,12 +23,12 @@ class Task:
     """One task of the network.
 
     Attributes:
-      name: of the task and of the network's head for it.
-      kind: classification uses the encoder alone, the others the decoder as well.
-      labels: columns of the batch's `has_label`, all of which an image must have to
-        count for the task.
+      name: name of the task and of its head.
+      kind: classification uses only the encoder; the others also use the decoder.
+      labels: columns of the batch's `has_label`. An image counts for the task if it has
+        all of them.
       loss: maps the head's logits and the batch to one loss per image, [B]. Images
-        without the label are left out later, but their targets must be finite.
+        without the labels are left out later, but their targets must be finite.
     """
 
     name: str
@@ -38,11 +38,11 @@ class Task:
 
     @property
     def is_dense(self) -> bool:
-        """Whether the head predicts a map rather than one number per image."""
+        """Whether the head predicts a map, not one number per image."""
         return self.kind != "classification"
 
     def is_labelled(self, batch: Batch) -> jax.Array:
-        """Which images of a batch are annotated for the task, bool [B]."""
+        """Tells which images of a batch have the task's labels, bool [B]."""
         return batch["has_label"][:, list(self.labels)].all(axis=-1)
 
 
@@ -54,17 +54,17 @@ def build(
     fovea_reduction: losses.Reduction = "mean",
     fovea_peak: losses.Peak = "point",
 ) -> tuple[Task, ...]:
-    """The tasks called `names`, in the method's order.
+    """Makes the tasks called `names`, in the order of `NAMES`.
 
     Args:
       names: some of `NAMES`.
-      focal_gamma: of the glaucoma loss.
-      fovea_sigma: of the fovea's target map, as a fraction of the image width.
-      fovea_reduction: of the fovea loss over pixels, `mean` or `sum`.
-      fovea_peak: where the fovea's target map has its maximum, `point` or `pixel`.
+      focal_gamma: gamma of the glaucoma loss, see `losses.focal_loss`.
+      fovea_sigma: sigma of the fovea's target map, as a fraction of the image width.
+      fovea_reduction: reduction of the fovea loss over pixels, `mean` or `sum`.
+      fovea_peak: maximum of the fovea's target map, `point` or `pixel`.
 
     Raises:
-      ValueError: for an unknown name, a name given twice, or none at all.
+      ValueError: for an unknown name, a repeated name, or no name.
     """
     if not names or len(set(names)) != len(names) or not set(names) <= set(NAMES):
         raise ValueError(f"tasks must be distinct names among {NAMES}, got {names}")

@@ -102,11 +102,12 @@ def test_a_missing_extra_is_named(module, extra, command):
 
 LIBRARY = ("optim", "models", "losses", "tasks", "methods")
 LIBRARY += ("training.step", "training.state")
-TRAINING = ("workdirs", "data.folder", "data.refuge", "data.synthetic")
+SCORES = ("workdirs", "data.folder", "data.refuge", "data.synthetic")
+SCORES += ("evaluation.evaluate", "evaluation.predict")
 
 
 @pytest.mark.parametrize(
-    ("modules", "extras"), [(LIBRARY, EXTRAS), (TRAINING, ["report", "weights"])]
+    ("modules", "extras"), [(LIBRARY, EXTRAS), (SCORES, ["report", "weights"])]
 )
 def test_these_import_without_extras(modules, extras):
     lines = "".join(f"import mtl_jax.{module}\n" for module in modules)

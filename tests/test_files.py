@@ -85,7 +85,7 @@ def test_what_somebody_else_made_is_refused(tmp_path):
     (tmp_path / "out" / "thesis.tex").write_text("x")
     (tmp_path / "file").write_text("x")
     for place in (tmp_path / "out", tmp_path / "file"):
-        with pytest.raises(UserError, match="something else.*another place"):
+        with pytest.raises(UserError, match="something else.*another output folder"):
             fill(place, "x")
     assert names(tmp_path) == ["file", "out"]
     assert names(tmp_path / "out") == ["marker", "thesis.tex"]
@@ -93,7 +93,7 @@ def test_what_somebody_else_made_is_refused(tmp_path):
 
 def test_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="cannot be written.*another place"):
+    with pytest.raises(UserError, match="cannot be written.*another output folder"):
         fill(tmp_path / "file" / "out", "x")
 
 

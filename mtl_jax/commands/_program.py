@@ -21,6 +21,7 @@ from mtl_jax.errors import UserError
 EXTRAS = {
     "data": (
         "array_record",
+        "contourpy",
         "grain",
         "openpyxl",
         "PIL",
@@ -29,7 +30,7 @@ EXTRAS = {
         "tensorflow_datasets",
         "tqdm",
     ),
-    "report": ("contourpy", "jinja2", "markupsafe", "matplotlib", "pandas"),
+    "report": ("jinja2", "markupsafe", "matplotlib", "pandas"),
     "weights": ("h5py", "safetensors"),
 }
 

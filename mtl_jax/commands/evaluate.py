@@ -20,10 +20,9 @@ flags.mark_flag_as_required("workdir")
 
 def main() -> None:
     """Evaluates and prints the table."""
-    from mtl_jax.evaluation import evaluate
-    from mtl_jax.reporting import terminal
+    from mtl_jax.reporting import evaluation, terminal
 
-    output, metrics = evaluate.evaluate(
+    output, metrics = evaluation.write(
         pathlib.Path(WORKDIR.value),
         split=SPLIT.value,
         resolution=RESOLUTION.value,

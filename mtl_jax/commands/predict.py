@@ -17,9 +17,9 @@ flags.mark_flags_as_required(["workdir", "images", "output"])
 
 def main() -> int:
     """Predicts; the exit code is 1 if a photograph could not be read."""
-    from mtl_jax.evaluation import predict
+    from mtl_jax.reporting import predictions
 
-    failures = predict.predict(
+    failures = predictions.write(
         pathlib.Path(WORKDIR.value),
         IMAGES.value,
         pathlib.Path(OUTPUT.value),

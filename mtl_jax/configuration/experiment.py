@@ -13,7 +13,7 @@ from mtl_jax.data import folds
 from mtl_jax.inference.postprocess import PostProcessing
 from mtl_jax.models import MultiTaskUNet
 from mtl_jax.models.encoders import ENCODERS
-from mtl_jax.training import parallel, views
+from mtl_jax.training import views
 from mtl_jax.training.augment import Augmentation
 from mtl_jax.training.step import Augment, Optimizer
 
@@ -25,8 +25,7 @@ class Experiment:
     Attributes:
       config: as it was given.
       tasks: to train, in the order of `tasks.NAMES`.
-      model: the network, with a head for each task; its training step is mapped over
-        devices, see `training.parallel`.
+      model: the network, with a head for each task.
       augment: applied to training images; None for nothing.
       view: the part of an image that the network sees; None for the whole image.
       post: how the network's maps become masks and points.
@@ -121,7 +120,6 @@ def _model(config: Config, heads: tuple[tasks.Task, ...]) -> MultiTaskUNet:
         dropout=config.model.dropout,
         normalize_input=normalize == "on",
         dtype=DTYPES[config.model.dtype],
-        axis_name=parallel.AXIS,
     )
 
 

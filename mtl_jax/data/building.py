@@ -1,6 +1,6 @@
-"""What every TFDS builder here needs: parallel work, and a build that leaves no litter.
+"""Parallel work and atomic builds for all TFDS builders of this package.
 
-Nothing of TFDS' own output is shown; progress is one bar for each pass over the images.
+TFDS' own output is hidden; each pass over the images shows one progress bar.
 """
 
 import collections
@@ -29,13 +29,13 @@ from mtl_jax.errors import UserError
 
 try:
     import fcntl
-except ImportError:  # Not a POSIX system: builds are not guarded from one another.
+except ImportError:  # Not a POSIX system: simultaneous builds are not guarded.
     fcntl = None
 
-# Below this many items, starting processes takes longer than they save.
+# With fewer items, starting processes takes longer than they save.
 PROCESSES_FROM = 32
 
-# How a disk is full: array_record's words, the system's numbers.
+# Signs of a full disk: array_record's message, and the system's error numbers.
 _WRITE_FAILED = re.compile(r"write\(\) failed: ([^;]+)")
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -44,7 +44,7 @@ _Result = TypeVar("_Result")
 
 
 class LocalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Base of the builders here, which download nothing and write the same record."""
+    """Base of all builders here: they download nothing and write the same record."""
 
     VERSION = tfds.core.Version("2.0.0")
     RELEASE_NOTES = {
@@ -52,14 +52,14 @@ class LocalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         "2.0.0": "The fovea in native pixels is float64.",
     }
 
-    # Looking for a list of download checksums beside the code needs, in TFDS 4.9.10, a
-    # package that it does not install (importlib_resources).
+    # Otherwise TFDS 4.9.10 looks for download checksums beside the code by means of
+    # importlib_resources, a package that it does not install.
     url_infos = None
 
 
 @contextlib.contextmanager
 def quiet_tfds() -> Iterator[None]:
-    """Silences TFDS' log, progress bars and prints; errors and our bars still show."""
+    """Hides TFDS' log, progress bars and prints; errors and our own bars still show."""
     verbosity = logging.get_verbosity()
     bars = getattr(tqdm_utils, "_active", True)
     logging.set_verbosity(logging.ERROR)
@@ -73,14 +73,14 @@ def quiet_tfds() -> Iterator[None]:
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> pathlib.Path:
-    """Builds a data set into its version directory, wholly or not at all.
+    """Builds a data set into its version directory, completely or not at all.
 
-    TFDS writes to a sibling directory `incomplete.*` and renames it at the end, so what
-    a killed build left cannot be taken for a data set; it is deleted here. Of several
-    processes that build the same data set at once, one does and the others wait.
+    TFDS writes to a sibling directory `incomplete.*` and renames it at the end. What a
+    killed build left there is deleted here. If several processes build the same data
+    set at once, one builds it and the others wait.
 
     Args:
-      builder: a builder whose `data_dir` is set; its examples need no download.
+      builder: builder with a `data_dir`, whose examples need no download.
 
     Returns:
       The version directory.
@@ -118,11 +118,11 @@ def prepare(builder: tfds.core.DatasetBuilder) -> pathlib.Path:
 
 
 def read_metadata(version_dir: pathlib.Path, *keys: str) -> dict[str, Any]:
-    """What a data set on disk says of its making.
+    """Reads the metadata that a builder stored with its data set.
 
     Args:
-      version_dir: of the data set.
-      *keys: that it must have something to say of.
+      version_dir: version directory of the data set.
+      *keys: keys that the metadata must have.
 
     Raises:
       UserError: if there is no complete data set.
@@ -147,14 +147,14 @@ def parallel_map(
     """Applies a function to items on all cores, with a progress bar on stderr.
 
     Args:
-      function: what to do; for processes, importable by name or a `functools.partial`
-        of such a function.
-      items: what to do it to.
-      description: what stands before the bar.
-      processes: whether the work holds Python's interpreter lock, so that threads would
-        wait for each other. Few items are done by threads in any case. Processes are
-        spawned (forking a process in which JAX runs may hang), so a program must guard
-        its entry by `if __name__ == "__main__"`.
+      function: function of one item. With processes it must be importable by name, or
+        a `functools.partial` of such a function.
+      items: the items.
+      description: text before the bar.
+      processes: True if the function holds Python's interpreter lock, so that threads
+        would wait for each other. Few items are always given to threads. Processes are
+        spawned, since forking a process in which JAX runs may hang. A program must
+        therefore guard its entry by `if __name__ == "__main__"`.
 
     Yields:
       The results, in the order of the items.
@@ -168,7 +168,7 @@ def parallel_map(
         executor = futures.ThreadPoolExecutor(workers)
     remaining = iter(items)
     with executor, tqdm.tqdm(total=len(items), desc=description, mininterval=1) as bar:
-        # Records are large: only a few may wait for a slow consumer.
+        # Records are large, so only a few may wait for a slow consumer.
         pending = collections.deque(
             executor.submit(function, item)
             for item in itertools.islice(remaining, 2 * workers)
@@ -187,7 +187,7 @@ def _locked(directory: pathlib.Path) -> Iterator[None]:
     handle = os.open(directory, os.O_RDONLY) if fcntl else None
     try:
         if handle is not None:
-            # Some network file systems have no locks: then builds are not guarded.
+            # On network file systems without locks, builds are not guarded.
             with contextlib.suppress(OSError):
                 fcntl.flock(handle, fcntl.LOCK_EX)
         yield
@@ -203,7 +203,7 @@ def _cores() -> int:
 
 
 def _start_worker() -> None:
-    """Ties a worker's life to its parent's, whose business Ctrl-C is."""
+    """Makes a worker ignore Ctrl-C and end when its parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def exit_with_parent() -> None:

@@ -1,8 +1,8 @@
-"""Cross-validation: which images of training and validation split a fold holds out.
+"""Cross-validation: which images each fold holds out.
 
-The two official splits are merged and dealt out anew, and the test split stays as it
-is, as in Pascal et al. 2022. That paper shuffles the images, which `shuffled` does; by
-`stratified` every fold also has its share of each diagnosis.
+As in Pascal et al. 2022, the official training and validation splits are merged and
+divided anew, and the test split stays as it is. That paper shuffles all images
+(`shuffled`). `stratified` also gives every fold its share of each diagnosis.
 """
 
 import dataclasses
@@ -17,13 +17,13 @@ KINDS: tuple[str, ...] = get_args(Kind)
 
 @dataclasses.dataclass(frozen=True)
 class Fold:
-    """One of the ways to divide the merged images into training and validation.
+    """One division of the merged images into training and validation.
 
     Attributes:
-      number: which of them, from 0.
-      num_folds: how many there are.
-      seed: of the shuffling, the same for all folds of one cross-validation.
-      kind: `stratified` deals out class by class, `shuffled` whatever the class.
+      number: index of the fold, from 0.
+      num_folds: number of folds.
+      seed: seed of the shuffling, the same for all folds of one cross-validation.
+      kind: `stratified` divides each class separately, `shuffled` all images together.
     """
 
     number: int
@@ -41,8 +41,8 @@ class Fold:
           classes: [N] whole numbers, such as diagnoses.
 
         Returns:
-          The places in `image_ids` of the images to train on, and of those to validate
-          on, each in their order there.
+          Indices into `image_ids` of the training and of the validation images, each
+          in ascending order.
         """
         strata = np.zeros(len(classes), int) if self.kind == "shuffled" else classes
         held_out = assign(image_ids, strata, self.num_folds, self.seed) == self.number
@@ -52,19 +52,19 @@ class Fold:
 def assign(
     image_ids: Sequence[str], strata: Sequence[int], num_folds: int, seed: int
 ) -> np.ndarray:
-    """Deals images out to folds, stratum by stratum.
+    """Assigns images to folds, stratum by stratum.
 
-    The result depends on names and strata, not on the order they come in. The folds
-    differ by at most one image in size, and by at most one in each stratum.
+    The result depends on names and strata, not on their order. The sizes of the folds
+    differ by at most one image, in total and in each stratum.
 
     Args:
       image_ids: [N] unique names.
       strata: [N] whole numbers, equal for images of one stratum.
       num_folds: k.
-      seed: of the shuffling.
+      seed: seed of the shuffling.
 
     Returns:
-      [N] numbers of folds, from 0 to k - 1.
+      [N] indices of folds, from 0 to k - 1.
     """
     names = np.asarray(image_ids)
     # RandomState's streams are frozen for all versions of NumPy; Generator's are not.

@@ -3,8 +3,8 @@
 A point is (x, y) = (column, row) in pixels, with pixel centres at whole numbers: the
 left edge of the image lies at x = -0.5. Photographs are stretched to a square, as in
 the original authors' program. That program multiplies a point's coordinates by the
-ratio of the sizes, as if pixels had their centres at their corners; what it trained is
-read by its convention, see `rescale_xy`. Pictures are drawn by ours.
+ratio of the sizes, as if pixels had their centres at their corners. `rescale_xy` offers
+this convention for networks that it trained. Pictures are drawn by ours.
 """
 
 from typing import Literal
@@ -21,7 +21,7 @@ def resize_photograph(
     """Resizes a photograph, bilinear, to uint8 [H, W, 3].
 
     Args:
-      photograph: uint8 [h, w, 3], or an RGB picture, which spares large ones a copy.
+      photograph: uint8 [h, w, 3], or an RGB picture, which avoids a copy.
       size: (H, W).
     """
     return _resize(photograph, size, Image.Resampling.BILINEAR)
@@ -41,7 +41,7 @@ def _resize(
         if picture.shape[:2] == size:
             return picture
         picture = Image.fromarray(picture)
-    # Pillow gives a picture of that size already back as it is.
+    # If the size is right already, Pillow returns the picture as it is.
     return np.asarray(picture.resize(size[::-1], resampling))
 
 
@@ -51,15 +51,15 @@ def rescale_xy(
     to_size: tuple[int, int],
     origin: PixelOrigin = "centre",
 ) -> np.ndarray:
-    """Carries points from an image of one size to the same image at another.
+    """Converts points in an image to points in the same image at another size.
 
     Args:
       xy: [..., 2] points (x, y).
-      from_size: (height, width) of the image the points are given in.
-      to_size: (height, width) of the image they are wanted in.
-      origin: what of the first pixel stays in its place: its `centre` is at 0 and its
-        edges move, which is where the picture's content goes; or `corner`, where 0
-        goes to 0, as in the authors' program.
+      from_size: (height, width) of the image that the points are given in.
+      to_size: (height, width) of the image that they are converted to.
+      origin: `centre` moves points with the image content: 0 is the first pixel's
+        centre, and the image's edges coincide. `corner` maps 0 to 0, as the authors'
+        program does.
 
     Returns:
       float64 [..., 2] points.

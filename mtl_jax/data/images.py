@@ -1,7 +1,7 @@
-"""Photographs and masks from real files, or one sentence that says why not.
+"""Reads photographs and masks from files.
 
-Whatever Pillow would pass on silently changed is refused: 16-bit colour cut to 8 bits,
-CMYK, the first of several pictures, a file that ends too early.
+Files that Pillow would change silently are refused: 16-bit colour (cut to 8 bits),
+CMYK, several pictures (only the first is read), and truncated files.
 """
 
 import glob
@@ -16,7 +16,7 @@ from mtl_jax.errors import UserError
 
 PathLike = str | pathlib.Path
 
-# The extensions looked for in a directory; a file's contents decide what it is.
+# Extensions of image files in a directory; a file's contents decide its format.
 EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".tif", ".tiff")
     + (".webp", ".gif")
@@ -38,35 +38,35 @@ _TO_UPRIGHT = {
 
 
 def open_photograph(path: PathLike, contents: bytes | None = None) -> Image.Image:
-    """Decodes a photograph, upright as its EXIF orientation says.
+    """Decodes a photograph and applies its EXIF orientation.
 
     Args:
       path: a JPEG, PNG, BMP, TIFF, WebP or GIF file with 8 bits per channel. Grey and
         palette pictures become RGB; transparency is dropped.
-      contents: the file's bytes where they do not lie on the disk under that name (in
-        an archive, say); `path` then only names them in messages.
+      contents: bytes of the file if it is not on the disk, such as a member of an
+        archive. `path` then only names it in messages.
 
     Returns:
-      An RGB picture, all of it in memory.
+      An RGB picture, loaded into memory.
 
     Raises:
       UserError: if the file is missing, not an image, truncated, has more than 8 bits
-        per channel, is CMYK, holds several pictures or is too large to be one.
+        per channel, is CMYK, holds several pictures or is too large for a photograph.
     """
     return _load(path, contents, "RGB")
 
 
 def read_photograph(path: PathLike, contents: bytes | None = None) -> np.ndarray:
-    """The uint8 [H, W, 3] pixels of `open_photograph`, which raises the same."""
+    """Reads a photograph as uint8 [H, W, 3]; see `open_photograph`."""
     return np.array(open_photograph(path, contents))
 
 
 def read_mask(path: PathLike, contents: bytes | None = None) -> np.ndarray:
-    """Reads a mask as grey values, upright like its photograph.
+    """Reads a mask as grey values and applies its EXIF orientation.
 
     Args:
-      path: a file as for `open_photograph`. Colours count by their luminance, those of
-        a palette too; a 1-bit mask becomes 0 and 255.
+      path: a file as for `open_photograph`. Colours, also those of a palette, become
+        their luminance; a 1-bit mask becomes 0 and 255.
       contents: as for `open_photograph`.
 
     Returns:
@@ -79,10 +79,10 @@ def read_mask(path: PathLike, contents: bytes | None = None) -> np.ndarray:
 
 
 def binary_mask(grey: np.ndarray) -> np.ndarray:
-    """The pixels inside a mask that has one structure.
+    """Thresholds the mask of one structure.
 
-    A mask whose largest value is 1 is taken to hold the labels 0 and 1. Every other is
-    cut at half range, 128, because JPEG compression blurs the edges of 0/255 masks.
+    A mask whose largest value is 1 holds the labels 0 and 1. All others are cut at half
+    range, 128, because JPEG compression blurs the edges of 0/255 masks.
 
     Args:
       grey: uint8 [H, W].
@@ -94,9 +94,9 @@ def binary_mask(grey: np.ndarray) -> np.ndarray:
 
 
 def disc_and_cup_masks(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Optic disc and cup from one mask with REFUGE's values.
+    """Separates optic disc and cup of a mask with REFUGE's values.
 
-    The values are 0 cup, 128 rim of the disc, 255 background; others (compression
+    The values are 0 cup, 128 rim of the disc, 255 background. Other values (compression
     noise) count as the nearest of the three.
 
     Args:
@@ -109,7 +109,7 @@ def disc_and_cup_masks(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def count_other_values(grey: np.ndarray) -> int:
-    """The pixels of a mask whose value is none of REFUGE's 0, 128 and 255."""
+    """Counts the pixels of a mask with other values than REFUGE's 0, 128 and 255."""
     official = sum(np.count_nonzero(grey == value) for value in (0, 128, 255))
     return int(grey.size - official)
 
@@ -118,36 +118,36 @@ def find_photographs(pattern_or_dir: PathLike) -> list[pathlib.Path]:
     """Finds image files.
 
     Args:
-      pattern_or_dir: a directory, of which the files with an image's extension are
-        taken (not those of its subdirectories, not hidden ones); one file; or a glob
-        pattern (`**` spans directories). Named files and those of a pattern are taken
-        whatever their extension, so that a wrong one is reported when it is read.
+      pattern_or_dir: a directory, a file, or a glob pattern (`**` spans directories).
+        A directory stands for its visible files with an image's extension, without
+        those of its subdirectories. A file or pattern is taken with any extension, so
+        that a wrong file is reported when it is read.
 
     Returns:
-      The paths, sorted; at least one.
+      One or more paths, sorted.
 
     Raises:
       UserError: if there are none.
     """
-    place = pathlib.Path(pattern_or_dir).expanduser()
-    if place.is_file():
-        return [place]
-    if place.is_dir():
-        found = [path for path in place.iterdir() if path.suffix.lower() in EXTENSIONS]
+    root = pathlib.Path(pattern_or_dir).expanduser()
+    if root.is_file():
+        return [root]
+    if root.is_dir():
+        found = [path for path in root.iterdir() if path.suffix.lower() in EXTENSIONS]
     else:
-        found = [pathlib.Path(name) for name in glob.glob(str(place), recursive=True)]
+        found = [pathlib.Path(name) for name in glob.glob(str(root), recursive=True)]
     photographs = sorted(path for path in found if path.is_file() and _is_wanted(path))
     if photographs:
         return photographs
-    if place.is_dir():
+    if root.is_dir():
         raise UserError(
-            f"{place} holds no image file ({' '.join(sorted(EXTENSIONS))}); name the"
+            f"{root} holds no image file ({' '.join(sorted(EXTENSIONS))}); name the"
             " directory that holds the photographs themselves, or a pattern such as"
-            f" '{place}/**/*.jpg'."
+            f" '{root}/**/*.jpg'."
         )
-    if glob.has_magic(str(place)):
-        raise UserError(f"No file matches the pattern {place}; check it for typos.")
-    raise UserError(f"{place} does not exist; check the path for typos.")
+    if glob.has_magic(str(root)):
+        raise UserError(f"No file matches the pattern {root}; check it for typos.")
+    raise UserError(f"{root} does not exist; check the path for typos.")
 
 
 def _is_wanted(path: pathlib.Path) -> bool:
@@ -155,9 +155,9 @@ def _is_wanted(path: pathlib.Path) -> bool:
 
 
 def _load(path: PathLike, contents: bytes | None, mode: str) -> Image.Image:
-    """Decodes the whole file, so that a truncated one is found out here."""
+    """Decodes the whole file, so that a truncated one raises here."""
     path = pathlib.Path(path)
-    # Unlike pathlib's, these take names too long or strange for the system as well.
+    # Unlike pathlib's, these functions accept names that the system does not.
     if contents is None and not os.path.isfile(path):
         reason = "is not a file" if os.path.exists(path) else "does not exist"
         raise UserError(f"{path} {reason}; name an image file.")
@@ -167,7 +167,7 @@ def _load(path: PathLike, contents: bytes | None, mode: str) -> Image.Image:
             _check_kind(image, path)
             image.load()
             image = _upright(image)
-            # Converting a large picture to what it is already would copy it.
+            # Converting to the same mode would copy the picture.
             return image if image.mode == mode else image.convert(mode)
     except UserError:
         raise
@@ -180,8 +180,8 @@ def _load(path: PathLike, contents: bytes | None, mode: str) -> Image.Image:
             f"{path} is not an image or is damaged at its start; a JPEG, PNG, BMP,"
             " TIFF, WebP or GIF file is needed."
         ) from None
-    # Pillow's readers meet damage with a dozen kinds of exception (OSError, EOFError,
-    # SyntaxError, struct.error, zlib.error, ValueError, ...), none of them documented.
+    # On damaged files Pillow's readers raise a dozen kinds of exception (OSError,
+    # EOFError, SyntaxError, struct.error, zlib.error, ...), none of them documented.
     except Exception as error:
         raise UserError(
             f"{path} is truncated or damaged ({error}); copy or export it again."
@@ -202,19 +202,19 @@ def _check_kind(image: Image.Image, path: pathlib.Path) -> None:
         raise UserError(f"{path} is a CMYK picture (for print); save it as RGB.")
     if image.mode not in _MODES:
         raise UserError(
-            f"{path} has pixels of an unsuitable kind (Pillow mode {image.mode}); save"
+            f"{path} has an unsuitable pixel format (Pillow mode {image.mode}); save"
             " it as RGB or grey with 8 bits per channel."
         )
     frames = getattr(image, "n_frames", 1)
-    # A multi-picture JPEG is a camera's photograph followed by its own previews.
+    # A multi-picture JPEG is a camera's photograph followed by previews of it.
     if frames > 1 and image.format != "MPO":
         raise UserError(
-            f"{path} holds {frames} pictures; save the right one as a file of its own."
+            f"{path} holds {frames} pictures; save the right one as a separate file."
         )
 
 
 def _has_deep_channels(image: Image.Image) -> bool:
-    """Whether the file has over 8 bits per channel, which `image.mode` may hide."""
+    """Whether the file has over 8 bits per channel; `image.mode` may hide them."""
     if image.mode.startswith(("I", "F")):
         return True
     bits = getattr(image, "tag_v2", {}).get(_TIFF_BITS_PER_SAMPLE, ())
@@ -224,13 +224,13 @@ def _has_deep_channels(image: Image.Image) -> bool:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """A loaded image turned as its EXIF says, ready for conversion."""
+    """Applies a loaded image's EXIF orientation and drops its transparency."""
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    # Metadata that cannot be read is no reason to lose the picture.
+    # Unreadable metadata does not make the picture unusable.
     except Exception:
         orientation = 1
-    # Pillow warns when a palette with transparency loses it, which is what is wanted.
+    # Pillow would warn that a palette loses its transparency, which is intended.
     image.info.pop("transparency", None)
     method = _TO_UPRIGHT.get(orientation)
     return image if method is None else image.transpose(method)

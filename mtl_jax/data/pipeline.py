@@ -1,8 +1,8 @@
 """From a TFDS data set on disk to batches of arrays.
 
-A split is a `Table`: it gives the records at any indices as one batch. Grain shuffles
-indices rather than images, so that the position in the shuffled stream is a few numbers
-that a checkpoint can hold.
+A `Table` is a split; it returns the records at any indices as one batch. Grain shuffles
+indices rather than images, so that a few numbers are the position in the shuffled
+stream, and a checkpoint can hold them.
 """
 
 import contextlib
@@ -32,10 +32,10 @@ TRAINING_KEYS = (
     "has_label",
 )
 
-# What cross-validation merges and divides anew.
+# The splits that cross-validation merges and divides anew.
 TRAINING_SPLITS = ("train", "validation")
 
-# Of the memory that is free when a split is opened, its decoded images may take this.
+# The decoded images of a split may take this share of the free memory.
 MEMORY_SHARE = 0.5
 
 
@@ -47,7 +47,7 @@ def open_dataset(data_dir: str, dataset: str) -> tfds.core.DatasetBuilder:
       dataset: name and config, such as `fundus_folder/mine-256px`.
 
     Raises:
-      UserError: if there is no such data set; those that are there are named.
+      UserError: if there is no such data set. The message names those that exist.
     """
     root = pathlib.Path(data_dir).expanduser()
     versions = sorted((root / dataset).glob("[0-9]*.[0-9]*.[0-9]*/dataset_info.json"))
@@ -66,12 +66,12 @@ def open_dataset(data_dir: str, dataset: str) -> tfds.core.DatasetBuilder:
 
 
 def image_size(builder: tfds.core.DatasetBuilder) -> int:
-    """Pixels a side of the data set's model images."""
+    """Returns the pixels a side of the data set's model images."""
     return builder.info.features["image"].shape[0]
 
 
 def describe(version_dir: pathlib.Path) -> str:
-    """What a built data set holds, and how to train on it."""
+    """Tells what a built data set holds, and how to train on it."""
     with quiet_tfds():
         info = tfds.builder_from_directory(version_dir).info
     counts = ", ".join(f"{n} {split.num_examples}" for n, split in info.splits.items())
@@ -87,7 +87,7 @@ def check_split(builder: tfds.core.DatasetBuilder, split: str) -> None:
     """Refuses a split that a data set does not have.
 
     Raises:
-      UserError: naming those that it has.
+      UserError: with the names of its splits.
     """
     if split not in builder.info.splits:
         raise UserError(
@@ -105,10 +105,10 @@ def open_split(
     """Opens a split of a data set.
 
     Args:
-      builder: of the data set.
+      builder: builder of the data set.
       split: `train`, `validation` or `test`.
-      fold: what training and validation are; None for those of the data set.
-      pixel_origin: of the foveas at model size, see `geometry.rescale_xy`.
+      fold: division into training and validation; None for the data set's splits.
+      pixel_origin: convention of foveas at model size, see `geometry.rescale_xy`.
 
     Raises:
       UserError: if the data set has no such split.
@@ -125,11 +125,11 @@ def open_training_splits(
     fold: Fold | None = None,
     pixel_origin: geometry.PixelOrigin = "centre",
 ) -> tuple["Table", "Table | None"]:
-    """Opens what a run trains and validates on, with its arguments as `open_split`.
+    """Opens the training and validation splits of a run; see `open_split`.
 
     Returns:
-      The two splits. The second is None if the data set has no validation split and no
-      fold makes one. Both share the decoded images.
+      Both splits. The second is None if there is no fold and the data set has no
+      validation split. The splits of a fold share the decoded images.
     """
     if fold is not None:
         return _divide(_merged(builder, pixel_origin), fold)
@@ -142,7 +142,7 @@ def open_training_splits(
 def _merged(
     builder: tfds.core.DatasetBuilder, pixel_origin: geometry.PixelOrigin
 ) -> "Table":
-    """The splits that folds divide, as one."""
+    """Opens the splits that folds divide as one table."""
     there = [split for split in TRAINING_SPLITS if split in builder.info.splits]
     if not there:
         raise UserError(f"{builder.info.full_name} has no images to make folds of.")
@@ -150,7 +150,7 @@ def _merged(
 
 
 def _divide(merged: "Table", fold: Fold) -> tuple["Table", "Table"]:
-    """The merged splits divided anew."""
+    """Divides the merged splits into training and validation."""
     if len(merged) < fold.num_folds:
         raise UserError(
             f"{merged.name} has {len(merged)} images, too few for {fold.num_folds} "
@@ -159,17 +159,17 @@ def _divide(merged: "Table", fold: Fold) -> tuple["Table", "Table"]:
     parts = fold.divide(merged.image_ids(), merged.diagnoses())
     name = f"fold {fold.number} of {fold.num_folds}"
     train, validation = (
-        merged.subset(places, f"{merged.name}, {name}, {split}")
-        for split, places in zip(TRAINING_SPLITS, parts, strict=True)
+        merged.subset(indices, f"{merged.name}, {name}, {split}")
+        for split, indices in zip(TRAINING_SPLITS, parts, strict=True)
     )
     return train, validation
 
 
 class Table:
-    """The records of one split, decoded once into memory where they fit.
+    """The records of one split, decoded once if they fit into memory.
 
     Attributes:
-      name: of the data set and split, for messages.
+      name: names data set and split in messages.
     """
 
     def __init__(
@@ -187,43 +187,43 @@ class Table:
                 split,
                 decoders={key: tfds.decode.SkipDecoding() for key in schema.IMAGES},
             )
-        # Where this table's records are in the source.
-        self._places = np.arange(len(self._source))
+        # The rows of the source that are this table's records.
+        self._rows = np.arange(len(self._source))
         self._decoded: dict[str, np.ndarray] | None = None
         side = image_size(builder)
         if len(self) * side * side * 5 < MEMORY_SHARE * _free_memory():
-            self._decoded = self._decode(self._places)
+            self._decoded = self._decode(self._rows)
 
     def __len__(self) -> int:
-        """The number of records."""
-        return len(self._places)
+        """Returns the number of records."""
+        return len(self._rows)
 
     def subset(self, indices: Sequence[int], name: str) -> "Table":
-        """The table of the records at `indices`; it shares the decoded images."""
+        """Returns a table of the records at `indices`; it shares the decoded images."""
         subset = copy.copy(self)
         subset.name = name
-        subset._places = self._places[np.asarray(indices, int)]
+        subset._rows = self._rows[np.asarray(indices, int)]
         return subset
 
     def take(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-        """The batch of the records at `indices`; its keys are `TRAINING_KEYS`."""
-        places = self._places[np.asarray(indices, int)]
+        """Returns the records at `indices` as a batch with the keys `TRAINING_KEYS`."""
+        rows = self._rows[np.asarray(indices, int)]
         if self._decoded is not None:
-            return {key: values[places] for key, values in self._decoded.items()}
-        return self._decode(places)
+            return {key: values[rows] for key, values in self._decoded.items()}
+        return self._decode(rows)
 
     def image_ids(self) -> list[str]:
-        """The names of all images."""
+        """Returns the names of all images."""
         return [self._record(i)["image_id"].decode() for i in range(len(self))]
 
     def diagnoses(self) -> list[int]:
-        """1 for glaucoma, 0 for healthy, -1 where that is not annotated."""
+        """Returns 1 for glaucoma, 0 for healthy, -1 for images without that label."""
         records = (self._record(i) for i in range(len(self)))
-        place = schema.LABELS.index("glaucoma")
-        return [int(r["glaucoma"]) if r["has_label"][place] else -1 for r in records]
+        column = schema.LABELS.index("glaucoma")
+        return [int(r["glaucoma"]) if r["has_label"][column] else -1 for r in records]
 
     def details(self, index: int) -> dict[str, Any]:
-        """What a record says of its photograph: `image_id`, `native_size`, ....
+        """Describes the photograph of one record.
 
         Returns:
           `image_id` and `file_name` (str), `native_size` (height, width),
@@ -238,7 +238,7 @@ class Table:
         }
 
     def native_masks(self, index: int) -> dict[str, np.ndarray]:
-        """`disc` and `cup` of one record, uint8 [h, w] at the photograph's size."""
+        """Decodes `disc` and `cup` of one record, uint8 [h, w] at native size."""
         record = self._record(index)
         return {
             "disc": schema.decode_png(record["native_disc_mask"]),
@@ -246,18 +246,18 @@ class Table:
         }
 
     def _record(self, index: int) -> dict[str, Any]:
-        return self._source[int(self._places[index])]
+        return self._source[int(self._rows[index])]
 
-    def _decode(self, places: Sequence[int]) -> dict[str, np.ndarray]:
-        def decode(place: int) -> dict[str, Any]:
-            record = self._source[int(place)]
+    def _decode(self, rows: Sequence[int]) -> dict[str, np.ndarray]:
+        def decode(row: int) -> dict[str, Any]:
+            record = self._source[int(row)]
             values = {
                 key: schema.decode_png(record[key])
                 if key in schema.IMAGES
                 else record[key]
                 for key in TRAINING_KEYS
             }
-            # Records hold the point by our own convention.
+            # Records hold the point in our own convention.
             if self._pixel_origin != "centre":
                 values["fovea_xy"] = geometry.rescale_xy(
                     record["native_fovea_xy"],
@@ -267,19 +267,19 @@ class Table:
                 ).astype(np.float32)
             return values
 
-        # Zlib lets go of the interpreter lock.
+        # Zlib releases the interpreter lock.
         with _readable(self._directory), futures.ThreadPoolExecutor() as threads:
-            records = list(threads.map(decode, places))
+            records = list(threads.map(decode, rows))
         batch = {key: np.stack([r[key] for r in records]) for key in TRAINING_KEYS}
-        # TFDS gives scalars as Python's numbers.
+        # TFDS returns scalars as Python numbers.
         return {**batch, "glaucoma": batch["glaucoma"].astype(np.float32)}
 
 
 def steps_per_epoch(table: Table, batch_size: int) -> int:
-    """Whole batches in one pass over a split.
+    """Counts the full batches in one pass over a split.
 
     Raises:
-      UserError: if there is not a single one.
+      UserError: if the split is smaller than one batch.
     """
     if len(table) < batch_size:
         raise UserError(
@@ -290,15 +290,16 @@ def steps_per_epoch(table: Table, batch_size: int) -> int:
 
 
 def training_batches(table: Table, batch_size: int, seed: int) -> grain.DatasetIterator:
-    """Endless batches, shuffled anew in every epoch; an epoch's remainder is left out.
+    """Returns endless batches, shuffled anew in every epoch.
 
-    The order depends on seed and epoch alone. Of every batch, each process gets its
-    share. The iterator's `get_state` and `set_state` save and restore its position.
+    The remainder of an epoch is dropped. The order depends only on seed and epoch. Each
+    process receives its share of every batch. The iterator's `get_state` and
+    `set_state` save and restore its position.
 
     Args:
-      table: of the training split.
+      table: the training split.
       batch_size: images of one batch, over all processes.
-      seed: of the order.
+      seed: seed of the order.
     """
     share = batch_size // jax.process_count()
     start = share * jax.process_index()
@@ -316,11 +317,13 @@ def training_batches(table: Table, batch_size: int, seed: int) -> grain.DatasetI
 def evaluation_batches(
     table: Table, batch_size: int
 ) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
-    """One pass in order, the last batch filled up with copies that have no label.
+    """Passes once over a split in order.
+
+    Copies without labels fill up the last batch.
 
     Yields:
-      The indices of the batch's records, without the copies, and the batch with the
-      key `weight` [B], 1 for a record and 0 for a copy.
+      The indices of the batch's records, without the copies; and the batch with the
+      additional key `weight` [B], 1 for a record and 0 for a copy.
     """
     for start in range(0, len(table), batch_size):
         indices = list(range(start, min(start + batch_size, len(table))))
@@ -339,10 +342,10 @@ def evaluation_batches(
 
 @contextlib.contextmanager
 def _readable(directory: pathlib.Path) -> Iterator[None]:
-    """Turns what the readers of a damaged data set raise into a sentence."""
+    """Turns the exceptions of readers on a damaged data set into a `UserError`."""
     try:
         yield
-    # Each of TFDS, protobuf, array_record and Pillow has kinds of exception of its own.
+    # TFDS, protobuf, array_record and Pillow each raise their own exceptions.
     except Exception as error:
         raise UserError(
             f"The data set {directory} is damaged ({type(error).__name__}); delete this"

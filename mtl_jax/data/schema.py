@@ -1,8 +1,8 @@
-"""The record every builder writes, and its way from arrays to TFDS features.
+"""The record that every builder writes, and its TFDS features.
 
-One record is one photograph at model size with its annotations, plus what evaluation at
-native resolution needs. Images travel as PNG bytes, so neither writing nor reading a
-data set needs TensorFlow.
+A record is one photograph at model size with its annotations. It also has what
+evaluation at native resolution needs. Images are stored as PNG bytes, so that data sets
+are written and read without TensorFlow.
 """
 
 import io
@@ -19,16 +19,16 @@ from mtl_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 
-# The order of `has_label`, fixed in every data set whatever tasks are trained.
+# The order of `has_label`, the same in all data sets and for all tasks.
 LABELS = ("glaucoma", "disc", "cup", "fovea")
 
-# Encoded masks that only evaluation at native resolution decodes.
+# Encoded masks; only evaluation at native resolution decodes them.
 NATIVE_MASKS = ("native_disc_mask", "native_cup_mask")
 
-# All that a record holds as PNG bytes.
+# The keys that a record holds as PNG bytes.
 IMAGES = ("image", "disc_mask", "cup_mask", *NATIVE_MASKS)
 
-# The network halves an image four times; less leaves nothing to see.
+# The network halves an image four times; smaller images show too little.
 SIZE_MULTIPLE, MIN_SIZE = 16, 32
 
 
@@ -36,7 +36,7 @@ def check_image_size(image_size: int) -> None:
     """Refuses a size of model images that does not fit the network.
 
     Raises:
-      UserError: saying which sizes do.
+      UserError: with the sizes that do.
     """
     if image_size < MIN_SIZE or image_size % SIZE_MULTIPLE:
         raise UserError(
@@ -46,7 +46,7 @@ def check_image_size(image_size: int) -> None:
 
 
 def features(image_size: int) -> tfds.features.FeaturesDict:
-    """TFDS features of one record with model images of `image_size` pixels a side."""
+    """Returns the TFDS features of records with `image_size` pixels a side."""
     image = tfds.features.Image
 
     def mask(shape: tuple[int | None, int | None]) -> tfds.features.Image:
@@ -65,7 +65,7 @@ def features(image_size: int) -> tfds.features.FeaturesDict:
             "glaucoma": np.float32,
             "has_label": tfds.features.Tensor(shape=(4,), dtype=np.bool_),
             "native_size": tfds.features.Tensor(shape=(2,), dtype=np.int32),
-            # As bytes: TFDS keeps other floating-point numbers as float32.
+            # As bytes: otherwise TFDS stores float32.
             "native_fovea_xy": tfds.features.Tensor(
                 shape=(2,), dtype=np.float64, encoding="bytes"
             ),
@@ -97,12 +97,12 @@ def encode_record(
       cup_mask: uint8 [H, W], non-zero inside the optic cup.
       fovea_xy: (x, y) in native pixels.
       glaucoma: 1 for glaucoma, 0 for healthy.
-      camera: free text naming the device.
-      file_name: of the photograph with its extension, as results are to name it.
+      camera: name of the device.
+      file_name: name of the photograph in results, with its extension.
 
     Returns:
-      A dict that fits `features(image_size)`; absent annotations are zero and their
-      place in `has_label` is False.
+      A dict that fits `features(image_size)`. Absent annotations are zero, with False
+      in `has_label`.
     """
     native_size = (photograph.height, photograph.width)
     model_size = (image_size, image_size)
@@ -135,10 +135,10 @@ def encode_record(
 
 
 def encode_png(array: np.ndarray) -> bytes:
-    """PNG bytes of a uint8 [H, W] or [H, W, 3] array.
+    """Encodes a uint8 [H, W] or [H, W, 3] array as PNG.
 
-    Of a photograph, packing harder saves a tenth of the size and takes three times as
-    long.
+    A higher compression level would make photographs a tenth smaller, but take three
+    times as long.
     """
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, "PNG", compress_level=1)
@@ -146,16 +146,16 @@ def encode_png(array: np.ndarray) -> bytes:
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
-    """PNG bytes, one bit a pixel, of a [H, W] mask, non-zero inside.
+    """Encodes a [H, W] mask, non-zero inside, as PNG with one bit per pixel.
 
-    Put together here: Pillow takes five times as long to make bits of bytes, which for
-    the two native masks of a photograph would be as long as decoding it takes.
+    Pillow takes five times as long to pack the bits: for the two native masks of a
+    photograph, as long as decoding the photograph.
     """
     height, width = mask.shape
-    # Every row begins with the number of its filter: none.
+    # Every row begins with the number of its filter, 0 for none.
     rows = np.zeros((height, 1 + -(-width // 8)), np.uint8)
     rows[:, 1:] = np.packbits(mask, axis=1)
-    # One bit of grey; compressed in the one way there is, not interlaced.
+    # One bit of grey, the only compression method, not interlaced.
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
     chunks = (b"IHDR" + header, b"IDAT" + zlib.compress(rows, 1), b"IEND")
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -165,6 +165,6 @@ def encode_mask(mask: np.ndarray) -> bytes:
 
 
 def decode_png(encoded: bytes) -> np.ndarray:
-    """The uint8 array that `encode_png` or `encode_mask` was given."""
+    """Decodes the result of `encode_png` or `encode_mask` to a uint8 array."""
     with Image.open(io.BytesIO(encoded)) as image:
         return np.asarray(image).astype(np.uint8, copy=False)

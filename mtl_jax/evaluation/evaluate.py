@@ -1,24 +1,27 @@
-"""Evaluation of a trained network on a split: numbers, table, curves, pictures."""
+"""Evaluation of a trained network on a split of a data set."""
 
 import csv
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
 
 from mtl_jax import files, workdirs
 from mtl_jax.data import pipeline
-from mtl_jax.drawing import outlines
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation import pictures, submission
-from mtl_jax.inference import scoring
+from mtl_jax.inference import outlines, scoring
 from mtl_jax.inference.prediction import Prediction
 
 # Outlines of the masks found, in pixels of the model image, by image and task.
 OUTLINES = "outlines.json"
 CONTENTS = ("metrics.json", "per_image.csv", "roc.png", OUTLINES, "overlays/*.png")
+
+Row = Mapping[str, Any]
+Draw = Callable[
+    [pathlib.Path, workdirs.TrainedNetwork, pipeline.Table, Sequence[Row]], None
+]
 
 
 def evaluate(
@@ -29,14 +32,13 @@ def evaluate(
     checkpoint: str = "best",
     data_dir: str | None = None,
     dataset: str | None = None,
-    write_submission: pathlib.Path | None = None,
+    draw: Draw | None = None,
 ) -> tuple[pathlib.Path, dict[str, Any]]:
     """Scores a checkpoint.
 
-    Writes `metrics.json`, `per_image.csv`, `roc.png`, `overlays/` and, at model
-    resolution, `outlines.json` into the folder `evaluation/SPLIT-RESOLUTION` of the
-    workdir (with the name of the data set, where that is not the run's own, and with
-    the checkpoint, where that is not the best).
+    Writes `metrics.json`, `per_image.csv` and, at model resolution, `outlines.json`
+    into the folder `evaluation/SPLIT-RESOLUTION` of the workdir. Its name has that of
+    the data set if it is not the run's own, and the checkpoint if it is not the best.
 
     Args:
       workdir: of the run.
@@ -45,7 +47,7 @@ def evaluate(
       checkpoint: `best`, `latest` or a step.
       data_dir: where data sets are, if not where the run had them.
       dataset: to evaluate on, if not the run's own.
-      write_submission: folder to write a REFUGE submission to, see `submission`.
+      draw: adds pictures to that folder.
 
     Returns:
       The folder, and what `metrics.json` holds.
@@ -54,10 +56,6 @@ def evaluate(
       UserError: if the checkpoint, the data set or the split cannot be had.
     """
     network = workdirs.load(workdir, checkpoint)
-    if write_submission is not None:
-        submission.check_tasks(network.config.tasks)
-        # Before the work rather than after it.
-        files.check_replaceable(write_submission, submission.CONTENTS)
     own = network.config.data
     is_own = dataset in (None, own.dataset)
     builder = pipeline.open_dataset(data_dir or own.data_dir, dataset or own.dataset)
@@ -96,10 +94,8 @@ def evaluate(
         write_csv(folder / "per_image.csv", rows)
         if traced:
             (folder / OUTLINES).write_text(json.dumps(traced))
-        pictures.plot_roc(folder / "roc.png", rows)
-        pictures.draw_cases(folder / "overlays", network, table, rows)
-    if write_submission is not None:
-        _write_submission(write_submission, network, table)
+        if draw is not None:
+            draw(folder, network, table, rows)
     return output, metrics
 
 
@@ -113,24 +109,6 @@ def _check_image_size(builder: tfds.core.DatasetBuilder, expected: int) -> None:
         )
 
 
-def _write_submission(
-    output: pathlib.Path, network: workdirs.TrainedNetwork, table: pipeline.Table
-) -> None:
-    """Predicts once more, at the photographs' own resolution."""
-    cases = scoring.cases(
-        network,
-        table,
-        network.batch_size,
-        network.classifier,
-        "native",
-        network.post,
-    )
-    with files.whole_directory(output, submission.CONTENTS) as folder:
-        submission.write(
-            folder, ((c.details["file_name"], c.prediction) for c in cases)
-        )
-
-
 def _outlines(prediction: Prediction) -> dict[str, list[list[list[float]]]]:
     """Closed polylines of (x, y), of each mask that there is."""
     masks = {"disc": prediction.disc, "cup": prediction.cup}
@@ -141,7 +119,7 @@ def _outlines(prediction: Prediction) -> dict[str, list[list[list[float]]]]:
     }
 
 
-def write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_csv(path: pathlib.Path, rows: Sequence[Row]) -> None:
     """Writes rows as CSV, one column for every key in any of them; None is empty."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with path.open("w", newline="") as file:

@@ -107,8 +107,8 @@ def _workdir(directory: pathlib.Path, run: Run) -> pathlib.Path:
 def _collect(directory: pathlib.Path) -> None:
     """Writes `results.csv` from the runs that are finished."""
     with _locked(directory / "locks" / "results", wait=True):
-        workdirs = sorted((directory / "runs").iterdir())
-        rows = [results.finished(workdir) or [] for workdir in workdirs]
+        folders = sorted((directory / "runs").iterdir())
+        rows = [results.finished(folder) or [] for folder in folders]
         results.write(directory, itertools.chain(*rows))
 
 
@@ -196,7 +196,7 @@ def _is_ours(path: pathlib.Path, kind: str, config: configuration.Config) -> boo
         their_config = configuration.from_json(json.dumps(theirs["config"]))
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is not of an experiment, or damaged ({error}); name another "
             "directory."

@@ -1,7 +1,7 @@
-"""From maps of logits to masks, a fovea and a vertical cup-to-disc ratio.
+"""Turns maps of logits into masks, a fovea and a vertical cup-to-disc ratio.
 
-Where the paper and its authors' program differ, `PostProcessing` says which is
-followed; docs/authors.md lists the differences.
+The paper and its authors' program differ in some conventions, and `PostProcessing`
+chooses between them. docs/authors.md lists the differences.
 
 A point is (x, y) = (column, row) with pixel centres at whole numbers, as in
 `mtl_jax.data.geometry`.
@@ -27,10 +27,10 @@ Connectivity = Literal[8, 4]
 Empty = Literal["empty", "whole"]
 Vcdr = Literal["masks", "probabilities"]
 
-# Keeps the ratio finite without a disc; the evaluation program's own constant.
+# Keeps the ratio finite without a disc, as in REFUGE's evaluation program.
 _EPSILON = 1e-7
 
-# Which of the pixels around one belong to its component.
+# Neighbours of a pixel that belong to its component.
 _NEIGHBOURS = {
     8: np.ones((3, 3), bool),
     4: ndimage.generate_binary_structure(2, 1),
@@ -39,17 +39,17 @@ _NEIGHBOURS = {
 
 @dataclasses.dataclass(frozen=True)
 class PostProcessing:
-    """How the maps of a network are read; the default is the paper's text.
+    """Conventions for reading a network's maps; the defaults follow the paper's text.
 
     Attributes:
-      connectivity: pixels of a component touch at an edge or a corner (8), or at an
-        edge (4, the authors' program).
-      empty: what a mask without a pixel of probability >= 0.5 is: `empty`, or the
-        `whole` image, as in the authors' program.
-      vcdr: the ratio is of the cleaned `masks`, or of the `probabilities` as they are,
-        as in the authors' program (see `probability_cdr`).
-      pixel_origin: how a point goes from the network's map to an image of another
-        size, see `geometry.rescale_xy`.
+      connectivity: pixels of a component touch at an edge or a corner (8), or only at
+        an edge (4, the authors' program).
+      empty: result for a mask without a pixel of probability >= 0.5: `empty`, or the
+        `whole` image (the authors' program).
+      vcdr: source of the ratio: the cleaned `masks`, or the `probabilities` (the
+        authors' program, see `probability_cdr`).
+      pixel_origin: conversion of points to images of another size, see
+        `geometry.rescale_xy`.
     """
 
     connectivity: Connectivity = 8
@@ -64,12 +64,12 @@ PAPER = PostProcessing()
 def largest_component(mask: np.ndarray, connectivity: Connectivity = 8) -> np.ndarray:
     """Keeps the largest connected component of a mask.
 
-    Of components of equal size the one that comes first in reading order stays.
+    Among components of equal size, the first in reading order stays.
 
     Args:
       mask: [H, W], non-zero inside.
-      connectivity: 8 if pixels that touch at a corner belong together, 4 if an edge is
-        needed.
+      connectivity: 8 if pixels that touch at a corner are connected, 4 if they must
+        share an edge.
 
     Returns:
       uint8 [H, W], 1 inside; all zero if `mask` is empty.
@@ -77,7 +77,7 @@ def largest_component(mask: np.ndarray, connectivity: Connectivity = 8) -> np.nd
     labels, count = ndimage.label(np.asarray(mask) != 0, _NEIGHBOURS[connectivity])
     if count == 0:
         return np.zeros(labels.shape, np.uint8)
-    # Labels are given out in reading order, and argmax returns the first maximum.
+    # Labels are numbered in reading order, and argmax returns the first maximum.
     areas = np.bincount(labels.ravel())[1:]
     return (labels == 1 + np.argmax(areas)).astype(np.uint8)
 
@@ -87,16 +87,16 @@ def segment(
     size: tuple[int, int] | None = None,
     post: PostProcessing = PAPER,
 ) -> np.ndarray:
-    """The mask that a map of logits stands for (Pascal et al. 2022).
+    """Turns a map of logits into a mask (Pascal et al. 2022).
 
-    Pixels of probability >= 0.5 are inside; then the largest component stays. The
-    probabilities are resized rather than the mask, so that the outline at native size
-    is as smooth as the map and not a staircase of model pixels.
+    Pixels of probability >= 0.5 are inside, and only the largest component stays. The
+    probabilities are resized, not the mask: the outline at native size is then smooth
+    rather than a staircase of model pixels.
 
     Args:
       logits: float [H, W].
-      size: (height, width) of the mask wanted; None keeps the size of `logits`.
-      post: which pixels touch, and what an empty mask becomes.
+      size: (height, width) of the mask; None keeps the size of `logits`.
+      post: conventions on connectivity and empty masks.
 
     Returns:
       uint8 mask, 1 inside, of shape `size`.
@@ -116,9 +116,9 @@ def segment(
 
 
 def centre_of_mass(logits: np.ndarray) -> tuple[float, float]:
-    """The fovea that a map of logits stands for (Pascal et al. 2022).
+    """Turns a map of logits into a fovea (Pascal et al. 2022).
 
-    Every pixel counts with its probability, with no clean-up.
+    The fovea is the centre of mass of the probabilities, without clean-up.
 
     Args:
       logits: float [H, W].
@@ -137,19 +137,19 @@ def centre_of_mass(logits: np.ndarray) -> tuple[float, float]:
 
 
 def mask_height(mask: np.ndarray) -> int:
-    """The largest number of mask pixels in any one column (REFUGE evaluation).
+    """Returns the largest number of mask pixels in a column (REFUGE evaluation).
 
     Args:
       mask: [H, W], non-zero inside.
 
     Returns:
-      The height in pixels, holes not counted.
+      The height in pixels, without holes.
     """
     return int(np.count_nonzero(mask, axis=0).max(initial=0))
 
 
 def vertical_cdr(disc: np.ndarray, cup: np.ndarray) -> float:
-    """The vCDR, cup height / (disc height + 1e-7) (REFUGE evaluation).
+    """Computes the vCDR, cup height / (disc height + 1e-7) (REFUGE evaluation).
 
     Args:
       disc: [H, W], non-zero inside the optic disc.
@@ -162,10 +162,10 @@ def vertical_cdr(disc: np.ndarray, cup: np.ndarray) -> float:
 
 
 def probability_cdr(disc_logits: np.ndarray, cup_logits: np.ndarray) -> float:
-    """The vCDR of the authors' program, from probabilities instead of masks.
+    """Computes the vCDR from probabilities, as the authors' program does.
 
-    The height of a map is the largest sum of probabilities in any one column, without
-    threshold or component. There is always a ratio.
+    The height of a map is the largest sum of probabilities in a column, without
+    threshold or component. The ratio always exists.
 
     Args:
       disc_logits: float [H, W] of the optic disc.

@@ -1,4 +1,4 @@
-"""From the logits of one image to what a clinician reads: masks, ratio, point, risk."""
+"""Turns the logits of one image into masks, ratio, fovea and risk of glaucoma."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,25 +11,25 @@ from mtl_jax.inference import postprocess, vcdr
 from mtl_jax.inference.postprocess import PAPER, PostProcessing
 from mtl_jax.inference.vcdr import VcdrClassifier
 
-# Grey values of a mask that shows both, as REFUGE has them.
+# REFUGE's grey values of a mask that shows both structures.
 CUP, RIM, BACKGROUND = 0, 128, 255
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What is predicted of one image; None where the network has no such task.
+    """The prediction for one image; None where the network has no such task.
 
     Attributes:
       size: (height, width) of the image that masks and fovea refer to.
       disc: uint8 [h, w] mask.
       cup: uint8 [h, w] mask.
       fovea_xy: (x, y) in pixels.
-      vcdr: vertical cup-to-disc ratio; that of masks is None also where both are
-        empty, that of probabilities is of the network's image, whatever the size.
-      probability_fc: of glaucoma, from the network's classifier.
-      probability_vcdr: of glaucoma, from the ratio; without one the share of
-        glaucomas among the training images.
-      probability: the mean of the two, or the one there is.
+      vcdr: vertical cup-to-disc ratio. From masks, it is None if both are empty. From
+        probabilities, it belongs to the network's image for any `size`.
+      probability_fc: probability of glaucoma from the network's classifier.
+      probability_vcdr: probability of glaucoma from the ratio; without a ratio, the
+        share of glaucomas among the training images.
+      probability: mean of the two, or the only one.
     """
 
     size: tuple[int, int]
@@ -56,11 +56,11 @@ def interpret(
     """Post-processes the logits of one image as Pascal et al. 2022 do.
 
     Args:
-      logits: by task; a number for glaucoma, [H, W] for the others.
-      classifier: on the vertical cup-to-disc ratio; None if none was fitted.
-      size: (height, width) that masks and fovea are wanted for: that of the network's
-        image, or that of the photograph.
-      post: by the paper's text or by its authors' program.
+      logits: logits by task: a number for glaucoma, [H, W] for the others.
+      classifier: classifier on the vertical cup-to-disc ratio; None if not fitted.
+      size: (height, width) for masks and fovea: that of the network's image, or that
+        of the photograph.
+      post: conventions of the paper's text or of its authors' program.
     """
     disc, cup = (
         postprocess.segment(logits[name], size, post) if name in logits else None
@@ -77,7 +77,7 @@ def interpret(
     if disc is not None and cup is not None:
         if post.vcdr == "probabilities":
             ratio = postprocess.probability_cdr(logits["disc"], logits["cup"])
-        # Where nothing was found there is no ratio, rather than that of a healthy eye.
+        # Empty masks have no ratio: 0 would be that of a healthy eye.
         elif disc.any() or cup.any():
             ratio = cup_to_disc_ratio(disc, cup)
         if classifier is not None:
@@ -99,12 +99,12 @@ def cup_to_disc_ratio(
     cup: np.ndarray | None,
     convention: postprocess.Vcdr = "masks",
 ) -> float | None:
-    """Vertical ratio of two masks; None if there is none of one of them.
+    """Computes the vertical ratio of two masks; None if one of them is None.
 
-    The cup counts as part of the disc, as in the challenge's one mask with three
-    values: without that, a cup where no disc was found would give a ratio of millions.
-    The authors' program, of the convention `probabilities`, takes annotated masks for
-    maps of probabilities and does not add the cup.
+    The cup counts as part of the disc, as in the challenge's mask with three values.
+    Otherwise a cup without a disc would give a ratio of millions. With the convention
+    `probabilities` the cup is not added: the authors' program treats annotated masks as
+    maps of probabilities.
     """
     if disc is None or cup is None:
         return None
@@ -114,14 +114,14 @@ def cup_to_disc_ratio(
 
 
 def with_cup(disc: np.ndarray | None, cup: np.ndarray | None) -> np.ndarray | None:
-    """A uint8 disc mask that has the cup's pixels as well; None without a disc mask."""
+    """Adds the cup to a disc mask, uint8 [h, w]; None without a disc mask."""
     if disc is None or cup is None:
         return disc
     return ((disc > 0) | (cup > 0)).astype(np.uint8)
 
 
 def grey_mask(prediction: Prediction) -> np.ndarray:
-    """Disc and cup as one uint8 mask with REFUGE's values; the cup lies on top."""
+    """Draws disc and cup into one uint8 mask with REFUGE's values, the cup on top."""
     mask = np.full(prediction.size, BACKGROUND, np.uint8)
     if prediction.disc is not None:
         mask[prediction.disc > 0] = RIM

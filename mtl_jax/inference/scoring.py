@@ -1,4 +1,4 @@
-"""Scores of a network, image by image, on a split of a data set."""
+"""Scores a network on a split of a data set, image by image."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,21 +23,21 @@ Resolution = Literal["model", "native"]
 Batch = dict[str, np.ndarray]
 Logits = dict[str, np.ndarray]
 
-# From a batch in host memory to the network's logits and losses in host memory.
+# Maps a batch to the network's logits and losses, all in host memory.
 Network = Callable[[Batch], tuple[Logits, dict[str, np.ndarray]]]
 
 
 class Case(NamedTuple):
-    """One image of a split, what a network says of it, and what is annotated.
+    """One image of a split, with its prediction and annotations.
 
     Attributes:
-      index: of the image in the split.
-      details: of the photograph, see `pipeline.Table.details`.
+      index: index of the image in the split.
+      details: details of the photograph, see `pipeline.Table.details`.
       model_size: (height, width) of the model image.
-      prediction: of the image.
-      truth: by task, None where not annotated; masks of the prediction's size, fovea
-        in pixels of the model image.
-      losses: by task, of those annotated.
+      prediction: the network's prediction.
+      truth: annotations by task, or None. Masks have the prediction's size, the fovea
+        is in pixels of the model image.
+      losses: losses of the annotated tasks.
     """
 
     index: int
@@ -59,28 +59,29 @@ def cases(
     """Applies a network to every image of a split, in its order.
 
     Args:
-      network: what is scored.
-      table: of the split.
-      batch_size: images at a time.
-      classifier: on the vertical cup-to-disc ratio; None if none was fitted.
-      resolution: at which masks are compared: that of the network, disc and cup each
-        for itself; or that of the photograph, where the cup counts as part of the disc,
-        as in the one mask with three values that REFUGE's program compares.
-      post: how the network's maps are read; the table's foveas are by its origin.
+      network: the network.
+      table: the split.
+      batch_size: images per batch.
+      classifier: classifier on the vertical cup-to-disc ratio; None if not fitted.
+      resolution: resolution at which masks are compared. At `model` resolution disc and
+        cup are compared separately. At `native` resolution the cup counts as part of
+        the disc, as in the mask with three values that REFUGE's program compares.
+      post: conventions for the network's maps. The table's foveas must have the same
+        `pixel_origin`.
 
     Raises:
-      NotFinite: if the network's outputs are not.
+      NotFinite: if the network's outputs are not finite.
     """
     for indices, batch in pipeline.evaluation_batches(table, batch_size):
         logits, losses = network(batch)
         _check_finite(logits, table)
         model_size = batch["image"].shape[1:3]
-        for place, index in enumerate(indices):
+        for row, index in enumerate(indices):
             details = table.details(index)
-            truth = truth_of(batch, place)
+            truth = truth_of(batch, row)
             is_native = resolution == "native"
             prediction = interpret(
-                {task: values[place] for task, values in logits.items()},
+                {task: values[row] for task, values in logits.items()},
                 classifier,
                 details["native_size"] if is_native else model_size,
                 post,
@@ -90,7 +91,7 @@ def cases(
                 truth |= {k: m for k, m in masks.items() if truth[k] is not None}
                 prediction, truth = as_one_mask(prediction, truth)
             annotated = {
-                task: float(values[place])
+                task: float(values[row])
                 for task, values in losses.items()
                 if truth[task] is not None
             }
@@ -98,9 +99,10 @@ def cases(
 
 
 def _check_finite(logits: Logits, table: pipeline.Table) -> None:
-    """Refuses outputs that have no meaning.
+    """Refuses outputs that are not finite.
 
-    With batch normalisation a network may train on, its running averages spoilt.
+    With batch normalisation, training may continue although the running averages are
+    not finite.
     """
     for task, values in logits.items():
         if not np.isfinite(values).all():
@@ -113,7 +115,7 @@ def _check_finite(logits: Logits, table: pipeline.Table) -> None:
 def as_one_mask(
     prediction: Prediction, truth: Mapping[str, Any]
 ) -> tuple[Prediction, dict[str, Any]]:
-    """Both with discs that include the cup, as one mask with three values has them."""
+    """Adds the cup to the disc in both, as in one mask with three values."""
     disc = with_cup(prediction.disc, prediction.cup)
     true_disc = with_cup(truth["disc"], truth["cup"])
     return dataclasses.replace(prediction, disc=disc), {**truth, "disc": true_disc}
@@ -127,38 +129,38 @@ def score_split(
     resolution: Resolution = "model",
     post: PostProcessing = PAPER,
 ) -> list[dict[str, Any]]:
-    """One row of scores, see `score_case`, for each of the split's `cases`."""
+    """Returns a row of scores, see `score_case`, for each image; see `cases`."""
     return [
         score_case(case, post)
         for case in cases(network, table, batch_size, classifier, resolution, post)
     ]
 
 
-def truth_of(batch: Batch, place: int) -> dict[str, Any]:
-    """The annotations of one image of a batch by task; None where it has none."""
-    labelled = dict(zip(LABELS, batch["has_label"][place], strict=True))
+def truth_of(batch: Batch, row: int) -> dict[str, Any]:
+    """Returns the annotations of one image of a batch by task, or None."""
+    labelled = dict(zip(LABELS, batch["has_label"][row], strict=True))
     values = {
-        "glaucoma": int(batch["glaucoma"][place]),
-        "disc": batch["disc_mask"][place],
-        "cup": batch["cup_mask"][place],
-        "fovea": batch["fovea_xy"][place],
+        "glaucoma": int(batch["glaucoma"][row]),
+        "disc": batch["disc_mask"][row],
+        "cup": batch["cup_mask"][row],
+        "fovea": batch["fovea_xy"][row],
     }
     return {name: values[name] if labelled[name] else None for name in LABELS}
 
 
 def score_case(case: Case, post: PostProcessing = PAPER) -> dict[str, Any]:
-    """Compares a prediction with the annotations there are.
+    """Compares a prediction with its annotations.
 
     Args:
-      case: made with the same `post`.
-      post: how maps and points are read.
+      case: a case that was made with the same `post`.
+      post: conventions for maps and points.
 
     Returns:
-      The prediction's numbers and its scores, None where there is nothing to compare;
-      the keys are those of `metrics.summarize`, and `loss_TASK` of each annotated task.
-      Fovea coordinates are in the photograph's pixels, `fovea_error` in those of the
-      model image. Where neither disc nor cup was found the ratio of masks is 0, as
-      REFUGE's program has it.
+      The prediction's numbers and scores; None where there is nothing to compare. The
+      keys are those of `metrics.summarize`, and `loss_TASK` of each annotated task.
+      Fovea coordinates are in pixels of the photograph, `fovea_error` is in pixels of
+      the model image. If neither disc nor cup is found, the ratio of masks is 0, as in
+      REFUGE's program.
     """
     details, model_size, prediction, truth = case[1:5]
     native_size = details["native_size"]
@@ -197,7 +199,7 @@ def score_case(case: Case, post: PostProcessing = PAPER) -> dict[str, Any]:
 
 
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The metrics of a split, and the mean loss of every task that has labels in it."""
+    """Computes the metrics of a split, and the mean loss of every annotated task."""
     summary = metrics.summarize(rows)
     names = sorted({k for row in rows for k in row if k.startswith("loss_")})
     for name in names:
@@ -208,10 +210,10 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def score_of(summary: Mapping[str, Any], name: str, image_size: int) -> float | None:
-    """The one number, larger for better, that a checkpoint is chosen by.
+    """Computes the number, larger for better, that chooses the best checkpoint.
 
     Args:
-      summary: as `summarize` makes it.
+      summary: result of `summarize`.
       name: `mean`, a metric, or `loss` (the sum over tasks).
       image_size: pixels a side of the model image.
     """
@@ -230,18 +232,18 @@ def fit_vcdr_classifier(
     """Fits the classifier on the true masks and diagnoses of the training split.
 
     Args:
-      table: of the training split.
-      C: see `vcdr.fit`.
-      post: what the ratio is of.
-      chunk: images at a time.
+      table: the training split.
+      C: inverse strength of the penalty, see `vcdr.fit`.
+      post: conventions for the ratio.
+      chunk: images per batch.
 
     Returns:
-      None if fewer than two classes have an image with both masks.
+      The classifier; None unless both classes have images with both masks.
     """
     ratios, labels = [], []
     for indices, batch in pipeline.evaluation_batches(table, min(chunk, len(table))):
-        for place in range(len(indices)):
-            truth = truth_of(batch, place)
+        for row in range(len(indices)):
+            truth = truth_of(batch, row)
             ratio = cup_to_disc_ratio(truth["disc"], truth["cup"], post.vcdr)
             if ratio is not None and truth["glaucoma"] is not None:
                 ratios.append(ratio)

@@ -1,12 +1,12 @@
 """Glaucoma from the vertical cup-to-disc ratio (vCDR), and the combined diagnosis.
 
-A logistic regression on the vCDR gives a second probability of glaucoma beside that of
-the fully connected classifier; the two are averaged.
+A logistic regression on the vCDR gives a second probability of glaucoma. It is averaged
+with that of the fully connected classifier.
 
-Masks without disc and cup have no vCDR. The second probability is then the share of
-glaucomas among the training images. The regression's probabilities of these images have
-the same mean, so that such an image is averaged on the scale of all others and takes
-its rank among them, and its diagnosis, from the classifier.
+If both masks are empty, there is no vCDR. The second probability is then the share of
+glaucomas among the training images, which equals the regression's mean probability on
+them. The average is therefore comparable with those of other images, and only the
+classifier decides the image's rank and diagnosis.
 
 Reference:
   Pascal et al., Multi-task deep learning for glaucoma detection from color fundus
@@ -25,11 +25,11 @@ from mtl_jax.metrics import has_both_classes
 class VcdrClassifier(NamedTuple):
     """P(glaucoma | vCDR) = sigmoid(coefficient * vCDR + intercept).
 
-    `VcdrClassifier(**json.loads(json.dumps(classifier._asdict())))` is the same again.
+    `VcdrClassifier(**json.loads(json.dumps(classifier._asdict())))` restores it.
 
     Attributes:
-      coefficient: of the vCDR.
-      intercept: of the logit.
+      coefficient: coefficient of the vCDR.
+      intercept: intercept of the logit.
       prior: P(glaucoma) of an image without a vCDR.
     """
 
@@ -41,8 +41,8 @@ class VcdrClassifier(NamedTuple):
 def fit(vcdr: ArrayLike, glaucoma: ArrayLike, C: float = 1.0) -> VcdrClassifier | None:
     """Fits the logistic regression as the original authors do (lbfgs, C = 1).
 
-    A vCDR spans about half a unit, so that C = 1 shrinks the coefficient a great deal;
-    a larger C lets the ratio speak louder in the averaged probability.
+    The vCDR has a range of about 0.5, so that C = 1 shrinks the coefficient strongly. A
+    larger C increases the weight of the ratio in the averaged probability.
 
     Args:
       vcdr: [N] ratios of the training images, from their true masks.
@@ -50,14 +50,15 @@ def fit(vcdr: ArrayLike, glaucoma: ArrayLike, C: float = 1.0) -> VcdrClassifier 
       C: inverse strength of the penalty coefficient^2 / 2; the intercept is free.
 
     Returns:
-      The classifier, its prior the share of ones; None unless both classes are present.
+      The classifier, whose prior is the share of ones; None unless both classes are
+      present.
 
     Raises:
-      ValueError: lengths differ, a ratio is not finite, or C is not positive.
+      ValueError: if lengths differ, a ratio is not finite, or C is not positive.
     """
     if not has_both_classes(glaucoma):
         return None
-    # Seconds that a prediction need not take.
+    # The import takes seconds, and predictions do not need it.
     from sklearn.linear_model import LogisticRegression
 
     regression = LogisticRegression(C=C)
@@ -70,7 +71,7 @@ def fit(vcdr: ArrayLike, glaucoma: ArrayLike, C: float = 1.0) -> VcdrClassifier 
 
 
 def predict_probability(classifier: VcdrClassifier, vcdr: float | None) -> float:
-    """Probability of glaucoma at a ratio; the prior where there is none."""
+    """Returns the probability of glaucoma at a ratio; without a ratio, the prior."""
     if vcdr is None:
         return classifier.prior
     return float(expit(classifier.coefficient * vcdr + classifier.intercept))
@@ -79,11 +80,11 @@ def predict_probability(classifier: VcdrClassifier, vcdr: float | None) -> float
 def combine(
     probability_fc: float | None, probability_vcdr: float | None
 ) -> float | None:
-    """The mean of those of the two probabilities that are present; None if none is."""
+    """Averages the probabilities that are not None; None if both are."""
     present = [p for p in (probability_fc, probability_vcdr) if p is not None]
     return float(np.mean(present)) if present else None
 
 
 def diagnose(probability: float | None) -> bool | None:
-    """Glaucoma if the combined probability is >= 0.5; None without a probability."""
+    """Diagnoses glaucoma from a probability of 0.5 on; None without a probability."""
     return None if probability is None else bool(probability >= 0.5)

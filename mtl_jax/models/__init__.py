@@ -1,4 +1,4 @@
-"""Networks: `MultiTaskUNet` and the layers it is made of."""
+"""Networks: `MultiTaskUNet`, its encoders and its layers."""
 
 from mtl_jax.models.unet import MultiTaskUNet
 

@@ -1,4 +1,4 @@
-"""The encoders that a network may have, by name."""
+"""The encoders of networks, by name."""
 
 import functools
 from collections.abc import Callable
@@ -10,12 +10,12 @@ from mtl_jax.models import resnet, vgg
 
 
 class Encoder(NamedTuple):
-    """What a network needs to know of its encoder.
+    """An encoder for `MultiTaskUNet`.
 
     Attributes:
       create: makes the module, given `widths`, `conv` and `name`.
       widths: channels of its features at full width.
-      stride: how many times smaller the deepest features are than the image.
+      stride: ratio of the image's size to that of the deepest features.
       last_kernel: path of its last convolution's kernel, the last parameter that all
         tasks share.
     """

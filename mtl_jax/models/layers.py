@@ -1,7 +1,7 @@
 """Layers shared by the networks: convolution, normalisation, upsampling, dropout.
 
-Images are NHWC. Under `jax.pmap` the modules take the name of the mapped axis, so that
-batch statistics and dropout depend on the whole batch and not on how it is split.
+Images are NHWC. Under `jax.pmap` the modules take the name of the mapped axis. Batch
+statistics and dropout then depend on the whole batch, and not on its division.
 """
 
 import math
@@ -24,21 +24,21 @@ LAYOUT = ("NHWC", "HWIO", "NHWC")
 def initializers(
     init: Init, fan_in: int
 ) -> tuple[nn.initializers.Initializer, nn.initializers.Initializer]:
-    """Initialisers of a layer's kernel and of its bias.
+    """Returns initialisers of a layer's kernel and bias.
 
-    `kaiming_uniform` is what PyTorch calls so in its layers (`a = sqrt(5)`): kernel and
-    bias from +-1 / sqrt(fan_in). It is the paper's. `he_uniform` is He et al. 2015:
-    kernel from +-sqrt(6 / fan_in), bias 0.
+    `kaiming_uniform` is the default of PyTorch's layers (`a = sqrt(5)`), and the
+    paper's: kernel and bias are uniform in +-1 / sqrt(fan_in). `he_uniform` is that of
+    He et al. 2015: the kernel is uniform in +-sqrt(6 / fan_in), the bias is 0.
 
     Args:
       init: one of `INITS`.
-      fan_in: inputs of one output: kernel height times width times input channels.
+      fan_in: number of inputs of one output: kernel height x width x input channels.
 
     Returns:
       Two functions `(key, shape, dtype) -> array`.
 
     Raises:
-      ValueError: for another name.
+      ValueError: for an unknown name.
     """
     if init == "kaiming_uniform":
         bound = 1 / math.sqrt(fan_in)
@@ -50,8 +50,8 @@ def initializers(
 
 def _uniform(bound: float) -> nn.initializers.Initializer:
     def initialize(key, shape, dtype=jnp.float32):
-        # As one row: XLA's CPU backend takes seconds to compile a draw in four
-        # dimensions.
+        # Drawn as one row: XLA's CPU backend takes seconds to compile a
+        # four-dimensional draw.
         row = jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound)
         return row.reshape(shape)
 
@@ -66,16 +66,16 @@ def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def conv_canonical(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """3x3 convolution whose gradients are convolutions in canonical layout.
 
-    Inside a loop or a conditional XLA's CPU backend runs only canonical convolutions
-    with its fast kernel; the weight gradient that JAX derives is not one of them and is
-    some thirty times slower there (jax issue 12868).
+    Inside loops and conditionals, XLA's CPU backend has a fast kernel for canonical
+    convolutions only. The weight gradient that JAX derives is not canonical, and about
+    thirty times slower there (jax issue 12868).
 
     Args:
       x: [B, H, W, Cin].
       kernel: [3, 3, Cin, Cout].
 
     Returns:
-      [B, H, W, Cout], zero padding, stride 1.
+      [B, H, W, Cout], with zero padding and stride 1.
     """
     return _convolve(x, kernel)
 
@@ -101,7 +101,7 @@ conv_canonical.defvjp(_conv_canonical_forward, _conv_canonical_backward)
 
 
 def _conv_3x3(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
-    """What `nn.Conv` calls where stride and padding are 1."""
+    """Convolution for `nn.Conv` with stride and padding 1."""
     convolve = conv_canonical if jax.default_backend() == "cpu" else _convolve
     return convolve(x, kernel)
 
@@ -109,10 +109,10 @@ def _conv_3x3(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
 class BatchNormNoAverage(nn.Module):
     """Batch normalisation that keeps no running averages.
 
-    In training it normalises by the batch. In evaluation every image is normalised by
-    its own statistics, which is what the original authors' program does by evaluating
-    batches of one, here for batches of any size. Its rounding errors are no larger than
-    PyTorch's, however many deviations the mean of the features is.
+    In training it normalises by the batch. In evaluation it normalises every image by
+    its own statistics, for batches of any size. The original authors' program does the
+    same by evaluating batches of one. Rounding errors are no larger than PyTorch's,
+    even if the features' mean is many deviations.
     """
 
     dtype: Any = jnp.float32
@@ -132,10 +132,10 @@ class BatchNormNoAverage(nn.Module):
             own = [jnp.mean(v, axes, keepdims=True) for v in values]
             return lax.pmean(own, self.axis_name) if is_shared else own
 
-        # Two passes, since E[x^2] - E[x]^2 of features whose mean is many deviations is
-        # a difference of nearly equal numbers. The first takes nearly all of the mean
-        # off, the second what rounding left of it. The output does not depend on what
-        # the first takes off, so that needs no gradient.
+        # If the mean is many deviations, E[x^2] - E[x]^2 is a difference of nearly
+        # equal numbers. So a first pass subtracts nearly all of the mean, and a second
+        # one what rounding has left. The output does not depend on the number that the
+        # first pass subtracts, which therefore needs no gradient.
         x -= lax.stop_gradient(means(x)[0])
         mean, square = means(x, jnp.square(x))
         variance = jnp.maximum(square - jnp.square(mean), 0.0)
@@ -144,19 +144,19 @@ class BatchNormNoAverage(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Convolution, normalisation and, as a rule, ReLU.
+    """Convolution, normalisation and ReLU.
 
     Attributes:
       features: output channels.
-      kernel_size: odd side of the kernel; the padding is zeros to the same size.
-      stride: of the convolution.
-      use_bias: whether the convolution has one.
+      kernel_size: odd side of the kernel; zero padding keeps the size.
+      stride: stride of the convolution.
+      use_bias: whether the convolution has a bias.
       relu: whether ReLU follows.
       norm: `batch` (running averages), `batch_no_average`, `group` or `none`.
       norm_momentum: share of the running averages kept at each update (`batch`).
-      init_scheme: of kernel and bias, see `initializers`.
-      dtype: of the computation; parameters and statistics are float32.
-      axis_name: of the `jax.pmap` axis that batch statistics are shared over.
+      init_scheme: initialisation of kernel and bias, see `initializers`.
+      dtype: dtype of the computation; parameters and statistics are float32.
+      axis_name: name of the `jax.pmap` axis over which batch statistics are shared.
     """
 
     features: int
@@ -181,7 +181,7 @@ class ConvNorm(nn.Module):
             self.features,
             (self.kernel_size, self.kernel_size),
             self.stride,
-            # Not "SAME", which pads a strided convolution at one side only.
+            # "SAME" would pad a strided convolution on one side only.
             padding=self.kernel_size // 2,
             use_bias=self.use_bias,
             kernel_init=kernel_init,
@@ -191,9 +191,9 @@ class ConvNorm(nn.Module):
             name="conv",
         )(x)
         if self.norm == "batch":
-            # By E[x^2] - E[x]^2, which is wrong by 2e-3 where a mean is 100 deviations.
-            # 6 was the most in a small network before and in training, and
-            # use_fast_variance=False made its step on a CPU 6 % longer.
+            # Its E[x^2] - E[x]^2 is off by 2e-3 if the mean is 100 deviations. In a
+            # small network it was at most 6, before and in training, and
+            # use_fast_variance=False made its step on a CPU 6 % slower.
             x = nn.BatchNorm(
                 use_running_average=not train,
                 momentum=self.norm_momentum,
@@ -216,7 +216,7 @@ class ConvNorm(nn.Module):
 
 @jax.custom_jvp
 def max_pool(x: jax.Array) -> jax.Array:
-    """2x2 max pooling of [B, H, W, C] with even H and W; ties share the gradient."""
+    """2x2 max pooling of [B, H, W, C], H and W even; ties share the gradient."""
     return _windows(x).max((2, 4))
 
 
@@ -230,8 +230,9 @@ def _max_pool_jvp(primals, tangents):
     (x,), (tangent,) = primals, tangents
     largest = max_pool(x)
     is_largest = _windows(x) == largest[:, :, None, :, None]
-    # Where XLA computes `x` anew beside `largest`, their last bits may differ. JAX's
-    # own derivative then divides by no ties at all: one window makes all of it NaN.
+    # XLA may compute `x` a second time, with other last bits than in `largest`. A
+    # window then has no largest element, and JAX's own derivative divides by zero:
+    # the whole gradient becomes NaN.
     ties = jnp.maximum(is_largest.sum((2, 4), dtype=x.dtype), 1)
     return largest, (_windows(tangent) * is_largest).sum((2, 4)) / ties
 
@@ -239,8 +240,8 @@ def _max_pool_jvp(primals, tangents):
 def upsample(x: jax.Array) -> jax.Array:
     """Doubles H and W of [B, H, W, C] by bilinear interpolation, corners aligned.
 
-    Written as two products with small matrices, whose gradients are products as well;
-    gathering rows would make them scatters.
+    It is two products with small matrices, whose gradients are products as well. The
+    gradients of gathered rows would be scatters.
     """
     x = jnp.einsum("oh,bhwc->bowc", _interpolation(x.shape[1], x.dtype), x)
     return jnp.einsum("ow,bhwc->bhoc", _interpolation(x.shape[2], x.dtype), x)
@@ -254,15 +255,15 @@ def _interpolation(size: int, dtype: Any) -> jax.Array:
 
 
 def example_index(batch: int, axis_name: str | None) -> jax.Array:
-    """[batch] index of each example within the batch of all devices together."""
+    """Returns [batch] indices of the examples within the batch of all devices."""
     start = 0 if axis_name is None else lax.axis_index(axis_name) * batch
     return start + jnp.arange(batch)
 
 
 class Dropout(nn.Module):
-    """Dropout with a random stream per example of the global batch.
+    """Dropout with one random stream per example of the global batch.
 
-    Splitting a batch over more devices leaves every example's mask as it was.
+    Every example's mask is the same for any number of devices.
     """
 
     rate: float
@@ -279,7 +280,7 @@ class Dropout(nn.Module):
             example_index(x.shape[0], axis_name)
         )
         keep = 1.0 - self.rate
-        # Rows, as for kernels, compile faster.
+        # One row compiles faster, as for kernels.
         size = math.prod(x.shape[1:])
         kept = jax.vmap(lambda k: jax.random.bernoulli(k, keep, (size,)))(keys)
         kept = kept.reshape(x.shape)

@@ -1,4 +1,4 @@
-"""The ResNet-34 encoder (He et al. 2016), as torchvision lays it out."""
+"""The ResNet-34 encoder (He et al. 2016) in torchvision's layout."""
 
 import functools
 from collections.abc import Callable
@@ -13,7 +13,7 @@ DEPTHS = {"resnet34": (3, 4, 6, 3)}
 
 
 class ResNetEncoder(nn.Module):
-    """A 7x7 convolution, and four layers of blocks of two 3x3 convolutions.
+    """A 7x7 convolution and four layers of blocks, each of two 3x3 convolutions.
 
     Attributes:
       depths: blocks in each layer.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from mtl_jax.models import layers
 from mtl_jax.models.encoders import ENCODERS
 
-# RGB on the scale 0 to 1, of the photographs that public weights were trained on.
+# RGB in [0, 1], of the photographs that public weights were trained on.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -19,9 +19,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class InputNormalisation(nn.Module):
     """Subtracts a mean colour and divides by ImageNet's deviations.
 
-    The mean is ImageNet's unless pretrained weights bring another. It is kept among the
-    batch statistics, so that a checkpoint says what its network subtracts; training
-    does not move it.
+    The mean is ImageNet's, unless pretrained weights bring another. It is one of the
+    batch statistics, so that checkpoints contain it. Training does not change it.
     """
 
     @nn.compact
@@ -32,13 +31,13 @@ class InputNormalisation(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Stages of upsampling, concatenation with the skip and two convolutions.
+    """Stages of upsampling, concatenation with the skip, and two convolutions.
 
     If the encoder's first features are smaller than the image, one more upsampling and
     convolution follow.
 
     Attributes:
-      widths: channels of the encoder's blocks, which fix those of the stages.
+      widths: channels of the encoder's blocks, which determine those of the stages.
       conv: makes one convolution layer, given its features and its name.
     """
 
@@ -67,8 +66,9 @@ class Decoder(nn.Module):
 class MultiTaskUNet(nn.Module):
     """U-Net with a shared encoder and decoder, and one head per task.
 
-    A network with classification heads alone has no decoder; one with dense heads alone
-    is a plain U-Net. Sides of the image must be divisible by 16, by 32 for `resnet34`.
+    A network with only classification heads has no decoder. A network with only dense
+    heads is a plain U-Net. The sides of the image must be divisible by 16, or by 32 for
+    `resnet34`.
 
     Attributes:
       encoder: `vgg16`, `vgg13` (the original authors' program) or `resnet34`.
@@ -77,12 +77,12 @@ class MultiTaskUNet(nn.Module):
       dense_heads: names of the heads on the decoder's features.
       norm: `batch`, `batch_no_average` (the authors' behaviour), `group` or `none`.
       norm_momentum: share of the running averages kept at each update (`batch`).
-      init_scheme: of kernels and biases: `kaiming_uniform`, PyTorch's default and the
-        paper's, or `he_uniform`; see `layers.initializers`.
+      init_scheme: initialisation of kernels and biases: `kaiming_uniform`, PyTorch's
+        default and the paper's, or `he_uniform`; see `layers.initializers`.
       dropout: probability that a pooled feature is dropped before the classifier.
-      normalize_input: normalise images as ImageNet's for pretrained encoders.
-      dtype: of the computation, float32 or bfloat16; parameters are float32.
-      axis_name: of the `jax.pmap` axis that batch statistics are shared over.
+      normalize_input: whether to apply `InputNormalisation`, for pretrained encoders.
+      dtype: dtype of the computation, float32 or bfloat16; parameters are float32.
+      axis_name: name of the `jax.pmap` axis over which batch statistics are shared.
     """
 
     encoder: str = "vgg16"
@@ -105,18 +105,20 @@ class MultiTaskUNet(nn.Module):
         heads: Collection[str] | None = None,
         train: bool = False,
     ) -> dict[str, jax.Array]:
-        """Predicts logits; only the route that the wanted heads need is computed.
+        """Predicts logits, and computes only what the requested heads need.
 
         Args:
           images: float [B, H, W, 3] in [0, 1].
-          heads: names of the wanted heads; all by default.
-          train: normalise by the batch and drop out (wants the rng `dropout`).
+          heads: names of the requested heads; all by default.
+          train: whether to normalise by the batch and apply dropout, with the rng
+            `dropout`.
 
         Returns:
           float32 logits by head: [B] for classification, [B, H, W] for dense heads.
 
         Raises:
-          ValueError: for an unknown head, or a side that the encoder cannot halve.
+          ValueError: for an unknown head, or a side that the encoder's stride does not
+            divide.
         """
         everything = (*self.classification_heads, *self.dense_heads)
         wanted = everything if heads is None else tuple(heads)
@@ -158,7 +160,7 @@ class MultiTaskUNet(nn.Module):
         return {head: logits[head][..., 0].astype(jnp.float32) for head in wanted}
 
     def _head(self, name: str, features: jax.Array) -> jax.Array:
-        # A dense layer on the last axis: for pixels that is the 1x1 convolution.
+        # On pixels, a dense layer on the last axis is a 1x1 convolution.
         kernel_init, bias_init = layers.initializers(
             self.init_scheme, features.shape[-1]
         )

@@ -9,8 +9,8 @@ from mtl_jax.models import layers
 
 WIDTHS = (64, 128, 256, 512, 512)
 
-# Convolutions per block. The paper says VGG-16; the authors' program, and the paper's
-# parameter counts, are VGG-13.
+# Convolutions per block. The paper's text says VGG-16. The authors' program has VGG-13,
+# and so have the paper's parameter counts.
 DEPTHS = {"vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3)}
 
 

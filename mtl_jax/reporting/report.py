@@ -11,12 +11,12 @@ from markupsafe import Markup
 
 from mtl_jax import configuration, files
 from mtl_jax.data import pipeline
-from mtl_jax.drawing import cases, curves
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import fovea_map, saliency
 from mtl_jax.experiments import results
 from mtl_jax.methods import METHODS, headings
 from mtl_jax.reporting import comparisons, page, published, runs, tables
+from mtl_jax.reporting.drawing import cases, curves
 from mtl_jax.reporting.page import Photograph, Reading
 from mtl_jax.reporting.runs import RunKey
 
@@ -24,6 +24,7 @@ _FIGURES = ("roc", "learning_rates", "progress", "case", "fovea_map", "saliency"
 CONTENTS = (
     *(f"table-{r}.{s}" for r in ("model", "native") for s in ("md", "tex", "csv")),
     "comparisons.md",
+    "progress.csv",
     *(f"{name}.{suffix}" for name in _FIGURES for suffix in ("png", "pdf")),
     "report.html",
 )
@@ -125,7 +126,7 @@ def _open(directory: pathlib.Path) -> _Experiment:
         everything = results.read(directory)
         kind = record["kind"]
         config = configuration.from_json(json.dumps(record["config"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{directory} holds no results of an experiment ({str(error).strip()}); "
             "name the folder that scripts/cross_validate.py or its like wrote."
@@ -183,7 +184,8 @@ def _draw_roc(
     if not diagnosed:
         return {}
     scores: dict[str, list[tuple[pd.Series, pd.Series]]] = {}
-    for run, images in diagnosed.items():
+    for run in sorted(diagnosed, key=lambda run: list(METHODS).index(run.method)):
+        images = diagnosed[run]
         own = images["probability"], images["glaucoma"]
         scores.setdefault(METHODS[run.method].heading, []).append(own)
     curves.plot_mean_roc(scores, folder / "roc")
@@ -208,6 +210,11 @@ def _draw_progress(folder: pathlib.Path, experiment: _Experiment) -> Figures:
     pace = epochs.groupby("curve")["pace"].transform("mean")
     minutes = epochs.assign(x=epochs["x"] * pace).dropna(subset="x")
     curves.plot_progress(epochs, minutes, folder / "progress")
+    points = epochs.assign(minutes=epochs["x"] * pace)
+    means = points.groupby(["curve", "x"], sort=False).agg(
+        minutes=("minutes", "first"), score=("y", "mean"), n=("y", "size")
+    )
+    means.rename_axis(["method", "epoch"]).to_csv(folder / "progress.csv")
     return {"Training, by epochs and by time": folder / "progress.png"}
 
 

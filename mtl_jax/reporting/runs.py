@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 
 from mtl_jax.data import geometry, pipeline
-from mtl_jax.drawing.outlines import Marks, trace
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.experiments import plan
 from mtl_jax.inference import scoring
+from mtl_jax.inference.outlines import Marks, trace
 from mtl_jax.methods import METHODS
 from mtl_jax.reporting.page import METRICS, Photograph, Reading
 

@@ -1,4 +1,4 @@
-"""Foreign weights in: files of other programs become variables of our networks."""
+"""Imports the weights of other programs."""
 
 from mtl_jax.weights.encoder import Encoder, check_suitable, load, save, start_from
 from mtl_jax.weights.glaucoma_mtl import OriginalNetwork, import_checkpoint

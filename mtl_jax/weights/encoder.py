@@ -1,4 +1,4 @@
-"""An imported encoder: its folder on disk, and networks that start from it."""
+"""Stores imported encoders, and starts networks from them."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from mtl_jax.models import unet
 _TENSORS, _RECORD = "encoder.safetensors", "weights.json"
 CONTENTS = (_TENSORS, _RECORD)
 
-# By an encoder's normalisation, those that a network starting from it may have.
+# Normalisations of networks that may start from an encoder, by its own.
 _SUITABLE = {
     "batch": ("batch", "batch_no_average"),
     "batch_no_average": ("batch_no_average",),
@@ -34,14 +34,14 @@ class Encoder:
     """Pretrained variables of an encoder.
 
     Attributes:
-      architecture: such as `vgg16` or, with BatchNorm, `vgg16_bn`.
-      params: by layer, as under `encoder` in the network's params; float32 NumPy.
+      architecture: architecture such as `vgg16` or, with BatchNorm, `vgg16_bn`.
+      params: float32 NumPy arrays by layer, as under `encoder` in a network's params.
       batch_stats: BatchNorm's running averages likewise; empty without BatchNorm.
-      input_mean: [3], RGB on the scale 0 to 1, of the images it was trained on.
-      norm: what follows its convolutions, as in `config.model.norm`.
+      input_mean: [3], mean RGB colour, in [0, 1], of the images it was trained on.
+      norm: normalisation after its convolutions, as in `config.model.norm`.
       width: multiplier of its channels.
-      source: name of the file it is from.
-      ignored: names of the file's tensors that are no part of the encoder.
+      source: name of its file.
+      ignored: names of the file's tensors that do not belong to the encoder.
     """
 
     architecture: str
@@ -60,7 +60,7 @@ class Encoder:
 
 
 def save(encoder: Encoder, output: pathlib.Path) -> None:
-    """Writes an encoder's folder, whole or not at all.
+    """Writes an encoder's folder, completely or not at all.
 
     Raises:
       UserError: if the folder holds something else or cannot be written.
@@ -77,7 +77,7 @@ def save(encoder: Encoder, output: pathlib.Path) -> None:
                 "norm": encoder.norm,
                 "width": encoder.width,
                 "input_mean": [float(x) for x in encoder.input_mean],
-                # Of every import, and so for the reader only.
+                # The same for every import; only for readers of the file.
                 "input_std": unet.IMAGENET_STD,
                 "source": encoder.source,
             },
@@ -85,10 +85,10 @@ def save(encoder: Encoder, output: pathlib.Path) -> None:
 
 
 def load(folder: pathlib.Path) -> Encoder:
-    """Reads what `save` wrote.
+    """Reads a folder that `save` wrote.
 
     Raises:
-      UserError: if there is no such folder or it is damaged.
+      UserError: if the folder does not exist or is damaged.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -132,7 +132,7 @@ def check_suitable(
       width: `config.model.width`.
 
     Raises:
-      UserError: naming the field to change.
+      UserError: with the field to change.
     """
     if encoder.encoder != encoder_name:
         raise UserError(
@@ -155,19 +155,19 @@ def check_suitable(
 
 
 def start_from(encoder: Encoder, params: Any, batch_stats: Any) -> tuple[Any, Any]:
-    """Puts an encoder in the place of a fresh network's.
+    """Replaces the encoder of a fresh network.
 
     Args:
-      encoder: as `check_suitable` finds it.
-      params: of a `MultiTaskUNet`.
-      batch_stats: of the same. Where it has no running averages, those of the encoder
-        are left out; where it has an input mean, it gets the encoder's.
+      encoder: an encoder that `check_suitable` accepts.
+      params: parameters of a `MultiTaskUNet`.
+      batch_stats: batch statistics of the same network. Running averages and the input
+        mean are replaced if the network has them.
 
     Returns:
-      Both with the encoder's values, all else as it was.
+      Both with the encoder's values, otherwise unchanged.
 
     Raises:
-      UserError: if names or shapes of the encoder's layers are not the network's.
+      UserError: if the encoder's layers differ from the network's in name or shape.
     """
     theirs, ours = (_flatten(x) for x in (encoder.params, params["encoder"]))
     if {k: v.shape for k, v in theirs.items()} != {k: v.shape for k, v in ours.items()}:
@@ -197,8 +197,8 @@ def _unflatten(flat: dict[str, np.ndarray]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for path, value in flat.items():
         *parents, last = path.split("/")
-        place = tree
+        node = tree
         for name in parents:
-            place = place.setdefault(name, {})
-        place[last] = value
+            node = node.setdefault(name, {})
+        node[last] = value
     return tree

@@ -18,14 +18,14 @@ class OriginalNetwork:
     """A network that the authors' program trained.
 
     Attributes:
-      params: of a `MultiTaskUNet` with the encoder `vgg13` and the normalisation
-        `batch_no_average`; float32 NumPy.
-      classifier: on the vertical cup-to-disc ratio; None if the file has none that
-        could be read.
+      params: float32 NumPy parameters of a `MultiTaskUNet` with the encoder `vgg13` and
+        the normalisation `batch_no_average`.
+      classifier: classifier on the vertical cup-to-disc ratio; None if the file has no
+        readable one.
       source: name of the file.
-      epoch: at which it was saved; None if the file does not say.
-      n_iter: as `epoch`, in iterations.
-      ignored: names of the file's tensors that are no part of the network.
+      epoch: epoch of the checkpoint; None if the file does not tell.
+      n_iter: iteration of the checkpoint, likewise.
+      ignored: names of the file's tensors that do not belong to the network.
     """
 
     params: Any
@@ -40,36 +40,36 @@ def import_checkpoint(source: pathlib.Path) -> OriginalNetwork:
     """Reads a checkpoint of the original program.
 
     Args:
-      source: as its `torch.save` wrote it: a dict of `model_state_dict`, `classifier`,
-        `epoch`, `n_iter` and maybe `optimizer_state_dict`, which is not read; or the
-        state dict alone.
+      source: file that its `torch.save` wrote: either the state dict, or a dict of
+        `model_state_dict`, `classifier`, `epoch`, `n_iter` and perhaps
+        `optimizer_state_dict`, which is not read.
 
     Raises:
       UserError: if the file cannot be read or is of another architecture.
     """
     source = pathlib.Path(source).expanduser()
     found, others = tensors.read_checkpoint(source)
-    # As torch.nn.DataParallel calls what it wraps.
+    # The prefix that torch.nn.DataParallel adds.
     found = {name.removeprefix("module."): tensor for name, tensor in found.items()}
     layers = names.glaucoma_mtl()
     names.check(source, ARCHITECTURE, found, layers)
     params: dict[str, Any] = {}
     for path, layer in layers.items():
         *parents, last = path.split("/")
-        place = params
+        node = params
         for name in parents:
-            place = place.setdefault(name, {})
+            node = node.setdefault(name, {})
         kernel, bias, *norm = (found[name] for name, _ in layer)
         if norm:
             scale, shift = norm
             kernel = np.ascontiguousarray(kernel.transpose(2, 3, 1, 0))
-            place[last] = {
+            node[last] = {
                 "conv": {"kernel": kernel, "bias": bias},
                 "norm": {"scale": scale, "bias": shift},
             }
         else:
             # A 1x1 convolution is a dense layer, [out, in, 1, 1].
-            place[last] = {"kernel": kernel.reshape(len(kernel), -1).T, "bias": bias}
+            node[last] = {"kernel": kernel.reshape(len(kernel), -1).T, "bias": bias}
     used = {name for layer in layers.values() for name, _ in layer}
     return OriginalNetwork(
         params=params,
@@ -82,7 +82,7 @@ def import_checkpoint(source: pathlib.Path) -> OriginalNetwork:
 
 
 def _classifier(pickled: Any) -> VcdrClassifier | None:
-    """The two fitted numbers of scikit-learn's LogisticRegression."""
+    """Reads the two fitted numbers of scikit-learn's LogisticRegression."""
     state = getattr(pickled, "state", None)
     if not isinstance(state, dict):
         return None
@@ -90,13 +90,13 @@ def _classifier(pickled: Any) -> VcdrClassifier | None:
         (coefficient,) = tensors.read_numbers(state["coef_"])
         (intercept,) = tensors.read_numbers(state["intercept_"])
         classes = tensors.read_numbers(state["classes_"])
-    # Whatever a file may hold in their place.
+    # A file may hold anything under these names.
     except (AttributeError, LookupError, OverflowError, TypeError, ValueError):
         return None
     is_right = classes == [0, 1] and np.isfinite([coefficient, intercept]).all()
     if not is_right:
         return None
-    # That program takes the ratio of nothing to be 0; its file has no other prior.
+    # In that program the ratio of empty masks is 0, and its file has no other prior.
     return VcdrClassifier(coefficient, intercept, prior=float(expit(intercept)))
 
 

@@ -1,7 +1,7 @@
-"""What public weight files are made of, and whose a file is by its tensors.
+"""Tensors of public weight files, and the network that a file's tensors belong to.
 
-An architecture is described by the names and shapes of a layer's tensors in the file,
-under our path of the layer.
+`Layers` describe an architecture: our path of each layer, and the names and shapes of
+its tensors in the file.
 """
 
 import itertools
@@ -15,13 +15,13 @@ from mtl_jax.models import resnet, vgg
 
 Layers = dict[str, list[tuple[str, tuple[int, ...]]]]
 
-# Other members of the family are known so that they can be named.
+# Other VGGs are listed so that messages can name them.
 _DEPTHS = {
     **vgg.DEPTHS,
     "vgg11": (1, 1, 2, 2, 2),
     "vgg19": (2, 2, 4, 4, 4),
 }
-# Networks whose files say by the name of one tensor what they are.
+# Networks that one tensor's name identifies.
 _BY_TENSOR = {
     "layer4.2.conv3.weight": "a deeper ResNet of torchvision (50 layers or more)",
     "layer3.5.conv2.weight": "torchvision's resnet34",
@@ -71,8 +71,8 @@ def keras_vgg16() -> Layers:
 def torchvision_resnet34() -> Layers:
     """ResNet-34 of torchvision without its classifier: kernel (OIHW), BatchNorm's four.
 
-    Convolutions have no bias; a layer's first block has a shortcut of its own where its
-    input is of another shape.
+    Convolutions have no bias. A layer's first block has a convolutional shortcut if its
+    input has another shape.
     """
     first, *widths = resnet.WIDTHS
     layers = {"stem": [("conv1.weight", (first, 3, 7, 7)), *batch_norm("bn1", first)]}
@@ -146,8 +146,8 @@ def check(
     """Refuses a file without the tensors of an architecture.
 
     Raises:
-      UserError: naming the first that is missing or misshapen, and what the file looks
-        like.
+      UserError: with the first missing or misshapen tensor, and the network that the
+        file seems to hold.
     """
     for name, shape in (pair for layer in layers.values() for pair in layer):
         if name not in found:
@@ -166,17 +166,18 @@ def check_no_more(
     layers: Layers,
     prefixes: tuple[str, ...],
 ) -> None:
-    """Refuses a file with further convolutions, which is of a deeper network.
+    """Refuses a file with additional convolutions, which holds a deeper network.
 
     Args:
       source: the file, for messages.
-      architecture: that it should be of.
-      found: its tensors.
-      layers: of the architecture.
-      prefixes: that names of the encoder's tensors begin with.
+      architecture: the expected architecture.
+      found: tensors of the file.
+      layers: layers of the architecture.
+      prefixes: prefixes of the names of the encoder's tensors.
 
     Raises:
-      UserError: naming the first, and what the file looks like.
+      UserError: with the first additional tensor, and the network that the file seems
+        to hold.
     """
     expected = {name for layer in layers.values() for name, _ in layer}
     more = sorted(
@@ -197,7 +198,7 @@ def _mismatch(source, architecture, problem, found):
 
 
 def _looks_like(found: Mapping[str, np.ndarray]) -> str:
-    """What network a file's names and shapes belong to."""
+    """Names the network that a file's names and shapes belong to."""
     kernels = {name for name in found if name.startswith("features.")}
     kernels = {name for name in kernels if found[name].ndim == 4}
     for encoder in _DEPTHS:

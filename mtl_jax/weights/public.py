@@ -1,4 +1,4 @@
-"""Encoders from torchvision's and Keras' files."""
+"""Imports encoders from torchvision's and Keras' files."""
 
 import pathlib
 
@@ -11,7 +11,7 @@ from mtl_jax.weights.encoder import Encoder
 
 ARCHITECTURES = ("vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "resnet34")
 
-# Keras' networks want BGR on the scale 0..255 minus this mean, here as RGB.
+# Keras' networks expect BGR from 0 to 255 minus this mean, which is RGB here.
 _KERAS_MEAN = np.array([123.68, 116.779, 103.939])
 
 
@@ -23,11 +23,11 @@ def import_encoder(source: pathlib.Path, architecture: str) -> Encoder:
       architecture: one of `ARCHITECTURES`.
 
     Returns:
-      The encoder's variables. It wants images normalised by ImageNet's deviations and
-      by `input_mean`, whichever file they are from: what Keras does otherwise is folded
-      into the first layer, but for the mean. (Folded into the bias, the mean would be
-      wrong at the image's border, where the convolution pads with zeros what has been
-      normalised already; so the network takes the mean along.)
+      The encoder's variables. For all files, the encoder expects images minus
+      `input_mean`, divided by ImageNet's deviations. Keras' order of colours and scale
+      are folded into the first layer. Its mean is not: folded into the bias, it would
+      be wrong at the image's border, where the convolution pads the normalised image
+      with zeros.
 
     Raises:
       UserError: if the file cannot be read or is of another architecture.
@@ -35,7 +35,7 @@ def import_encoder(source: pathlib.Path, architecture: str) -> Encoder:
     source = pathlib.Path(source).expanduser()
     if architecture not in ARCHITECTURES:
         raise UserError(
-            f"--architecture={architecture} is not known; choose from "
+            f"--architecture={architecture} is unknown; choose from "
             f"{', '.join(ARCHITECTURES)}."
         )
     found = tensors.read(source)
@@ -43,7 +43,7 @@ def import_encoder(source: pathlib.Path, architecture: str) -> Encoder:
     if is_keras and architecture != "vgg16":
         raise UserError(
             f"{source} is a file of Keras, which has no {architecture}; name a file of "
-            "torchvision, or --architecture=vgg16."
+            "torchvision, or give --architecture=vgg16."
         )
     if is_keras:
         layers = names.keras_vgg16()
@@ -61,7 +61,7 @@ def import_encoder(source: pathlib.Path, architecture: str) -> Encoder:
         if not is_keras:
             kernel = kernel.transpose(2, 3, 1, 0)  # OIHW to HWIO.
         params[ours] = {"conv": {"kernel": np.ascontiguousarray(kernel)}}
-        # A bias comes before the four of a BatchNorm, if there are either.
+        # A bias, if any, precedes the four tensors of a BatchNorm.
         if len(others) % 4:
             params[ours]["conv"]["bias"] = others.pop(0)
         if others:
@@ -86,6 +86,6 @@ def import_encoder(source: pathlib.Path, architecture: str) -> Encoder:
 
 
 def _fold(kernel: np.ndarray) -> np.ndarray:
-    """Keras' first kernel for images in RGB, by ImageNet's deviations in [0, 1]."""
+    """Adapts Keras' first kernel to RGB images divided by ImageNet's deviations."""
     std = np.array(unet.IMAGENET_STD)[:, None]
     return (kernel[:, :, ::-1].astype(np.float64) * (255 * std)).astype(np.float32)

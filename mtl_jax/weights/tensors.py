@@ -1,4 +1,4 @@
-"""Named tensors from the files of other programs, without running code from them."""
+"""Reads named tensors from files of other programs, without running their code."""
 
 import pathlib
 import pickle
@@ -12,10 +12,10 @@ from mtl_jax.errors import UserError
 Tensors = dict[str, np.ndarray]
 
 _SUFFIXES = (".pth", ".pt", ".safetensors", ".h5", ".hdf5")
-# What PyTorch's unpickler says of what is well-formed but might run code.
-# Objects beside the tensors that get a stand-in, by the beginning of their names.
+# Packages whose objects in a pickle are replaced by `Inert`.
 _STOOD_IN = ("sklearn.", "numpy.", "scipy.")
 _NUMBER_KINDS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
+# PyTorch's messages for a well-formed pickle that might run code.
 _REFUSALS = ("Unsupported global", "Unsupported class", "Trying to", "Can only")
 
 
@@ -23,13 +23,12 @@ def read(path: pathlib.Path) -> Tensors:
     """Reads a file of weights.
 
     Args:
-      path: `.pth` or `.pt` as `torch.save` writes a state dict, `.safetensors`, or
-        `.h5` as Keras writes it, whose tensors are called `layer/kernel` and
-        `layer/bias` here.
+      path: `.pth` or `.pt` with a state dict by `torch.save`, `.safetensors`, or `.h5`
+        by Keras. Keras' tensors get the names `layer/kernel` and `layer/bias`.
 
     Returns:
-      float32 arrays by name; half precision is cast. What holds no floating-point
-      numbers, such as counters of batches, is left out.
+      float32 arrays by name; half precision is cast. Tensors of integers, such as
+      counters of batches, are left out.
 
     Raises:
       UserError: if the file is missing, damaged or of another kind, holds something
@@ -38,7 +37,7 @@ def read(path: pathlib.Path) -> Tensors:
     path = _existing(path)
     if path.suffix not in _SUFFIXES:
         raise UserError(
-            f"{path} is of no kind that is read here; name a file that ends in "
+            f"{path} has an unknown extension; name a file that ends in one of "
             f"{', '.join(_SUFFIXES)}."
         )
     readers = {".safetensors": _read_safetensors, ".h5": _read_h5, ".hdf5": _read_h5}
@@ -63,18 +62,18 @@ def _finite(path: pathlib.Path, tensors: Tensors) -> Tensors:
 
 
 class Inert:
-    """What stands in for an object that a pickle describes: what it says, and no code.
+    """Replaces an object in a pickle: it keeps the object's data and runs no code.
 
     Attributes:
-      args: what the object was to be made from.
-      state: what it was to be given then, as a rule a dict of its attributes.
+      args: arguments of the object's constructor.
+      state: state of the object, usually a dict of its attributes.
     """
 
     args: tuple[Any, ...]
     state: Any = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Inert":
-        """Keeps the arguments of whatever was to be called."""
+        """Keeps the arguments of the constructor."""
         self = super().__new__(cls)
         self.args = args
         return self
@@ -87,12 +86,12 @@ def read_checkpoint(path: pathlib.Path) -> tuple[Tensors, dict[str, Any]]:
     """Reads a checkpoint of a training program that uses PyTorch.
 
     Args:
-      path: a dict of `model_state_dict` and other things, or that state dict alone, as
-        `torch.save` writes it.
+      path: file by `torch.save` with a state dict, or with a dict of
+        `model_state_dict` and other entries.
 
     Returns:
-      The tensors, as `read` gives them, and the other things. Objects of NumPy and
-      scikit-learn among these are `Inert`; see `read_numbers`.
+      The tensors as from `read`, and the other entries. Objects of NumPy, SciPy and
+      scikit-learn in these are `Inert`; see `read_numbers`.
 
     Raises:
       UserError: as `read`.
@@ -107,18 +106,18 @@ def read_checkpoint(path: pathlib.Path) -> tuple[Tensors, dict[str, Any]]:
 
 
 def read_numbers(value: Any) -> list[float]:
-    """The numbers in what a checkpoint holds, which may be an array of NumPy's.
+    """Reads the numbers of a checkpoint's entry, a number or an array of NumPy.
 
-    The array's bytes are read here: NumPy's own way of restoring one trusts the file
-    with its layout, down to pointers.
+    The array's bytes are read here, because NumPy trusts the layout in a pickle, down
+    to pointers.
 
     Raises:
-      ValueError: if it is no number and no array of real numbers.
+      ValueError: if the entry is neither a number nor an array of real numbers.
     """
     if isinstance(value, bool | int | float):
         return [float(value)]
     if not isinstance(value, Inert):
-        raise ValueError("no number and no array")
+        raise ValueError("neither a number nor an array")
     is_array = isinstance(value.state, tuple) and len(value.state) == 5
     described, content = value.state[2::2] if is_array else value.args[:2]
     kind, order = described.args[0], described.state[1]
@@ -144,14 +143,14 @@ def _load_torch(path: pathlib.Path, *, stand_in: bool = False) -> Any:
     stood_in: list[tuple[type, str]] = []
     while True:
         try:
-            # Builds tensors and plain containers, and refuses whatever else a pickle
-            # asks for, which could be any code.
+            # Builds only tensors and plain containers. Anything else in a pickle could
+            # run code, and is refused.
             with torch.serialization.safe_globals(stood_in):
                 return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            # PyTorch's own text advises to load such a file without the safeguard.
+            # PyTorch's own message advises to load the file without this safeguard.
             if not any(words in str(error) for words in _REFUSALS):
-                reason = ValueError("its pickle is not one that torch.save writes")
+                reason = ValueError("torch.save did not write its pickle")
                 raise _damaged(path, reason) from error
             asked = re.search(r"GLOBAL (\S+)", str(error))
             name = asked[1] if asked and stand_in else ""
@@ -159,10 +158,10 @@ def _load_torch(path: pathlib.Path, *, stand_in: bool = False) -> Any:
             if not name.startswith(_STOOD_IN) or name in known:
                 raise UserError(
                     f"{path} holds something else than tensors, which could run code "
-                    "on loading and is refused; export its state_dict alone."
+                    "on loading and is refused; export only its state_dict."
                 ) from error
             stood_in.append((Inert, name))
-        # A torn file meets the unpickler, the zip reader or the tensors' sizes.
+        # On a torn file the unpickler, the zip reader or the tensors' sizes fail.
         except Exception as error:
             raise _damaged(path, error) from error
 
@@ -172,8 +171,8 @@ def _named_tensors(path: pathlib.Path, content: Any) -> Tensors:
 
     if not isinstance(content, dict) or not any(map(torch.is_tensor, content.values())):
         raise UserError(
-            f"{path} holds no tensors by name at its top level; export the network's "
-            "state_dict alone."
+            f"{path} holds no tensors by name at its top level; export only the "
+            "network's state_dict."
         )
     try:
         return {
@@ -181,7 +180,7 @@ def _named_tensors(path: pathlib.Path, content: Any) -> Tensors:
             for name, tensor in content.items()
             if torch.is_tensor(tensor) and tensor.is_floating_point()
         }
-    # Sparse ones, nested ones, ones without storage.
+    # Sparse tensors, nested tensors, tensors without storage.
     except (TypeError, RuntimeError, NotImplementedError) as error:
         raise UserError(
             f"{path} holds tensors of an unusual layout ({error}); export them as "
@@ -207,8 +206,8 @@ def _read_h5(path: pathlib.Path) -> Tensors:
     tensors = {}
 
     def add(layer, name, item):
-        # Both `conv_W_1:0` of Keras 1 and `conv/kernel:0` of Keras 2 end there; what
-        # the array is for, its rank tells.
+        # Keras 1 writes `conv_W_1:0`, Keras 2 `conv/kernel:0`. The array's rank tells
+        # whether it is a bias.
         if isinstance(item, h5py.Dataset):
             role = {1: "bias"}.get(item.ndim, "kernel")
             key = f"{layer}/{role}"
@@ -216,7 +215,7 @@ def _read_h5(path: pathlib.Path) -> Tensors:
 
     try:
         with h5py.File(path, "r") as file:
-            # A whole model is saved with its weights in a group of their own.
+            # A file of a whole model has its weights in a group.
             root = file.get("model_weights", file)
             for layer, group in root.items():
                 if isinstance(group, h5py.Group):
@@ -230,7 +229,7 @@ def _floats(tensors: Tensors) -> Tensors:
     return {
         name: np.asarray(tensor, np.float32)
         for name, tensor in tensors.items()
-        # bfloat16 is of NumPy's kind V.
+        # NumPy's kind of bfloat16 is V.
         if tensor.dtype.kind == "f" or tensor.dtype.name == "bfloat16"
     }
 

@@ -83,7 +83,7 @@ def _train_network(
         configuration.check_image_size(config, side, f"{train.name} has images of")
     steps_per_epoch = pipeline.steps_per_epoch(train, config.batch_size)
     training = Training(
-        model=experiment.model,
+        model=experiment.model.clone(axis_name=parallel.AXIS),
         tasks=experiment.tasks,
         optimizer=experiment.optimizer(steps_per_epoch),
         augment=experiment.augment,

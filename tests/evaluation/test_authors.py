@@ -18,10 +18,11 @@ from sklearn.metrics import roc_auc_score
 from configs import default, refuge
 from mtl_jax import configuration, tasks, workdirs
 from mtl_jax.data import geometry, images, pipeline
-from mtl_jax.evaluation import evaluate, predict
+from mtl_jax.evaluation import evaluate
 from mtl_jax.inference import postprocess, scoring
 from mtl_jax.inference.postprocess import PAPER, PostProcessing
 from mtl_jax.inference.prediction import cup_to_disc_ratio, interpret
+from mtl_jax.reporting import predictions
 
 pytest_plugins = ("training_fixtures",)
 
@@ -354,7 +355,7 @@ def test_a_run_of_the_authors_config(make_config, complete_data, tmp_path):
     photograph = tmp_path / "eye.png"
     image = table.take([0])["image"][0]
     Image.fromarray(image).resize((96, 64), Image.Resampling.NEAREST).save(photograph)
-    assert not predict.predict(workdir, str(photograph), tmp_path / "out")
+    assert not predictions.write(workdir, str(photograph), tmp_path / "out")
     with (tmp_path / "out/predictions.csv").open() as file:
         (row,) = csv.DictReader(file)
     picture = images.read_photograph(photograph)

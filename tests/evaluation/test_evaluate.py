@@ -16,6 +16,7 @@ from mtl_jax import workdirs
 from mtl_jax.data import pipeline, synthetic
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluate
+from mtl_jax.reporting import evaluation
 from mtl_jax.reporting.terminal import metrics_text
 
 pytest_plugins = ("training_fixtures",)
@@ -34,7 +35,7 @@ METRICS = (
 
 
 def evaluated(workdir, **options):
-    output, metrics = evaluate.evaluate(workdir, **options)
+    output, metrics = evaluation.write(workdir, **options)
     assert json.loads((output / "metrics.json").read_text()) == metrics
     with (output / "per_image.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -370,7 +371,7 @@ def test_somebody_elses_folder_is_left_alone(workdir):
     place.mkdir(parents=True)
     (place / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="something else"):
-        evaluate.evaluate(workdir, split="validation")
+        evaluation.write(workdir, split="validation")
     assert [path.name for path in place.iterdir()] == ["notes.txt"]
     (place / "notes.txt").unlink()
     place.rmdir()
@@ -379,17 +380,17 @@ def test_somebody_elses_folder_is_left_alone(workdir):
 def test_what_cannot_be_evaluated(workdir, tmp_path, synthetic_data):
     before = {path.name for path in (workdir / "evaluation").glob("*")}
     with pytest.raises(UserError, match="no split 'tset'; it has train"):
-        evaluate.evaluate(workdir, split="tset")
+        evaluation.write(workdir, split="tset")
     with pytest.raises(UserError, match="There is no data set"):
-        evaluate.evaluate(workdir, data_dir=str(tmp_path))
+        evaluation.write(workdir, data_dir=str(tmp_path))
     with pytest.raises(UserError, match="There is no data set 'x'"):
-        evaluate.evaluate(workdir, dataset="x")
+        evaluation.write(workdir, dataset="x")
     with pytest.raises(UserError, match="no checkpoint '5'"):
-        evaluate.evaluate(workdir, checkpoint="5")
+        evaluation.write(workdir, checkpoint="5")
     version_dir = synthetic.build(tmp_path, image_size=48, num_images=(2, 1, 1))
     name = f"synthetic_fundus/{version_dir.parent.name}"
     with pytest.raises(UserError, match="48 pixels a side.*trained on 32"):
-        evaluate.evaluate(workdir, data_dir=str(tmp_path), dataset=name)
+        evaluation.write(workdir, data_dir=str(tmp_path), dataset=name)
     assert {path.name for path in (workdir / "evaluation").glob("*")} == before
 
 

@@ -9,8 +9,8 @@ from markupsafe import Markup
 from PIL import Image
 
 from mtl_jax.data.synthetic import renderer
-from mtl_jax.drawing import overlay
 from mtl_jax.reporting import page
+from mtl_jax.reporting.drawing import overlay
 
 pytest_plugins = ("browser",)
 

@@ -91,6 +91,7 @@ def test_what_is_written(written):
     assert {path.name for path in written.iterdir()} == figures | {
         *(f"table-{r}.{s}" for r in ("model", "native") for s in ("md", "csv", "tex")),
         "comparisons.md",
+        "progress.csv",
         "report.html",
     }
     for name in figures:

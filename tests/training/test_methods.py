@@ -15,7 +15,7 @@ from configs import default
 from mtl_jax import configuration, optim, workdirs
 from mtl_jax.data.synthetic import write_example
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation import evaluate, predict
+from mtl_jax.reporting import evaluation, predictions
 from mtl_jax.workdirs import load
 
 pytest_plugins = ("training_fixtures",)
@@ -141,7 +141,7 @@ def test_a_joint_method_trains_and_tells(make_config, compiled, tmp_path):
     found = [line for line in lines if "interference/norm_glaucoma" in line]
     assert [line["step"] for line in found] == [1, 5]
     assert all(line["interference/norm_glaucoma"] > 0 for line in found)
-    _, metrics = evaluate.evaluate(tmp_path)
+    _, metrics = evaluation.write(tmp_path)
     assert metrics["num_images"]["auc"] == 6
 
 
@@ -210,9 +210,9 @@ def test_single_task_networks_are_one_model(single, tmp_path):
     logits, _ = model(batch)
     for name, member in zip(("glaucoma", "fovea"), members, strict=True):
         np.testing.assert_array_equal(logits[name], member(batch)[0][name])
-    output, metrics = evaluate.evaluate(workdir)
+    output, metrics = evaluation.write(workdir)
     alone = {
-        name: evaluate.evaluate(workdir / name)[1] for name in ("glaucoma", "fovea")
+        name: evaluation.write(workdir / name)[1] for name in ("glaucoma", "fovea")
     }
     assert metrics["auc_fc"] == alone["glaucoma"]["auc_fc"]
     assert metrics["fovea_error"] == alone["fovea"]["fovea_error"]
@@ -221,7 +221,7 @@ def test_single_task_networks_are_one_model(single, tmp_path):
     )
     assert (output / "roc.png").exists()
     write_example(tmp_path / "photographs")
-    predict.predict(workdir, str(tmp_path / "photographs/images"), tmp_path / "out")
+    predictions.write(workdir, str(tmp_path / "photographs/images"), tmp_path / "out")
     with (tmp_path / "out" / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert all(row["probability_fc"] and row["fovea_x"] for row in rows)

@@ -12,9 +12,10 @@ from mtl_jax import configuration, workdirs
 from mtl_jax.data import pipeline, synthetic
 from mtl_jax.data.synthetic import write_example
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation import evaluate, predict
+from mtl_jax.evaluation import evaluate
 from mtl_jax.inference import postprocess
 from mtl_jax.inference.vcdr import VcdrClassifier
+from mtl_jax.reporting import predictions
 from mtl_jax.training import views
 from mtl_jax.workdirs import TrainedNetwork, encoder_of, load
 from mtl_jax.workdirs._trained import _join
@@ -92,7 +93,7 @@ def test_evaluated_and_predicted_with_like_any_other(run, tmp_path):
     for name in ("auc", "auc_fc", "auc_vcdr", "fovea_error"):
         assert metrics[name] is None
     write_example(tmp_path / "photographs")
-    predict.predict(workdir, str(tmp_path / "photographs/images"), tmp_path / "out")
+    predictions.write(workdir, str(tmp_path / "photographs/images"), tmp_path / "out")
     with (tmp_path / "out" / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 6

@@ -316,7 +316,7 @@ def test_pth_without_torch(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("none.h5", "There is no file"), ("a.npz", "no kind that is read here")],
+    [("none.h5", "There is no file"), ("a.npz", "unknown extension")],
 )
 def test_no_file_of_weights(name, said, tmp_path):
     (tmp_path / "a.npz").write_bytes(b"")

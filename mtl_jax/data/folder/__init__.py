@@ -1,4 +1,4 @@
-"""The user's own photographs: the TFDS builder and the manifest it reads."""
+"""The user's own photographs: the manifest and its TFDS builder."""
 
 from mtl_jax.data.folder.builder import build
 

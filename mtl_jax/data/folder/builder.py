@@ -18,13 +18,13 @@ from mtl_jax.errors import UserError
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class FundusFolderConfig(tfds.core.BuilderConfig):
-    """Where the data come from and at what size they are kept.
+    """Source and image size of a data set.
 
     Attributes:
       source: directory that relative paths in the manifest start from.
       manifest: the CSV file.
       image_size: pixels a side of the model image.
-      fingerprint: names the contents of manifest and files.
+      fingerprint: hash of the contents of manifest and files.
     """
 
     source: str
@@ -34,7 +34,7 @@ class FundusFolderConfig(tfds.core.BuilderConfig):
 
 
 class FundusFolder(building.LocalBuilder):
-    """Builder for a manifest that `read_manifest` has found in order."""
+    """Builder for a manifest that `read_manifest` has accepted."""
 
     name = "fundus_folder"
 
@@ -76,7 +76,7 @@ class FundusFolder(building.LocalBuilder):
 
 
 def record_of(row: ManifestRow, image_size: int) -> dict[str, Any]:
-    """The record of one row; see `schema.encode_record`."""
+    """Makes the record of one row; see `schema.encode_record`."""
     disc_mask, cup_mask = read_masks(row)
     return schema.encode_record(
         row.image_id,
@@ -98,26 +98,26 @@ def build(
     image_size: int = 256,
     name: str | None = None,
 ) -> pathlib.Path:
-    """Builds the data set of a manifest, or finds it built already.
+    """Builds the data set of a manifest, unless it is built already.
 
-    Every file is checked before anything is written. Large sets are built by spawned
-    processes; see `building.parallel_map`.
+    Every file is checked before anything is written. Large data sets are built by
+    spawned processes; see `building.parallel_map`.
 
     Args:
       data_dir: directory of all TFDS data sets.
       source: directory that relative paths in the manifest start from.
-      manifest: the CSV file, by default `manifest.csv` in `source`; its columns are
-        those of `rows.COLUMNS`.
+      manifest: CSV file with the columns `rows.COLUMNS`; by default `manifest.csv` in
+        `source`.
       image_size: pixels a side of the model image, a multiple of 16, at least 32.
-      name: what to call the data set, by default the source directory's name; other
-        characters than ASCII letters, digits and `_` become `_`.
+      name: name of the data set, by default that of the source directory. Characters
+        other than ASCII letters, digits and `_` become `_`.
 
     Returns:
       The version directory, for `tfds.builder_from_directory`.
 
     Raises:
       UserError: if the manifest or a file has problems (all are listed), if a data set
-        of this name was built from other contents, or if an argument is unsuitable.
+        of this name was built from other contents, or if an argument is invalid.
     """
     source = pathlib.Path(source).expanduser().absolute()
     if not source.is_dir():
@@ -126,7 +126,7 @@ def build(
     schema.check_image_size(image_size)
     name = re.sub(r"[^A-Za-z0-9_]", "_", name or source.resolve().name)
     if not name:
-        raise UserError(f"{source} has no name to call the data set by; give a name.")
+        raise UserError(f"{source} has no name for the data set; give a name.")
     rows, _ = parse_manifest(manifest, source)
     config = FundusFolderConfig(
         name=f"{name}-{image_size}px",
@@ -149,7 +149,7 @@ def build(
 
 
 def _fingerprint(manifest: pathlib.Path, rows: list[ManifestRow]) -> str:
-    """Names the contents of a manifest and, without reading them, of its files."""
+    """Hashes a manifest's contents and its files' sizes and modification times."""
     digest = hashlib.sha256(manifest.read_bytes())
     for row in rows:
         for path in (row.image, *row.mask_files.values()):
@@ -166,7 +166,7 @@ def _stamp(path: pathlib.Path) -> str:
 
 
 def _check_contents(version_dir: pathlib.Path, config: FundusFolderConfig) -> None:
-    """Refuses a data set that is not of these contents."""
+    """Refuses a data set that was built from other contents."""
     built = building.read_metadata(version_dir, "fingerprint")
     if built["fingerprint"] != config.fingerprint:
         raise UserError(

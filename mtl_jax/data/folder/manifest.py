@@ -1,7 +1,7 @@
-"""A CSV manifest of photographs and annotations, read strictly.
+"""Reads a CSV manifest of photographs and annotations strictly.
 
-Every problem of the table and of the files it names is reported at once, because a
-label that is dropped silently costs more than any error message.
+All problems of the table and of its files are reported at once: a silently dropped
+label costs more than an error message.
 """
 
 import csv
@@ -34,23 +34,23 @@ def read_manifest(
 ) -> list[ManifestRow]:
     """Reads a manifest and decodes every file it names.
 
-    Columns are separated by comma, semicolon or tab; an empty cell means "not
-    annotated". The columns `image_id` and `image` are required, any other of `COLUMNS`
-    may be there. Without `split`, photographs are dealt out by `default_splits`.
+    Commas, semicolons or tabs separate columns; an empty cell means "not annotated".
+    The columns `image_id` and `image` are required, the others of `COLUMNS` are
+    optional. Without `split`, `default_splits` assigns the photographs.
 
-    An empty cup mask is an annotation (no cup is visible), an empty disc mask is a
-    problem: most often its values follow another convention. So are masks with every
-    pixel inside and one photograph in two rows.
+    An empty cup mask is an annotation: no cup is visible. An empty disc mask is a
+    problem, because most often its values follow another convention. A mask with every
+    pixel inside is a problem, and so is one photograph in two rows.
 
     Args:
       manifest_path: the CSV file, UTF-8.
       source_dir: directory that relative paths in the manifest start from.
 
     Returns:
-      The rows, in the manifest's order, all files of which can be read.
+      The rows in the manifest's order. All their files can be read.
 
     Raises:
-      UserError: listing every problem with its row.
+      UserError: with a list of all problems and their rows.
     """
     rows, problems = parse_manifest(manifest_path, source_dir)
     found = building.parallel_map(
@@ -66,18 +66,18 @@ def read_manifest(
 def parse_manifest(
     manifest_path: images.PathLike, source_dir: images.PathLike
 ) -> tuple[list[ManifestRow], list[Problem]]:
-    """Reads a manifest without looking at the files it names.
+    """Reads a manifest without opening the files it names.
 
     Args:
       manifest_path: as for `read_manifest`.
       source_dir: as for `read_manifest`.
 
     Returns:
-      The rows that name a photograph, and what is wrong with the table. A cell with a
+      The rows that name a photograph, and the problems of the table. A cell with a
       problem is None in its row.
 
     Raises:
-      UserError: if nothing can be made of the table as a whole.
+      UserError: if the table as a whole is unusable.
     """
     path = pathlib.Path(manifest_path)
     header, records = _read_table(path)
@@ -105,21 +105,21 @@ def parse_manifest(
 
 
 def default_splits(image_ids: Iterable[str]) -> dict[str, str]:
-    """Deals photographs out: 60 % train, 20 % validation, 20 % test.
+    """Assigns photographs at random: 60 % train, 20 % validation, 20 % test.
 
-    The same identifiers in any order are always dealt out the same way.
+    The same identifiers always give the same splits, in any order.
     """
     names = sorted(set(image_ids))
     # RandomState's streams are frozen for all versions of NumPy; Generator's are not.
     order = np.random.RandomState(0).permutation(len(names))
     held_out = round(0.2 * len(names))
-    places = ["validation"] * held_out + ["test"] * held_out
-    places += ["train"] * (len(names) - len(places))
-    return {names[i]: place for i, place in zip(order, places, strict=True)}
+    splits = ["validation"] * held_out + ["test"] * held_out
+    splits += ["train"] * (len(names) - len(splits))
+    return {names[i]: split for i, split in zip(order, splits, strict=True)}
 
 
 def read_masks(row: ManifestRow) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Optic disc and cup of a row, each uint8 [H, W], 1 inside, or None."""
+    """Reads the optic disc and cup of a row, each uint8 [H, W], 1 inside, or None."""
     if row.mask is not None:
         return images.disc_and_cup_masks(images.read_mask(row.mask))
     disc, cup = (
@@ -130,7 +130,7 @@ def read_masks(row: ManifestRow) -> tuple[np.ndarray | None, np.ndarray | None]:
 
 
 def file_problems(row: ManifestRow) -> list[str]:
-    """Decodes the files of a row and says what is wrong with them."""
+    """Decodes the files of a row and lists their problems."""
     problems = []
     size = None
     try:
@@ -154,8 +154,8 @@ def _photograph_problems(row: ManifestRow, size: tuple[int, int]) -> list[str]:
     problems = []
     if min(size) < MIN_SIZE:
         problems.append(
-            f"{row.image} has {width} x {height} pixels; {MIN_SIZE} a side are the"
-            " least."
+            f"{row.image} has {width} x {height} pixels; at least {MIN_SIZE} a side are"
+            " needed."
         )
     if row.fovea_xy is not None:
         x, y = row.fovea_xy
@@ -193,7 +193,7 @@ def _mask_problems(
 
 
 def _read_table(path: pathlib.Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The header, and the rows that are not blank with their numbers."""
+    """Reads the header, and the rows that are not blank with their numbers."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; name the CSV file with the labels.")
     try:
@@ -227,7 +227,7 @@ def _header_problems(header: list[str]) -> list[Problem]:
         if name not in COLUMNS:
             texts.append(f"unknown column {name!r}; known are {words(COLUMNS)}")
         elif name in header[:position]:
-            texts.append(f"the column {name} is there twice")
+            texts.append(f"the column {name} is given twice")
     return [Problem(1, text) for text in texts]
 
 

@@ -1,4 +1,4 @@
-"""The rows of a manifest: what a cell may hold, and what it means."""
+"""Rows of a manifest: the allowed values of cells, and their meaning."""
 
 import dataclasses
 import math
@@ -27,7 +27,7 @@ _SPLIT_NAMES = {
     "valid": "validation",
     "testing": "test",
 }
-# Spreadsheets and pandas write whole numbers as 0.0 and 1.0 beside empty cells.
+# In a column with empty cells, spreadsheets and pandas write 0.0 and 1.0.
 _GLAUCOMA_VALUES = {
     **dict.fromkeys(("0", "0.0", "false", "no"), 0.0),
     **dict.fromkeys(("1", "1.0", "true", "yes"), 1.0),
@@ -42,12 +42,12 @@ class ManifestRow:
     """One photograph and its annotations; None stands for "not annotated".
 
     Attributes:
-      number: the row in a spreadsheet, where the header is row 1.
-      image_id: unique, usable as a file name.
+      number: row number in a spreadsheet, where the header is row 1.
+      image_id: unique name, usable as a file name.
       image: the photograph.
       disc_mask: mask of the optic disc.
       cup_mask: mask of the optic cup.
-      mask: mask of both with REFUGE's values, in place of the two.
+      mask: one mask with REFUGE's values in place of these two.
       fovea_xy: (x, y) = (column, row) in native pixels.
       glaucoma: 1 for glaucoma, 0 for healthy.
       split: one of `SPLITS`.
@@ -65,14 +65,14 @@ class ManifestRow:
 
     @property
     def mask_files(self) -> dict[str, pathlib.Path]:
-        """The masks there are, by column."""
+        """The files of the annotated masks, by column."""
         named = {column: getattr(self, column) for column in MASK_COLUMNS}
         return {column: path for column, path in named.items() if path is not None}
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Something to mend in one row of a manifest."""
+    """Something to correct in one row of a manifest."""
 
     number: int
     text: str
@@ -84,13 +84,13 @@ def parse_row(
     """Makes a row from its cells.
 
     Args:
-      number: the row in a spreadsheet.
+      number: row number in a spreadsheet.
       cells: stripped text by column, for all columns of the header.
       source_dir: directory that relative paths start from.
 
     Returns:
-      The row, or None if it names no photograph, and what is wrong with its cells. A
-      cell with a problem is None in the row (the split: train).
+      The row, or None if it names no photograph; and the problems of its cells. A cell
+      with a problem is None in the row, except that the split becomes train.
     """
     problems = []
 
@@ -107,7 +107,7 @@ def parse_row(
     split = parsed(_parse_split, "split") if "split" in cells else None
     masks = {c: source_dir / cells[c] for c in MASK_COLUMNS if cells.get(c)}
     if "mask" in masks and len(masks) > 1:
-        problems.append("both mask and disc_mask or cup_mask are given; keep one way")
+        problems.append("both mask and disc_mask or cup_mask are given; keep only one")
     if not cells["image"]:
         return None, [*problems, "the cell image is empty; name the photograph"]
     row = ManifestRow(
@@ -127,8 +127,8 @@ def _parse_image_id(text: str) -> str:
         raise ValueError("the cell image_id is empty; give each photograph a name")
     if _UNSAFE_ID.search(text) or len(text.encode()) > 200:
         raise ValueError(
-            f"image_id {text!r} cannot be a file name; leave out slashes, control"
-            " characters and a leading dot, and keep to 200 bytes"
+            f"image_id {text!r} cannot be a file name; avoid slashes, control"
+            " characters and a leading dot, and use at most 200 bytes"
         )
     return text
 
@@ -166,5 +166,5 @@ def _parse_split(text: str) -> str:
 
 
 def words(names: Iterable[str]) -> str:
-    """The names as a list to read."""
+    """Joins names by commas."""
     return ", ".join(names)

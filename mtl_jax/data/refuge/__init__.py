@@ -1,4 +1,4 @@
-"""REFUGE: the TFDS builder, and finding the files however people keep them."""
+"""REFUGE: the TFDS builder, and the search for files in any arrangement."""
 
 from mtl_jax.data.refuge.builder import build
 

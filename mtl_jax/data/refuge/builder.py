@@ -1,4 +1,4 @@
-"""A TFDS data set of REFUGE, from the official archives or however people keep them."""
+"""A TFDS data set of REFUGE, from the official files in any arrangement."""
 
 import dataclasses
 import functools
@@ -17,21 +17,21 @@ from mtl_jax.data.refuge.survey import Case, survey
 from mtl_jax.errors import UserError
 
 _LONGEST_REPORT = 50
-_HINT = "\nMend these, or build with partial labels by --allow_missing."
+_HINT = "\nCorrect these, or build with partial labels by --allow_missing."
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class RefugeConfig(tfds.core.BuilderConfig):
-    """One size of REFUGE, and what goes into it.
+    """Image size and contents of a REFUGE data set.
 
     Attributes:
-      source: the directory, for messages.
+      source: directory of the files, for messages.
       image_size: pixels a side of the model image.
       cases: the photographs.
-      fingerprint: names the contents of the source.
+      fingerprint: hash of the source's contents.
       allow_missing: whether problems are accepted.
-      found: what the source holds, in words.
-      problems: what is wrong with the source, in sentences.
+      found: text about what the source holds.
+      problems: sentences about what is wrong with the source.
     """
 
     source: str
@@ -44,12 +44,12 @@ class RefugeConfig(tfds.core.BuilderConfig):
 
 
 class Refuge(building.LocalBuilder):
-    """Builder for photographs that a survey has put together.
+    """Builder for the photographs of a `survey`.
 
-    Damage and sizes show only when files are decoded, which is most of the work, so it
-    is not done once for a check and once more to build: problems are collected while
-    records are written and reported, all of them, at the end of the last split. TFDS
-    then deletes what it has written so far, which nothing took for a data set.
+    Damage and wrong sizes show only when files are decoded, which is most of the work.
+    Files are therefore decoded once: problems are collected while records are written,
+    and all are reported at the end of the last split. TFDS then deletes the unfinished
+    data set.
     """
 
     name = "refuge"
@@ -65,7 +65,7 @@ class Refuge(building.LocalBuilder):
                 fingerprint=config.fingerprint,
                 found=config.found,
                 problems=list(config.problems),
-                # By the mask's name: pixels whose value is not one of REFUGE's.
+                # By mask: the number of pixels with another value than REFUGE's.
                 other_values={},
             ),
         )
@@ -105,7 +105,7 @@ class Refuge(building.LocalBuilder):
                 is_empty = False
                 yield case.stem, record
         report = _report(self.builder_config.source, problems)
-        if is_empty:  # TFDS cannot write a split of nothing.
+        if is_empty:  # TFDS cannot write an empty split.
             raise UserError(f"No photograph of the {split} split can be read. {report}")
         if is_last and problems and not self.builder_config.allow_missing:
             raise UserError(report + _HINT)
@@ -118,26 +118,24 @@ def build(
     image_size: int = 256,
     allow_missing: bool = False,
 ) -> pathlib.Path:
-    """Builds REFUGE, or finds it built already.
+    """Builds REFUGE, unless it is built already, and prints what it found.
 
-    What was found is printed. Large sets are built by spawned processes; see
-    `building.parallel_map`.
+    Large data sets are built by spawned processes; see `building.parallel_map`.
 
     Args:
       data_dir: directory of all TFDS data sets.
-      source: directory with the official archives, or with their files in whatever
-        folders.
+      source: directory with the official archives, or with their files in any folders.
       image_size: pixels a side of the model image, a multiple of 16, at least 32.
-      allow_missing: whether to build when something is missing or contradictory, with
-        labels absent and unreadable photographs left out; problems are then printed to
-        stderr.
+      allow_missing: whether to build if something is missing or contradictory. Such
+        labels are then absent, unreadable photographs are left out, and problems are
+        printed to stderr.
 
     Returns:
       The version directory, for `tfds.builder_from_directory`.
 
     Raises:
       UserError: if something is missing or contradictory (all is listed), if the data
-        set was built from other contents, or if an argument is unsuitable.
+        set was built from other contents, or if an argument is invalid.
     """
     source = pathlib.Path(source).expanduser().absolute()
     if not source.is_dir():
@@ -175,10 +173,10 @@ def build(
 
 
 def _survey_into(config: RefugeConfig, listing: Listing, layout: Layout) -> None:
-    """Completes a config by what the source holds, and prints that.
+    """Adds what the source holds to a config, and prints it.
 
     Raises:
-      UserError: if that has problems which are not allowed.
+      UserError: if there are problems and they are not allowed.
     """
     there = survey(layout)
     config.cases = there.cases
@@ -188,7 +186,7 @@ def _survey_into(config: RefugeConfig, listing: Listing, layout: Layout) -> None
     )
     print(config.found, flush=True)
     if config.problems and not config.allow_missing:
-        # There will be no build: this is the one time that the files are decoded.
+        # There will be no build, so the files are decoded here.
         for found in building.parallel_map(
             problems_of, there.cases, "checking files", processes=True
         ):
@@ -199,10 +197,10 @@ def _survey_into(config: RefugeConfig, listing: Listing, layout: Layout) -> None
 
 
 def _metadata(version_dir: pathlib.Path, config: RefugeConfig) -> dict[str, Any]:
-    """What a data set says of its making, if it is the one that the config means.
+    """Reads the metadata of a data set and checks that it fits the config.
 
     Raises:
-      UserError: if it is not.
+      UserError: if the data set was built from other files, or is incomplete.
     """
     metadata = building.read_metadata(
         version_dir, "fingerprint", "problems", "found", "other_values"
@@ -224,8 +222,8 @@ def _metadata(version_dir: pathlib.Path, config: RefugeConfig) -> dict[str, Any]
 
 def _nothing_found(source: pathlib.Path, notes: list[str]) -> str:
     sentence = (
-        f"{source} holds nothing of REFUGE: neither in it nor in its subdirectories "
-        "and zip archives is a photograph or mask called like g0001.jpg, n0001.jpg, "
+        f"{source} holds nothing of REFUGE: no photograph or mask in it, its "
+        "subdirectories or its zip archives has a name like g0001.jpg, n0001.jpg, "
         "V0001.jpg or T0001.jpg; name the directory that holds the official archives, "
         "or their files."
     )
@@ -233,7 +231,7 @@ def _nothing_found(source: pathlib.Path, notes: list[str]) -> str:
 
 
 def _rounded(other_values: dict[str, int]) -> str:
-    """That masks have values which count as another one, and how many pixels."""
+    """A sentence about mask pixels whose values are rounded to REFUGE's."""
     masks = some(f"{count} in {name}" for name, count in other_values.items())
     return (
         f"{sum(other_values.values())} pixels of masks have other values than 0 cup, "

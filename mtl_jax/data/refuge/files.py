@@ -1,7 +1,7 @@
-"""All files under a directory, those inside its zip archives included.
+"""Lists all files under a directory, including those in its zip archives.
 
-Archives are read in place, member by member. Nothing is ever unpacked, so whatever a
-member calls itself, no file comes to be outside the data set.
+Archives are read in place, member by member, and never unpacked. A member's name can
+therefore not create a file elsewhere.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from mtl_jax.errors import UserError
 
 _ARCHIVES_NOT_READ = (".rar", ".7z", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".001")
 _ENCRYPTED = 0x1
-# A photograph has a few megabytes; what claims more than this would fill the memory.
+# A photograph has a few megabytes; a larger member could fill the memory.
 _LARGEST_MEMBER = 1 << 30
 
 
@@ -26,11 +26,11 @@ class SourceFile:
     """A file, or a member of a zip archive.
 
     Attributes:
-      parts: the path from the source directory; an archive counts as a folder.
-      path: the file itself, or the archive.
-      member: name inside the archive, None for a file of its own.
-      stamp: differs when the contents do: size and modification time, of a member size
-        and checksum.
+      parts: path from the source directory, where an archive counts as a folder.
+      path: path of the file, or of the archive.
+      member: name inside the archive; None for a plain file.
+      stamp: size and modification time of a file, size and checksum of a member. It
+        changes with the contents.
     """
 
     parts: tuple[str, ...]
@@ -40,16 +40,16 @@ class SourceFile:
 
     @property
     def name(self) -> str:
-        """How messages call it."""
+        """Its name in messages."""
         return "/".join(self.parts)
 
     @property
     def suffix(self) -> str:
-        """The extension, lower case."""
+        """Its extension in lower case."""
         return os.path.splitext(self.parts[-1])[1].lower()
 
     def read_bytes(self) -> bytes:
-        """The contents.
+        """Reads the contents.
 
         Raises:
           UserError: if they cannot be read.
@@ -59,7 +59,7 @@ class SourceFile:
                 return pathlib.Path(self.path).read_bytes()
             modified = os.stat(self.path).st_mtime_ns
             return _open_archive(self.path, modified).read(self.member)
-        # A damaged archive meets zipfile, zlib and struct with their own exceptions.
+        # On a damaged archive, zipfile, zlib and struct raise their own exceptions.
         except Exception as error:
             raise UserError(
                 f"{self.name} cannot be read ({error}); copy or download it again."
@@ -68,12 +68,12 @@ class SourceFile:
 
 @dataclasses.dataclass
 class Listing:
-    """What there is to read.
+    """The files of a source.
 
     Attributes:
-      files: in the order of their names.
+      files: the files, sorted by name.
       problems: sentences about archives and folders that cannot be read.
-      notes: sentences about what is passed over on purpose.
+      notes: sentences about what is skipped on purpose.
     """
 
     files: list[SourceFile] = dataclasses.field(default_factory=list)
@@ -84,7 +84,7 @@ class Listing:
 def list_files(source: pathlib.Path) -> Listing:
     """Lists a directory with its subdirectories and zip archives.
 
-    Hidden files and what macOS and Excel leave behind are passed over.
+    Hidden files and the leftovers of macOS and Excel are skipped.
 
     Args:
       source: the directory.
@@ -99,7 +99,7 @@ def list_files(source: pathlib.Path) -> Listing:
     for folder, subfolders, names in os.walk(source, onerror=report, followlinks=True):
         real = os.path.realpath(folder)
         subfolders[:] = sorted(filter(_is_wanted, subfolders))
-        if real in seen:  # A link to a folder above would be followed for ever.
+        if real in seen:  # A link to a parent folder would be followed forever.
             subfolders.clear()
             continue
         seen.add(real)
@@ -110,7 +110,7 @@ def list_files(source: pathlib.Path) -> Listing:
 
 
 def some(names: Iterable[str], shown: int = 3) -> str:
-    """The first few of many names, and how many more there are."""
+    """Joins the first few of many names, and tells how many more there are."""
     names = list(names)
     if len(names) <= shown + 1:
         return ", ".join(names)
@@ -124,8 +124,8 @@ def _add(found: Listing, source: pathlib.Path, path: pathlib.Path) -> None:
     try:
         status = path.stat()
     except OSError as error:
-        # A link to nowhere is no file; if it should have been one, that is missing.
-        found.notes.append(f"{name} is passed over ({error.strerror}).")
+        # A broken link; a file that it should be is reported as missing.
+        found.notes.append(f"{name} is skipped ({error.strerror}).")
         return
     if not stat.S_ISREG(status.st_mode):
         return
@@ -140,7 +140,7 @@ def _add(found: Listing, source: pathlib.Path, path: pathlib.Path) -> None:
             return
         _add_members(found, archive, path, parts)
     elif path.suffix.lower() in _ARCHIVES_NOT_READ:
-        found.notes.append(f"{name} is not looked into; unpack it if it is needed.")
+        found.notes.append(f"{name} is not read; unpack it if it is needed.")
     else:
         stamp = (status.st_size, status.st_mtime_ns)
         found.files.append(SourceFile(parts, str(path), None, stamp))
@@ -154,9 +154,9 @@ def _add_members(
 ) -> None:
     name = "/".join(parts)
     unsafe, encrypted, archives = [], [], []
-    # A name that is there twice means its last entry, as it does when unpacked.
+    # If a name occurs twice, the last entry counts, as in unpacking.
     for info in {info.filename: info for info in archive.infolist()}.values():
-        # Some programs for Windows separate by backslashes.
+        # Some programs for Windows write backslashes.
         member = info.filename.replace("\\", "/")
         inner = tuple(part for part in member.split("/") if part not in ("", "."))
         if member.endswith("/") or not all(map(_is_wanted, inner)):
@@ -180,12 +180,12 @@ def _add_members(
     if unsafe:
         found.notes.append(
             f"{name} has members whose names lead out of it ({some(unsafe)}); they are "
-            "passed over."
+            "skipped."
         )
     if archives:
         found.notes.append(
-            f"{name} holds archives, which are not looked into ({some(archives)}); "
-            "unpack it if they are needed."
+            f"{name} holds archives, which are not read ({some(archives)}); unpack it "
+            "if they are needed."
         )
 
 
@@ -198,8 +198,8 @@ def _open_archive(path: str, modified: int) -> zipfile.ZipFile:
     """Opens an archive once per process: reading its directory takes milliseconds.
 
     Args:
-      path: of the archive.
-      modified: its time of modification; a changed archive is opened anew.
+      path: path of the archive.
+      modified: its modification time, so that a changed archive is opened anew.
     """
     del modified
     return zipfile.ZipFile(path)

@@ -1,4 +1,4 @@
-"""REFUGE's tables: spreadsheets, and the `index.json` of repacked copies."""
+"""Reads REFUGE's tables: spreadsheets, and the `index.json` of repacked copies."""
 
 import dataclasses
 import io
@@ -15,7 +15,7 @@ from mtl_jax.data.refuge import official
 from mtl_jax.data.refuge.files import SourceFile
 from mtl_jax.errors import UserError
 
-# Columns by the letters and digits of their heads, which differ between the files.
+# Letters and digits of the columns' heads, which differ between the files.
 _NAME = "imgname"
 _LABELS = ("glaucomalabel", "labelglaucoma1", "label")
 _FOVEA = ("foveax", "foveay")
@@ -26,15 +26,15 @@ _HEAD_ROWS = 10
 
 @dataclasses.dataclass(frozen=True)
 class Statement:
-    """What one row says of a photograph; None where it says nothing.
+    """The annotations of one photograph in one row; None where the row has none.
 
     Attributes:
-      stem: the official one.
-      where: the file and row.
+      stem: official stem of the photograph.
+      where: file and row.
       glaucoma: 1 for glaucoma, 0 for healthy.
       fovea_xy: (x, y) = (column, row) in native pixels.
-      sides: the photograph's two sides in pixels, the shorter first: which of the two
-        is called X is not the same in all copies.
+      sides: the photograph's two sides in pixels, the shorter first. Copies differ in
+        which of them they call X.
     """
 
     stem: str
@@ -46,13 +46,13 @@ class Statement:
 
 @dataclasses.dataclass
 class Table:
-    """What a table says.
+    """The contents of a table.
 
     Attributes:
-      name: of its file.
-      statements: of photographs with official names.
+      name: name of its file.
+      statements: its rows of photographs with official names.
       problems: sentences about what is wrong with it.
-      heads: of its columns, their letters and digits; None if it is damaged.
+      heads: letters and digits of its columns' heads; None if it is damaged.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Table:
     heads: set[str] | None = dataclasses.field(default_factory=set)
 
     def lacks(self, kind: str) -> str | None:
-        """Why a table that can be read says nothing of a kind of annotation.
+        """Tells why a readable table has no annotations of a kind, or None.
 
         Args:
           kind: `foveas` or `glaucoma labels`.
@@ -80,7 +80,7 @@ class Table:
 
 
 def read_table(file: SourceFile) -> Table:
-    """Reads a table; one without a column ImgName says nothing.
+    """Reads a table; without a column ImgName it has no statements.
 
     Args:
       file: `.xlsx` or `.json`.
@@ -98,7 +98,7 @@ def read_table(file: SourceFile) -> Table:
     except UserError as error:
         table.heads = None
         table.problems.append(str(error))
-    # openpyxl lets out whatever zipfile, the XML parser and its own code raise.
+    # openpyxl passes on all exceptions of zipfile, the XML parser and its own code.
     except Exception as error:
         table.heads = None
         table.problems.append(
@@ -109,14 +109,14 @@ def read_table(file: SourceFile) -> Table:
 
 
 def _sheet_rows(contents: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each row below the heads, as its place and its cells by head."""
+    """Yields each row below the heads: its number, and its cells by head."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # About styles that do not matter here.
+        warnings.simplefilter("ignore")  # They are about styles.
         book = openpyxl.load_workbook(
             io.BytesIO(contents), read_only=True, data_only=True
         )
     for sheet in book.worksheets:
-        # Some programs write a wrong extent, beyond which nothing would be read.
+        # Some programs write a wrong extent, and rows beyond it would be lost.
         sheet.reset_dimensions()
         heads = None
         for number, row in enumerate(sheet.iter_rows(values_only=True), start=1):
@@ -130,15 +130,15 @@ def _sheet_rows(contents: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _json_rows(contents: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each entry of a JSON object or list, as its place and its values by name."""
+    """Yields each entry of a JSON object or list: its key, and its values by name."""
     entries = json.loads(contents.decode("utf-8-sig"))
     if isinstance(entries, list):
         entries = dict(enumerate(entries))
     if not isinstance(entries, dict):
         return
-    for place, entry in entries.items():
+    for key, entry in entries.items():
         if isinstance(entry, dict):
-            yield f"entry {place}", {_key(k): value for k, value in entry.items()}
+            yield f"entry {key}", {_key(k): value for k, value in entry.items()}
 
 
 def _key(head: Any) -> str:
@@ -146,7 +146,7 @@ def _key(head: Any) -> str:
 
 
 def _statement(where: str, cells: dict[str, Any]) -> tuple[Statement | None, list[str]]:
-    """What a row says, and what is wrong with it; a bad cell leaves the others."""
+    """Reads a row and lists its problems; other cells than the bad ones are kept."""
     stem = official.stem_of(str(cells.get(_NAME, "")))
     if stem is None or official.split_of(stem) is None:
         return None, []

@@ -1,8 +1,8 @@
-"""Which file is what, in whatever folders people keep REFUGE.
+"""Tells what each file of REFUGE is, in any arrangement of folders.
 
-A file's name says which photograph it belongs to, and so which split: the official
-names differ between the splits. Folders say whether it is a photograph or a mask, and
-often the glaucoma label.
+A file's name tells its photograph, and with it the split: each split has its own series
+of names. Folders tell whether a file is a photograph or a mask, and often the glaucoma
+label.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from mtl_jax.data import images
 from mtl_jax.data.refuge import official
 from mtl_jax.data.refuge.files import SourceFile, some
 
-# Words that folders' names are made of.
+# Words in the names of folders.
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation"), "validation"),
@@ -23,7 +23,7 @@ _SPLITS = {
 _MASKS = {"mask", "masks", "gt", "gts", "groundtruth", "label", "labels"}
 _MASKS |= {"seg", "segmentation", "segmentations", "annotation", "annotations"}
 _PHOTOGRAPHS = {"image", "images", "img", "imgs", "photo", "photos", "photographs"}
-# Photographs with the annotations drawn in.
+# Photographs with drawn annotations.
 _DRAWINGS = {"illustration", "illustrations", "overlay", "overlays"}
 _LABELS = {
     **dict.fromkeys(("glaucoma", "glaucomatous"), 1.0),
@@ -34,12 +34,12 @@ _MASK_LABELS = {**_LABELS, "g": 1.0, "n": 0.0}
 
 @dataclasses.dataclass
 class Layout:
-    """The files that matter. There may be several of a kind for one photograph.
+    """The files of REFUGE. A photograph may have several of a kind.
 
     Attributes:
-      photographs: by official stem; those of each stem with the one to prefer first.
-      masks: likewise.
-      tables: spreadsheets before others.
+      photographs: photographs by official stem, each with the preferred file first.
+      masks: masks likewise.
+      tables: tables, spreadsheets first.
       refuge2: photographs that only REFUGE2 has.
       misplaced: files in a folder that is named after another split than theirs.
     """
@@ -52,24 +52,24 @@ class Layout:
 
     @property
     def notes(self) -> list[str]:
-        """Sentences about what may surprise and is no problem."""
+        """Sentences about what may surprise but is no problem."""
         notes = []
         if self.refuge2:
             notes.append(
-                f"{len(self.refuge2)} photographs are REFUGE2's own and left out "
+                f"{len(self.refuge2)} photographs that only REFUGE2 has are left out "
                 f"({some(file.name for file in self.refuge2)})."
             )
         if self.misplaced:
             notes.append(
-                f"{len(self.misplaced)} files lie in a folder of another split; they "
-                f"belong to the official split that their names tell "
+                f"{len(self.misplaced)} files lie in a folder of another split; their "
+                f"names decide to which official split they belong "
                 f"({some(file.name for file in self.misplaced)})."
             )
         return notes
 
     @property
     def fingerprint(self) -> str:
-        """Names the contents of all these files without reading them."""
+        """A hash of all names and stamps, which changes with the contents."""
         digest = hashlib.sha256()
         for file in sorted(
             (*_all(self.photographs), *_all(self.masks), *self.tables),
@@ -80,7 +80,7 @@ class Layout:
 
 
 def sort_files(files: Iterable[SourceFile]) -> Layout:
-    """Tells what each file is; files that are nothing of REFUGE are passed over."""
+    """Tells what each file is, and skips files that do not belong to REFUGE."""
     layout = Layout()
     for file in sorted(files, key=lambda file: (file.member is not None, file.parts)):
         kind = _kind(file)
@@ -105,10 +105,10 @@ def sort_files(files: Iterable[SourceFile]) -> Layout:
 
 
 def folder_label(file: SourceFile) -> float | None:
-    """The glaucoma label that the folders say: 1 for glaucoma, 0 for healthy.
+    """The glaucoma label in the names of folders: 1 for glaucoma, 0 for healthy.
 
-    Folders above that of the split hold several kinds of eyes, whatever they are called
-    (`Glaucoma/REFUGE/Test400`, say).
+    Folders above that of the split are ignored: they hold both kinds of eyes, even in
+    `Glaucoma/REFUGE/Test400`.
     """
     labels = _MASK_LABELS if _kind(file) == "mask" else _LABELS
     for part in reversed(file.parts[:-1]):
@@ -121,7 +121,7 @@ def folder_label(file: SourceFile) -> float | None:
 
 
 def _kind(file: SourceFile) -> str | None:
-    """Says "photograph", "mask", "table" or, of a stray file, None."""
+    """Returns "photograph", "mask", "table", or None for a stray file."""
     if file.suffix == ".xlsx" or file.parts[-1].lower() == "index.json":
         return "table"
     if file.suffix not in images.EXTENSIONS:
@@ -133,14 +133,14 @@ def _kind(file: SourceFile) -> str | None:
         is_mask = bool(_words(folder) & _MASKS)
         if is_mask != bool(_words(folder) & _PHOTOGRAPHS):
             return "mask" if is_mask else "photograph"
-        # Masks are hardly kept as JPEG, whatever the whole collection is called.
+        # Masks are hardly ever JPEG, so names of outer folders do not count.
         if file.suffix in (".jpg", ".jpeg") and _split_named((folder,)):
             return "photograph"
     return "mask" if file.suffix == ".bmp" else "photograph"
 
 
 def _split_named(folders: tuple[str, ...]) -> str | None:
-    """The split that the innermost folder named after a single one is named after."""
+    """The split in the name of the innermost folder that names exactly one split."""
     for part in reversed(folders):
         splits = {_SPLITS[word] for word in _words(part) if word in _SPLITS}
         if len(splits) == 1:
@@ -151,7 +151,7 @@ def _split_named(folders: tuple[str, ...]) -> str | None:
 def _is_refuge2(parts: tuple[str, ...]) -> bool:
     """Whether the folders are those of REFUGE2's own validation and test sets.
 
-    The bundle of REFUGE2 holds the whole of REFUGE1 as well.
+    The bundle of REFUGE2 also holds all of REFUGE1.
     """
     for part in reversed(parts[:-1]):
         if re.search(r"refuge[\W_]?2(?!\d)", part, re.IGNORECASE):
@@ -163,7 +163,7 @@ def _is_refuge2(parts: tuple[str, ...]) -> bool:
 
 
 def _words(part: str) -> set[str]:
-    """The words of names like `Annotation-Training400` and `TestGT`, in lower case."""
+    """Lower-case words of names such as `Annotation-Training400` and `TestGT`."""
     camel_case = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", part)
     return {word.lower() for word in [*re.findall("[A-Za-z]+", part), *camel_case]}
 

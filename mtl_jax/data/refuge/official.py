@@ -1,4 +1,4 @@
-"""What the official REFUGE set consists of.
+"""The contents of the official REFUGE set.
 
 References:
   Orlando et al., REFUGE Challenge, Medical Image Analysis 59:101570, 2020.
@@ -15,12 +15,12 @@ class OfficialSplit:
     """One of the three splits, each of 400 photographs.
 
     Attributes:
-      series: initial and number of the photographs whose names begin with it.
-      camera: that took them.
+      series: initials of the photographs' names, each with its number of photographs.
+      camera: the camera that took them.
       photographs: archive with the photographs.
       annotations: archive with masks and spreadsheet.
-      spreadsheet: with the foveas, and the labels where the names do not say them.
-      columns: of the spreadsheet.
+      spreadsheet: file with the foveas, and the labels if the names do not tell them.
+      columns: columns of the spreadsheet.
     """
 
     series: tuple[tuple[str, int], ...]
@@ -68,21 +68,22 @@ SPLITS = {
     ),
 }
 
-# Photographs with glaucoma in each split.
+# Number of photographs with glaucoma in each split.
 GLAUCOMA = 40
 
 _SPLIT_OF = {stem: name for name, split in SPLITS.items() for stem in split.stems}
 
 
 def stem_of(name: str) -> str | None:
-    """The official stem that a file name stands for.
+    """The official stem of a file name.
 
     Args:
-      name: of a photograph or mask, in any case, with or without extension.
+      name: name of a photograph or mask, in upper or lower case, with or without
+        extension.
 
     Returns:
-      Such as `g0001` or `T0400`. Names of the same form with other numbers, which are
-      REFUGE2's, give a stem of no split. None for every other name.
+      A stem such as `g0001` or `T0400`, or None for any other name. Names of REFUGE2,
+      with higher numbers, give a stem without a split.
     """
     match = _NAME.fullmatch(name)
     if match is None:
@@ -92,10 +93,10 @@ def stem_of(name: str) -> str | None:
 
 
 def split_of(stem: str) -> str | None:
-    """The split of an official stem; None for one that REFUGE1 does not have."""
+    """The split of an official stem; None if REFUGE1 does not have it."""
     return _SPLIT_OF.get(stem)
 
 
 def label_of(stem: str) -> float | None:
-    """The glaucoma label that the name says: g and n in the training split."""
+    """The glaucoma label in the name: g or n in the training split, else None."""
     return {"g": 1.0, "n": 0.0}.get(stem[0])

@@ -1,4 +1,4 @@
-"""From the files of one REFUGE photograph to its record, or what is wrong with them."""
+"""Makes the record of one REFUGE photograph and checks its files."""
 
 from typing import Any, NamedTuple
 
@@ -12,14 +12,14 @@ from mtl_jax.errors import UserError
 
 
 class Decoded(NamedTuple):
-    """What the files of one photograph hold.
+    """The contents of one photograph's files.
 
     Attributes:
-      photograph: RGB, or None.
-      annotations: `disc_mask`, `cup_mask` (uint8 [H, W]) and `fovea_xy` (native pixels)
-        or None in their place.
+      photograph: RGB picture, or None.
+      annotations: `disc_mask`, `cup_mask` (uint8 [H, W]) and `fovea_xy` (native
+        pixels), each None if absent.
       problems: sentences about what is wrong.
-      other_values: pixels of the mask whose value is not one of REFUGE's.
+      other_values: number of mask pixels with another value than REFUGE's.
     """
 
     photograph: Image.Image | None
@@ -39,9 +39,8 @@ def examine(
 
     Returns:
       The record, see `schema.encode_record`, or None if the photograph cannot be read;
-      sentences about what is wrong (what is wrong with an annotation makes it absent);
-      and how many pixels of the mask have a value that is not one of REFUGE's, and
-      count as the nearest.
+      sentences about what is wrong; and the number of mask pixels with another value
+      than REFUGE's, which count as the nearest. An annotation with a problem is absent.
     """
     photograph, annotations, problems, other_values = read_case(case)
     if photograph is None:
@@ -53,7 +52,7 @@ def examine(
         **annotations,
         glaucoma=case.glaucoma,
         camera=official.SPLITS[case.split].camera,
-        # As the challenge calls it, whatever this copy of the file is called.
+        # The challenge's name, which this copy of the file may not have.
         file_name=f"{case.stem}.jpg",
     )
     return record, problems, other_values
@@ -83,27 +82,27 @@ def read_case(case: Case) -> Decoded:
 
 
 def problems_of(case: Case) -> list[str]:
-    """What is wrong with the files of one photograph."""
+    """Lists the problems of one photograph's files."""
     return read_case(case).problems
 
 
 def _fovea(case: Case, size: tuple[int, int]) -> tuple[np.ndarray | None, list[str]]:
-    """The fovea if it fits a photograph of this (height, width), and why not."""
+    """The fovea if it fits a photograph of this (height, width), and the problems."""
     if case.fovea_xy is None:
         return None, []
     height, width = size
     x, y = case.fovea_xy
     if case.sides not in (None, (min(size), max(size))):
         return None, [
-            f"{case.photograph.name} has {width} x {height} pixels, but the table that "
-            f"places its fovea says {case.sides[0]} x {case.sides[1]}; the official "
+            f"{case.photograph.name} has {width} x {height} pixels, but the table with "
+            f"its fovea says {case.sides[0]} x {case.sides[1]}; the official "
             "photographs are not resized."
         ]
     if not (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5):
         return None, [
             f"the fovea ({x:g}, {y:g}) lies outside {case.photograph.name}, which has "
             f"{width} x {height} pixels; the official set has it inside, in pixels of "
-            "the photograph as it was taken."
+            "the original photograph."
         ]
     return np.array(case.fovea_xy), []
 
@@ -114,7 +113,7 @@ def _disc_and_cup(
     """Optic disc and cup of a photograph of this (height, width).
 
     Returns:
-      Both masks, and the number of pixels with another value than REFUGE's.
+      Both masks, and the number of pixels with other values than REFUGE's.
 
     Raises:
       UserError: if the mask cannot be read or does not fit.
@@ -128,7 +127,7 @@ def _disc_and_cup(
         )
     disc_mask, cup_mask = images.disc_and_cup_masks(grey)
     share = np.count_nonzero(disc_mask) / disc_mask.size
-    # More than half is the background of a mask whose values are the other way round.
+    # More than half: the mask's values are inverted.
     if not 0 < share <= 0.5:
         raise UserError(
             f"{case.mask.name} has {100 * share:.0f} % of its pixels inside the optic "

@@ -1,6 +1,6 @@
-"""From sorted files to annotated photographs, and what is missing or contradictory.
+"""Joins photographs with annotations, and finds what is missing or contradictory.
 
-Nothing is decoded here, unless the same photograph is there twice.
+Images are decoded only to compare several copies of one file.
 """
 
 import dataclasses
@@ -17,21 +17,21 @@ from mtl_jax.data.refuge.layout import Layout, folder_label
 from mtl_jax.data.refuge.official import GLAUCOMA, SPLITS, label_of, split_of
 from mtl_jax.errors import UserError
 
-# Copies of the tables round coordinates.
+# Copies of the tables round coordinates [pixels].
 _SAME_FOVEA = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One photograph and its annotations; None stands for an absent one.
+    """One photograph and its annotations; an absent one is None.
 
     Attributes:
-      stem: the official one.
-      photograph: the file.
+      stem: official stem of the photograph.
+      photograph: its file.
       mask: file with both structures, in REFUGE's values.
       glaucoma: 1 for glaucoma, 0 for healthy.
       fovea_xy: (x, y) = (column, row) in native pixels.
-      sides: the photograph's sides in pixels as a table has them, the shorter first.
+      sides: the photograph's sides in pixels according to a table, the shorter first.
     """
 
     stem: str
@@ -43,18 +43,18 @@ class Case:
 
     @property
     def split(self) -> str:
-        """The split it belongs to."""
+        """Its split."""
         return split_of(self.stem)
 
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """What there is of REFUGE.
+    """The photographs and annotations of a source.
 
     Attributes:
-      cases: in official order.
+      cases: the photographs, in official order.
       problems: sentences about what is missing or contradictory.
-      found: a table of what there is in each split.
+      found: a table of the numbers in each split.
     """
 
     cases: list[Case]
@@ -63,10 +63,10 @@ class Survey:
 
 
 def survey(layout: Layout) -> Survey:
-    """Puts together what belongs together.
+    """Joins photographs with their annotations.
 
-    Where sources contradict each other, the annotation, or the photograph itself, is
-    absent and the contradiction among the problems.
+    If sources contradict each other, the annotation or photograph is left out, and the
+    contradiction is one of the problems.
     """
     tables = [read_table(file) for file in layout.tables]
     statements = [statement for table in tables for statement in table.statements]
@@ -108,7 +108,7 @@ def _resolve(
     by_stem: Mapping[str, list[SourceFile]],
     decode: Callable[[str, bytes], np.ndarray],
 ) -> tuple[dict[str, SourceFile | None], list[str]]:
-    """One file for each stem; None where several differ."""
+    """Chooses one file for each stem; None if several differ."""
     chosen = {stem: files[0] for stem, files in by_stem.items()}
     several = {stem: files for stem, files in by_stem.items() if len(files) > 1}
     if not several:
@@ -130,7 +130,7 @@ def _resolve(
 def _difference(
     files: list[SourceFile], decode: Callable[[str, bytes], np.ndarray]
 ) -> str | None:
-    """A sentence if files that should be copies of each other are not."""
+    """Compares files that should be copies: a sentence if they differ, else None."""
     try:
         contents = [file.read_bytes() for file in files]
         if all(other == contents[0] for other in contents[1:]):
@@ -144,18 +144,18 @@ def _difference(
     if all(np.array_equal(first, other) for other in others):
         return None
     names = " and ".join(file.name for file in files)
-    return f"{names} differ; the official set has one of them: remove the others."
+    return f"{names} differ; the official set has one of them; remove the others."
 
 
 def _structures(name: str, contents: bytes) -> np.ndarray:
-    """Optic disc and cup of a mask, uint8 [2, H, W]."""
+    """Decodes optic disc and cup of a mask, uint8 [2, H, W]."""
     return np.stack(images.disc_and_cup_masks(images.read_mask(name, contents)))
 
 
 def _labels(
     layout: Layout, statements: Iterable[Statement]
 ) -> tuple[dict[str, float | None], list[str]]:
-    """The glaucoma labels; None where sources contradict each other."""
+    """Joins the glaucoma labels; None where sources contradict each other."""
     votes: dict[str, dict[float, str]] = {}
 
     def vote(stem: str, label: float | None, who: str) -> None:
@@ -190,7 +190,7 @@ def _labels(
 def _foveas(
     statements: Iterable[Statement],
 ) -> tuple[dict[str, tuple[float, float] | None], list[str]]:
-    """The foveas; None where they contradict each other or are not marked."""
+    """Joins the foveas; None where they contradict each other or are at (0, 0)."""
     said: dict[str, list[Statement]] = {}
     for statement in statements:
         if statement.fovea_xy is not None:
@@ -210,7 +210,7 @@ def _foveas(
         if first.fovea_xy == (0, 0):
             foveas[stem] = None
             problems.append(
-                f"{first.where} has the fovea of {stem} at (0, 0), where none can be; "
+                f"{first.where} has the fovea of {stem} at (0, 0), the image's corner; "
                 "the official set has a fovea inside each photograph."
             )
     return foveas, problems
@@ -222,7 +222,7 @@ def _point(statement: Statement) -> str:
 
 
 def _missing(there: Mapping[str, Mapping[str, object]]) -> list[str]:
-    """What the official set has and this one does not, in a sentence for each kind."""
+    """A sentence for each split and kind that is not complete."""
     problems = []
     for name, split in SPLITS.items():
         table = f"{split.annotations} has them in {split.spreadsheet}"
@@ -246,10 +246,9 @@ def _missing(there: Mapping[str, Mapping[str, object]]) -> list[str]:
 def _without_columns(
     tables: Iterable[Table], there: Mapping[str, Mapping[str, object]]
 ) -> list[str]:
-    """A sentence for each table that may be why a split has none of its annotations.
+    """A sentence for each table that may explain why a split has no annotations.
 
-    A table that has nothing to do with REFUGE is nobody's concern as long as the others
-    say what is wanted.
+    A table without REFUGE's columns is no problem while others have the annotations.
     """
     problems: dict[str, str] = {}
     for name, split in SPLITS.items():
@@ -271,7 +270,7 @@ def _without_columns(
 
 
 def _found(there: Mapping[str, Mapping[str, object]]) -> str:
-    """A table of how many photographs and annotations each split has."""
+    """A table of the numbers of photographs and annotations in each split."""
     lines = [f"{'':12}{'images':>8}{'glaucoma':>10}{'masks':>8}{'foveas':>8}"]
     for name, split in SPLITS.items():
         counts = {
@@ -281,7 +280,7 @@ def _found(there: Mapping[str, Mapping[str, object]]) -> str:
         glaucoma = sum(
             there["glaucoma labels"].get(stem) == 1
             for stem in split.stems
-            # Names tell the labels in the training split, of absent photographs too.
+            # In the training split, names also tell the labels of absent photographs.
             if name != "train" or stem in there["photographs"]
         )
         lines.append(

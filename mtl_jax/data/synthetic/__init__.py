@@ -1,4 +1,4 @@
-"""Drawn fundi with exact truth: the TFDS builder and what it draws with."""
+"""Drawn fundi with exact annotations: the TFDS builder and its renderer."""
 
 from mtl_jax.data.synthetic.builder import build, write_example
 

@@ -1,9 +1,9 @@
 """Random eyes: optic disc and cup, fovea and the signs of glaucoma.
 
-Nothing here knows about pixels. Lengths are fractions of the frame's shorter side. A
-point (x, y) of the *eye frame* has its origin at the disc's centre, x growing towards
-the temple, so that the fovea always lies at positive x, and y growing downwards; the
-photograph of a right or a left eye mirrors x.
+Lengths are fractions of the frame's shorter side; nothing here depends on pixels. The
+origin of the *eye frame* is the disc's centre. Its x grows towards the temple, so that
+the fovea always lies at positive x, and its y grows downwards. The photograph of one of
+the two eyes mirrors x.
 """
 
 import dataclasses
@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Vertical cup-to-disc ratio: mean and standard deviation. The ranges overlap, so the
-# ratio alone does not settle the diagnosis.
+# Vertical cup-to-disc ratio: mean and standard deviation. The ranges overlap, so that
+# the ratio alone does not determine the diagnosis.
 HEALTHY_VCDR = (0.44, 0.10)
 GLAUCOMA_VCDR = (0.64, 0.11)
 
@@ -21,24 +21,24 @@ GLAUCOMA_VCDR = (0.64, 0.11)
 WEDGE_PROBABILITY = (0.03, 0.70)
 NOTCH_PROBABILITY = (0.02, 0.45)
 HAEMORRHAGE_PROBABILITY = (0.02, 0.30)
-# A glaucomatous eye without any other sign has a wedge defect this often.
+# Probability of a wedge defect in a glaucomatous eye without other signs.
 LAST_CUE_PROBABILITY = 0.9
 ATROPHY_PROBABILITY = (0.25, 0.40)
 
 DISC_HEIGHT = (0.190, 0.012)
 DISC_ASPECT = (0.92, 0.035)
-# The cup never comes nearer to the disc's edge than this share of the disc's radius.
+# Least distance from the cup to the disc's edge, as a share of the disc's radius.
 NARROWEST_RIM = 0.07
 
 
 @dataclasses.dataclass(frozen=True)
 class Framing:
-    """Where a camera's operator puts disc and fovea; pairs are (mean, deviation).
+    """Position of disc and fovea in the frame; pairs are (mean, deviation).
 
     Attributes:
-      disc_fovea_distance: from disc centre to fovea.
-      disc_above_fovea: how much higher in the frame the disc lies.
-      gaze: the frame's centre on the way from fovea (0) to disc (1).
+      disc_fovea_distance: distance from disc centre to fovea.
+      disc_above_fovea: height of the disc above the fovea.
+      gaze: position of the frame's centre between fovea (0) and disc (1).
     """
 
     disc_fovea_distance: tuple[float, float]
@@ -47,7 +47,7 @@ class Framing:
 
 
 class Notch(NamedTuple):
-    """A place where the cup reaches out: angle [rad], relative height, width [rad]."""
+    """A bulge of the cup: angle [rad], relative height, width [rad]."""
 
     angle: float
     height: float
@@ -58,11 +58,11 @@ class Wedge(NamedTuple):
     """A nerve-fibre-layer defect, a dark sector along the fibres.
 
     Attributes:
-      angle: where the fibres leave the disc, from the fovea's direction; positive is
-        below it [rad].
-      half_width: [rad].
-      depth: share of the layer that is lost, 0 to 1.
-      length: how far from the disc's centre it reaches.
+      angle: angle at which the fibres leave the disc, from the fovea's direction;
+        positive is below it [rad].
+      half_width: half of the sector's angle [rad].
+      depth: lost share of the layer, 0 to 1.
+      length: reach from the disc's centre.
     """
 
     angle: float
@@ -87,7 +87,7 @@ class Outline:
       centre: (x, y) in the eye frame.
       semi_axes: horizontal and vertical.
       waves: (amplitude, phase) of the relative radius' harmonics 2, 3, …
-      notches: places where the curve reaches out.
+      notches: bulges of the curve.
     """
 
     centre: tuple[float, float]
@@ -108,12 +108,12 @@ class Outline:
         return ellipse * relative
 
     def level(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Distance from the centre over the curve's: below 1 inside, above outside."""
+        """Distance from the centre relative to the curve's: below 1 inside."""
         dx, dy = x - self.centre[0], y - self.centre[1]
         return np.hypot(dx, dy) / self.radius(np.arctan2(dy, dx))
 
     def scaled(self, factor: float, shift_x: float = 0.0) -> "Outline":
-        """The same shape, larger by `factor` and moved towards the temple."""
+        """The same shape, scaled by `factor` and moved towards the temple."""
         x, y = self.centre
         a, b = self.semi_axes
         return dataclasses.replace(
@@ -123,16 +123,16 @@ class Outline:
 
 @dataclasses.dataclass(frozen=True)
 class Anatomy:
-    """One eye and how it lies in the frame.
+    """One eye and its position in the frame.
 
     Attributes:
       side: +1 if the fovea is on the right of the disc in the photograph, else -1.
       gaze_point: the point of the eye frame at the frame's centre.
-      disc: the optic disc's outline.
-      cup: the cup's; its part beyond the narrowest rim does not count.
+      disc: outline of the optic disc.
+      cup: outline of the cup, which `levels` cuts off at the narrowest rim.
       fovea: (x, y) in the eye frame.
       wedges: nerve-fibre-layer defects.
-      haemorrhages: at the disc's margin.
+      haemorrhages: haemorrhages at the disc's margin.
       atrophy: outer edge of a peripapillary crescent, or None.
       glaucoma: the diagnosis.
     """
@@ -169,8 +169,8 @@ def sample_anatomy(
 
     Args:
       rng: source of all randomness.
-      framing: where disc and fovea come to lie.
-      glaucoma: which of the two populations the eye comes from.
+      framing: position of disc and fovea in the frame.
+      glaucoma: whether the eye comes from the population with glaucoma.
 
     Returns:
       The eye's anatomy.
@@ -224,7 +224,7 @@ def _sample_cup(
     ratio = float(np.clip(rng.normal(mean, deviation), 0.2, 0.88))
     horizontal = ratio * _clipped_normal(rng, 0.97, 0.05)
     a, b = disc.semi_axes
-    # The free play inside the disc limits how far the cup can lie off its centre.
+    # The space inside the disc limits the distance between the two centres.
     slack = 1 - ratio
     centre = (
         a * slack * rng.uniform(0.0, 0.35),

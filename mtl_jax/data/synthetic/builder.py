@@ -1,7 +1,7 @@
 """A data set of drawn fundi, for demonstrations and tests without patients' data.
 
-Its splits imitate REFUGE: the training split is taken with one camera, validation and
-test with another, and few of the eyes have glaucoma.
+Its splits imitate REFUGE: one camera takes the training split, another one validation
+and test, and few eyes have glaucoma.
 """
 
 import dataclasses
@@ -27,21 +27,21 @@ CAMERAS = {
     "test": renderer.EVALUATION_CAMERA,
 }
 
-# How many photographs an example of files has, and their pixels a side.
+# Number of photographs of `write_example`, and their pixels a side.
 EXAMPLE_IMAGES = 6
 EXAMPLE_SIZE = 512
 
 
 @dataclasses.dataclass(eq=False)
 class SyntheticFundusConfig(tfds.core.BuilderConfig):
-    """What distinguishes one synthetic data set from another.
+    """Size, numbers and seed of a synthetic data set.
 
     Attributes:
       name: derived from the other fields; leave it empty.
       image_size: pixels a side, a multiple of 16 and at least 32.
-      num_images: how many in train, validation and test.
+      num_images: numbers of images in train, validation and test.
       glaucoma_fraction: share of glaucoma in each split.
-      seed: the same seed draws the same eyes, whatever their number.
+      seed: random seed; it draws the same eyes for any number of images.
     """
 
     name: str = ""
@@ -78,7 +78,7 @@ class SyntheticFundusConfig(tfds.core.BuilderConfig):
             )
 
     def _derive_name(self) -> str:
-        """Names only what differs from the defaults, apart from the size."""
+        """Makes a name from the size and the values that differ from the defaults."""
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
         parts = [f"{self.image_size}px"]
         if self.num_images != defaults["num_images"]:
@@ -138,23 +138,23 @@ def build(
     glaucoma_fraction: float = 0.1,
     seed: int = 0,
 ) -> pathlib.Path:
-    """Builds a synthetic data set, or finds it built.
+    """Builds a synthetic data set, unless it is built already.
 
-    An interrupted build leaves at most an `incomplete.*` folder, which nothing takes
-    for a data set and the next build of the same data set removes.
+    An interrupted build leaves at most a folder `incomplete.*`. The next build of the
+    same data set removes it.
 
     Args:
-      data_dir: TFDS data directory, made if need be.
+      data_dir: TFDS data directory, created if it does not exist.
       image_size: pixels a side.
-      num_images: how many in train, validation and test.
+      num_images: numbers of images in train, validation and test.
       glaucoma_fraction: share of glaucoma in each split.
-      seed: chooses the eyes.
+      seed: random seed of the eyes.
 
     Returns:
-      The version's directory, for `tfds.builder_from_directory`.
+      The version directory, for `tfds.builder_from_directory`.
 
     Raises:
-      UserError: if a size, number or fraction makes no sense.
+      UserError: if a size, number or fraction is invalid.
     """
     config = SyntheticFundusConfig(
         image_size=image_size,
@@ -173,11 +173,11 @@ def draw_record(
     """Draws one photograph of a split and makes its record.
 
     Args:
-      image: its index in the split and whether it has glaucoma. The eye depends on
-        these two, the split and the seed alone.
+      image: its index in the split, and whether it has glaucoma. The eye depends only
+        on these two, the split and the seed.
       split: "train", "validation" or "test".
       image_size: pixels a side, both native and model size.
-      seed: of the data set.
+      seed: seed of the data set.
 
     Returns:
       A record that fits `schema.features(image_size)`.
@@ -208,16 +208,16 @@ def _draw(
 
 
 def write_example(folder: str | os.PathLike[str]) -> None:
-    """Writes photographs as JPEG, masks as PNG and a manifest: a `fundus_folder`.
+    """Writes an example for `fundus_folder`: JPEG photographs, PNG masks, a manifest.
 
-    The photographs are those that the test split begins with, larger. What is there
-    under the same names is replaced.
+    The photographs are the first of the test split, drawn larger. Files of the same
+    names are replaced.
 
     Args:
-      folder: to write to, made if need be.
+      folder: output folder, created if it does not exist.
 
     Raises:
-      UserError: if it cannot be made.
+      UserError: if it cannot be created.
     """
     folder = pathlib.Path(folder).expanduser()
     try:
@@ -245,18 +245,18 @@ def write_example(folder: str | os.PathLike[str]) -> None:
 def assign_labels(count: int, glaucoma_fraction: float) -> list[bool]:
     """Spreads `round(glaucoma_fraction * count)` positives evenly over a split.
 
-    Spread evenly, a short split is the beginning of a longer one, apart from rounding.
+    Except for rounding, a short split is therefore the beginning of a longer one.
 
     Args:
       count: number of photographs.
-      glaucoma_fraction: wanted share of glaucoma.
+      glaucoma_fraction: requested share of glaucoma.
 
     Returns:
-      [count] labels; both classes occur if there are two photographs or more.
+      [count] labels. From two photographs on, both classes occur.
     """
     positives = round(glaucoma_fraction * count)
     if count >= 2:
         positives = min(max(positives, 1), count - 1)
-    # How many positives the first i photographs hold, rounded half up.
+    # Number of positives among the first i photographs, rounded half up.
     held = [(2 * i * positives + count) // (2 * count) for i in range(count + 1)]
     return [after > before for before, after in zip(held, held[1:], strict=False)]

@@ -1,4 +1,4 @@
-"""Fundus cameras: from the light of a retina to a photograph.
+"""Fundus cameras, which turn the colours of a retina into a photograph.
 
 Lengths are fractions of the frame's shorter side.
 """
@@ -21,16 +21,16 @@ class Camera:
     """A fundus camera.
 
     Attributes:
-      name: written into every record.
-      framing: where disc and fovea come to lie.
-      field_of_view: diameter of the round field, may exceed the frame.
+      name: name in every record.
+      framing: position of disc and fovea in the frame.
+      field_of_view: diameter of the round field, which may exceed the frame.
       colour_gain: factors on R, G, B.
       gamma: exponent of the tone curve.
-      blur: the lens's Gaussian blur, standard deviation.
-      noise: sensor noise, standard deviation in [0, 1] intensity per pixel.
+      blur: standard deviation of the lens's Gaussian blur.
+      noise: standard deviation of the sensor noise, in intensities from 0 to 1.
       vignetting: share of the light lost at the field's edge.
-      reflection_probability: how often a bright dome reaches into the field.
-      defocus_probability: how often the photograph is out of focus.
+      reflection_probability: probability of a bright dome at the field's edge.
+      defocus_probability: probability of a photograph out of focus.
     """
 
     name: str
@@ -81,7 +81,7 @@ def expose(rng: np.random.Generator, camera: Camera, tissue: np.ndarray) -> np.n
 
     Args:
       rng: source of all randomness.
-      camera: what takes it.
+      camera: the camera.
       tissue: float32 [H, W, 3] in [0, 1], RGB colour of the retina.
 
     Returns:
@@ -95,7 +95,7 @@ def expose(rng: np.random.Generator, camera: Camera, tissue: np.ndarray) -> np.n
     light = ndimage.gaussian_filter(light, (blur, blur, 0), truncate=3)
     light = (light + reflection * REFLECTION) * gain.astype(np.float32)
     colour = np.clip(light, 0, 1) ** camera.gamma
-    # Drawn last: it is the only randomness that depends on the number of pixels.
+    # Drawn last, as its number of draws depends on the number of pixels.
     colour += rng.standard_normal(colour.shape, np.float32) * camera.noise
     colour *= _draw_field(camera, x, y, tissue.shape)
     return np.clip(colour * 255 + 0.5, 0, 255).astype(np.uint8)
@@ -119,7 +119,7 @@ def _sample_blur(rng: np.random.Generator, camera: Camera) -> float:
 def _draw_illumination(
     rng: np.random.Generator, camera: Camera, x: np.ndarray, y: np.ndarray
 ) -> np.ndarray:
-    """Uneven light, [H, W, 1]: falls off to the edge and to one side."""
+    """Uneven light, [H, W, 1], darker towards the edge and one side."""
     direction, slope = rng.uniform(0, 2 * math.pi), rng.uniform(0, 0.4)
     exposure = np.exp(rng.normal(0, 0.06))
     fall = camera.vignetting * (x**2 + y**2) / (camera.field_of_view / 2) ** 2
@@ -130,7 +130,7 @@ def _draw_illumination(
 def _draw_reflection(
     rng: np.random.Generator, camera: Camera, x: np.ndarray, y: np.ndarray
 ) -> np.ndarray:
-    """A bright dome that reaches in from the field's edge, [H, W, 1]; mostly none."""
+    """A bright dome at the field's edge, [H, W, 1]; all zero in most photographs."""
     wanted = rng.random() < camera.reflection_probability
     angle, radius = rng.uniform(0, 2 * math.pi), rng.uniform(0.10, 0.17)
     strength = rng.uniform(0.25, 0.6)

@@ -1,8 +1,8 @@
-"""Colour fundus photographs drawn from random anatomy, with exact truth.
+"""Draws colour fundus photographs of random eyes, with exact annotations.
 
-A photograph is made as the light makes it: the retina's own colour, darkened by what
-lies in it, the disc over that, vessels over the disc; then comes the camera. Lengths
-are fractions of the frame's shorter side.
+Layers are drawn from back to front: the retina, darkened by its own structures, then
+the disc, then the vessels. The camera exposes the result. Lengths are fractions of the
+frame's shorter side.
 """
 
 import dataclasses
@@ -48,24 +48,24 @@ BLOOD = (0.42, 1.05, 0.95)
 # Standard deviations of the dark spots.
 MACULA_RADIUS = 0.060
 FOVEA_RADIUS = 0.016
-# How far on either side of its outline a thing fades out.
+# Width of the soft edge on either side of an outline.
 DISC_SOFTNESS = 0.006
 CUP_SOFTNESS = 0.010
 ATROPHY_SOFTNESS = 0.008
 TYPICAL_DISC_RADIUS = 0.09
 
-# Noise: cells along the frame's side, and for the choroid the weight of each.
+# Noise: cells along the frame's side, with weights for the choroid.
 MOTTLING = ((5, 0.35), (14, 0.20), (60, 0.22))
 CHOROIDAL_VESSELS = 18
 PATCHES = 50
 
-# The nerve fibre layer is thickest in this direction, above and below the fovea's, and
-# thins within this width [rad] and with this distance from the disc.
+# The nerve fibre layer is thickest in this direction, above and below the fovea's. It
+# thins over this width [rad], and over this distance from the disc.
 THICKEST_FIBRES = math.radians(72)
 FIBRE_LOBE = math.radians(32)
 FIBRE_REACH = 0.32
 FIBRE_STRIPES = 90
-# Where the layer is lost the pigment below shows, darker than elsewhere by this much.
+# Where the layer is lost, the pigment below makes the retina darker by this much.
 DEFECT_DARKNESS = 1.0
 
 # Density from 0 to 255.
@@ -73,13 +73,13 @@ ARTERY_DENSITY = 165
 ARTERY_REFLEX_DENSITY = 115
 VEIN_DENSITY = 210
 HAEMORRHAGE_DENSITY = 255
-# Vessels are drawn larger and shrunk; beyond this many pixels a side they need not be.
+# Smaller images have their vessels drawn at this size or above, and then shrunk.
 VESSEL_CANVAS = 640
 
 
 @dataclasses.dataclass(frozen=True)
 class Fundus:
-    """A photograph and its truth.
+    """A photograph and its annotations.
 
     Attributes:
       photograph: uint8 [H, W, 3] RGB.
@@ -197,7 +197,7 @@ def _draw_retina(rng: np.random.Generator, frame: Frame) -> np.ndarray:
 
 
 def _draw_choroid(rng: np.random.Generator, frame: Frame) -> np.ndarray:
-    """Mottling, and dark choroidal vessels that shine through in some eyes."""
+    """Mottling, and dark choroidal vessels, which some eyes show."""
     mottling = sum(
         weight * _noise(rng, cells, frame.size) for cells, weight in MOTTLING
     )
@@ -236,7 +236,7 @@ def _draw_wedge(
 
 
 def _fibre_coordinates(frame: Frame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Distance from the disc, angle at which the fibre left it [rad], below or not."""
+    """Distance from the disc, fibre angle at the disc [rad], and whether below."""
     tilt = frame.anatomy.fovea_angle()
     x = math.cos(tilt) * frame.x + math.sin(tilt) * frame.y
     y = math.cos(tilt) * frame.y - math.sin(tilt) * frame.x
@@ -310,7 +310,7 @@ def _splinter(anatomy: Anatomy, splinter: Haemorrhage) -> tuple[np.ndarray, np.n
 
 
 def _noise(rng: np.random.Generator, cells: int, size: tuple[int, int]) -> np.ndarray:
-    """Smooth noise of unit variance or so with `cells` cells a side, at any size."""
+    """Smooth noise of about unit variance with `cells` cells a side, at any size."""
     height, width = size
     grid = Image.fromarray(rng.standard_normal((cells, cells), np.float32))
     return np.asarray(grid.resize((width, height), Image.Resampling.BICUBIC))
@@ -319,7 +319,7 @@ def _noise(rng: np.random.Generator, cells: int, size: tuple[int, int]) -> np.nd
 def _transmitted(
     layers: Sequence[tuple[tuple[float, float, float], np.ndarray]],
 ) -> np.ndarray:
-    """Share of the light that (absorbance, layer [H, W]) pairs leave, [H, W, 3]."""
+    """Share of light that passes (absorbance, layer [H, W]) pairs, [H, W, 3]."""
     absorbances, maps = zip(*layers, strict=True)
     stacked = np.stack(maps, axis=-1).astype(np.float32)
     return np.exp(stacked @ -np.array(absorbances, np.float32))

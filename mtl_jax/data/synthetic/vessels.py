@@ -1,4 +1,4 @@
-"""Random retinal vessels, in the eye frame and the units of `anatomy`."""
+"""Random retinal vessels, in the eye frame and units of `anatomy`."""
 
 import math
 from typing import NamedTuple
@@ -8,16 +8,16 @@ import numpy as np
 VEIN_WIDTH = 0.0135
 ARTERY_WIDTH = 0.0100
 THINNEST_VESSEL = 0.0018
-# Between points of a vessel's path.
+# Distance between points of a vessel's path.
 VESSEL_STEP = 0.012
-# Least distance between branches of trunks, and between branches of those.
+# Least distance between branches of trunks, and between branches of branches.
 BRANCH_SPACING = 0.065
 TWIG_SPACING = 0.110
-# No vessel comes nearer to the fovea.
+# Least distance from a vessel to the fovea.
 AVASCULAR_RADIUS = 0.050
 
 # Nerve fibres, and the vessels above and below the macula, leave the disc steeply and
-# bend round the fovea: their angle falls by this much per unit of distance.
+# bend round the fovea. Their angle falls by this much per unit of distance.
 FIBRE_BEND = math.radians(105)
 FIBRE_START = 0.09
 
@@ -50,14 +50,14 @@ def sample_vessels(
 
 
 class Course(NamedTuple):
-    """How one kind of trunk runs, above as below; angles from the fovea's direction.
+    """The course of one kind of trunk, above and below the fovea's direction.
 
     Attributes:
-      angle: lowest and highest angle at which it leaves the disc [degrees].
-      bend: how much the angle falls per unit of distance [rad].
-      width: relative to the widest vessels.
-      length: of the trunk.
-      is_pair: artery and vein side by side, else one of the two.
+      angle: lowest and highest angle at the disc, from the fovea's direction [degrees].
+      bend: decrease of the angle per unit of distance [rad].
+      width: width relative to the widest vessels.
+      length: length of the trunk.
+      is_pair: whether artery and vein run side by side, or only one of them.
     """
 
     angle: tuple[float, float]
@@ -119,21 +119,21 @@ def _sample_branches(
     branches = []
     for parent in parents:
         side = 1 if rng.random() < 0.5 else -1
-        place = FIBRE_START + rng.uniform(0, spacing)
+        along = FIBRE_START + rng.uniform(0, spacing)
         reach = (len(parent.points) - 2) * VESSEL_STEP
-        while place < reach:
-            length = rng.uniform(0.35, 0.8) * (reach - place) + 0.05
-            branches.append(_sample_branch(rng, parent, place, side, length))
-            place += spacing * rng.uniform(1.0, 2.2)
+        while along < reach:
+            length = rng.uniform(0.35, 0.8) * (reach - along) + 0.05
+            branches.append(_sample_branch(rng, parent, along, side, length))
+            along += spacing * rng.uniform(1.0, 2.2)
             side = -side
     return branches
 
 
 def _sample_branch(
-    rng: np.random.Generator, parent: Vessel, place: float, side: int, length: float
+    rng: np.random.Generator, parent: Vessel, along: float, side: int, length: float
 ) -> Vessel:
-    """A branch that leaves its parent `place` along it, on one side (1 or -1)."""
-    i = int(place / VESSEL_STEP)
+    """A branch at the distance `along` its parent, on one side (1 or -1)."""
+    i = int(along / VESSEL_STEP)
     x, y = parent.points[i + 1] - parent.points[i]
     heading = math.atan2(y, x) + side * math.radians(rng.uniform(30, 60))
     path = _branch_path(rng, parent.points[i], heading, -side, length)
@@ -148,7 +148,7 @@ def _branch_path(
     turn: int,
     length: float,
 ) -> np.ndarray:
-    """A path that turns back a little towards its parent's direction, [n, 2]."""
+    """A path that bends back slightly to its parent's direction, [n, 2]."""
     steps = np.arange(0, length, VESSEL_STEP)
     phases = rng.uniform(0, 2 * math.pi, 2)
     sway = 0.25 * np.sin(2 * math.pi * 5 * steps + phases[0])
@@ -168,7 +168,7 @@ def _rotated(points: np.ndarray, angle: float) -> np.ndarray:
 
 
 def _outside_macula(vessel: Vessel, fovea: tuple[float, float]) -> Vessel:
-    """Cuts a vessel where it would enter the avascular zone."""
+    """Cuts a vessel off at the avascular zone."""
     near = np.hypot(*(vessel.points - fovea).T) < AVASCULAR_RADIUS
     end = int(np.argmax(near)) if near.any() else len(near)
     return vessel._replace(points=vessel.points[:end], widths=vessel.widths[:end])

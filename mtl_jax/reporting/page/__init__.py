@@ -25,8 +25,8 @@ from PIL import Image
 
 from mtl_jax import files
 from mtl_jax.data import geometry
-from mtl_jax.drawing import overlay
-from mtl_jax.drawing.outlines import Marks
+from mtl_jax.inference.outlines import Marks
+from mtl_jax.reporting.drawing import overlay
 
 # Long side of a photograph on the page, and largest error of an outline, in pixels.
 _LONG_SIDE, _TOLERANCE = 256, 0.2

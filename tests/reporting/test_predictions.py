@@ -9,6 +9,7 @@ from mtl_jax import workdirs
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import predict
 from mtl_jax.inference.prediction import interpret
+from mtl_jax.reporting import predictions
 
 pytest_plugins = ("training_fixtures",)
 
@@ -43,7 +44,7 @@ def read_csv(output):
 @pytest.fixture(scope="module")
 def predicted(tiny_run, photographs, tmp_path_factory):
     output = tmp_path_factory.mktemp("predicted") / "deep" / "out"
-    assert predict.predict(tiny_run.workdir, str(photographs), output) == []
+    assert predictions.write(tiny_run.workdir, str(photographs), output) == []
     return output
 
 
@@ -74,7 +75,7 @@ def test_what_is_written(predicted):
         names = {path.name for path in (predicted / folder).iterdir()}
         assert names == {f"{name}.png" for name in SIZES}
     text = (predicted / "predictions.csv").read_text()
-    assert text.splitlines()[0].split(",") == list(predict.COLUMNS)
+    assert text.splitlines()[0].split(",") == list(predictions.COLUMNS)
 
 
 def test_table_against_interpret(predicted, expected):
@@ -123,7 +124,7 @@ def test_broken_files_are_named_and_skipped(tiny_run, photographs, predicted, tm
     (folder / "text.jpg").write_text("not a picture")
     (folder / "zero.png").touch()
     (folder / "notes.txt").write_text("not looked at")
-    failures = predict.predict(tiny_run.workdir, str(folder), tmp_path / "out")
+    failures = predictions.write(tiny_run.workdir, str(folder), tmp_path / "out")
     assert len(failures) == 3
     for name, failure in zip(
         ("cut.jpg", "text.jpg", "zero.png"), failures, strict=True
@@ -146,7 +147,7 @@ def test_nothing_is_left_where_nothing_could_be_read(tiny_run, tmp_path):
     (folder / "a.jpg").write_text("x")
     (folder / "b.png").write_text("x")
     with pytest.raises(UserError, match=r"No photograph could be read.*a\.jpg.*b\.png"):
-        predict.predict(tiny_run.workdir, str(folder), tmp_path / "out")
+        predictions.write(tiny_run.workdir, str(folder), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
@@ -154,15 +155,15 @@ def test_a_failure_in_the_middle_leaves_the_earlier_output(
     tiny_run, photographs, tmp_path, monkeypatch
 ):
     output = tmp_path / "out"
-    predict.predict(tiny_run.workdir, str(photographs / "odd.png"), output)
+    predictions.write(tiny_run.workdir, str(photographs / "odd.png"), output)
     before = (output / "predictions.csv").read_bytes()
 
     def full_disk(*args, **kwargs):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(predict, "draw_prediction", full_disk)
+    monkeypatch.setattr(predictions, "draw_prediction", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        predict.predict(tiny_run.workdir, str(photographs), output)
+        predictions.write(tiny_run.workdir, str(photographs), output)
     assert (output / "predictions.csv").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -178,7 +179,7 @@ def test_photographs_of_the_same_stem(tiny_run, photographs, tmp_path):
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         (folder / place).write_bytes((photographs / source).read_bytes())
     output = tmp_path / "out"
-    predict.predict(tiny_run.workdir, str(folder / "**" / "*.*"), output)
+    predictions.write(tiny_run.workdir, str(folder / "**" / "*.*"), output)
     rows = read_csv(output)
     assert len(rows) == 4
     assert "other" in rows
@@ -200,8 +201,8 @@ def test_names_are_distinct_stems():
 
 def test_a_prediction_replaces_an_earlier_one(tiny_run, photographs, tmp_path):
     output = tmp_path / "out"
-    predict.predict(tiny_run.workdir, str(photographs / "odd.png"), output)
-    predict.predict(tiny_run.workdir, str(photographs / "wide.png"), output)
+    predictions.write(tiny_run.workdir, str(photographs / "odd.png"), output)
+    predictions.write(tiny_run.workdir, str(photographs / "wide.png"), output)
     assert [path.name for path in (output / "masks").iterdir()] == ["wide.png"]
     assert set(read_csv(output)) == {"wide"}
 
@@ -209,7 +210,7 @@ def test_a_prediction_replaces_an_earlier_one(tiny_run, photographs, tmp_path):
 def test_somebody_elses_folder_is_left_alone(tiny_run, photographs, tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(UserError, match="something else"):
-        predict.predict(tiny_run.workdir, str(photographs), tmp_path)
+        predictions.write(tiny_run.workdir, str(photographs), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -217,14 +218,14 @@ def test_no_photographs(tiny_run, tmp_path):
     (tmp_path / "in").mkdir()
     for place in ("in", "nowhere", "in/*.png"):
         with pytest.raises(UserError):
-            predict.predict(tiny_run.workdir, str(tmp_path / place), tmp_path / "out")
+            predictions.write(tiny_run.workdir, str(tmp_path / place), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 @pytest.mark.parametrize("task", ["glaucoma", "fovea"])
 def test_networks_of_one_task(request, task, photographs, tmp_path):
     run = request.getfixturevalue(f"{task}_run")
-    assert predict.predict(run.workdir, str(photographs), tmp_path / "out") == []
+    assert predictions.write(run.workdir, str(photographs), tmp_path / "out") == []
     rows = read_csv(tmp_path / "out")
     assert set(rows) == set(SIZES)
     always = {"image", "file", "width", "height", "overlay"}

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtl_jax.drawing import overlay
+from mtl_jax.reporting.drawing import overlay
 
 SIZE = 600
 ORANGE = (200, 90, 30)

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from mtl_jax.drawing import curves
+from mtl_jax.reporting.drawing import curves
 
 
 def coloured(path):

@@ -9,9 +9,9 @@ from PIL import Image
 
 from mtl_jax import workdirs
 from mtl_jax.data import geometry, pipeline
-from mtl_jax.drawing import overlay, roc
 from mtl_jax.inference import scoring
 from mtl_jax.inference.prediction import Prediction, interpret
+from mtl_jax.reporting.drawing import overlay, roc
 
 # Pictures of each of the best, median and worst cases.
 CASES = 3

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtl_jax.drawing import roc
+from mtl_jax.reporting.drawing import roc
 
 LABELS = np.arange(50) % 5 == 0
 

@@ -13,10 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullLocator
 from numpy.typing import ArrayLike
 
 from mtl_jax import metrics
-from mtl_jax.drawing import roc
+from mtl_jax.reporting.drawing import roc
 
 
 def plot_mean_roc(
@@ -109,6 +110,10 @@ def _plot_panels(
         axes.margins(0.12)
         for name, curve in panel.groupby("curve", sort=False):
             lines[name] = _draw_means(axes, curve, num_runs, *styles[name])
+        if scale == "log":
+            rates = sorted(set(panel["x"]))
+            axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+            axes.xaxis.set_minor_locator(NullLocator())
     figure.legend(
         [lines[name] for name in names],
         list(names),

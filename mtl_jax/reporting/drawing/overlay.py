@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
 
 from mtl_jax.data import geometry
-from mtl_jax.drawing import outlines
+from mtl_jax.inference import outlines
 
 DISC_COLOUR = (86, 180, 233)
 CUP_COLOUR = (0, 158, 115)

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from mtl_jax.evaluation import pictures
+from mtl_jax.reporting import pictures
 
 
 def row_of(quality):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.path import Path
 
-from mtl_jax.drawing import outlines
+from mtl_jax.inference import outlines
 
 
 def filled(lines, shape):

@@ -13,9 +13,9 @@ from sklearn.metrics import roc_auc_score
 from mtl_jax import metrics, workdirs
 from mtl_jax.data import folder, pipeline, refuge
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation import evaluate, predict, submission
 from mtl_jax.inference import scoring
 from mtl_jax.inference.prediction import Prediction
+from mtl_jax.reporting import evaluation, predictions, submission
 
 pytest_plugins = ("training_fixtures",)
 
@@ -153,7 +153,7 @@ def test_known_shifts(tmp_path):
 def evaluated(tiny_run, tmp_path_factory):
     place = tmp_path_factory.mktemp("submission")
     workdir = tiny_run.copy(place / "run")
-    _, found = evaluate.evaluate(
+    _, found = evaluation.write(
         workdir,
         split="test",
         resolution="native",
@@ -199,7 +199,7 @@ def test_from_refuges_files_to_the_challenges_figures(tiny_run, tmp_path):
     version_dir = refuge.build(
         tmp_path / "data", source, image_size=32, allow_missing=True
     )
-    _, found = evaluate.evaluate(
+    _, found = evaluation.write(
         tiny_run.copy(tmp_path / "run"),
         resolution="native",
         data_dir=str(tmp_path / "data"),
@@ -311,7 +311,7 @@ def test_prediction_in_the_challenges_format(tiny_run, evaluated, tmp_path):
     for i, picture in enumerate(pictures):
         name = table.details(i)["file_name"]
         Image.fromarray(picture).save(tmp_path / "images" / name)
-    failures = predict.predict(
+    failures = predictions.write(
         tiny_run.workdir,
         str(tmp_path / "images"),
         tmp_path / "out",
@@ -344,10 +344,10 @@ def test_a_network_without_some_task_makes_no_submission(glaucoma_run, tmp_path)
     workdir = glaucoma_run.copy(tmp_path / "run")
     message = "lacks disc, cup, fovea"
     with pytest.raises(UserError, match=message):
-        evaluate.evaluate(workdir, write_submission=tmp_path / "out")
+        evaluation.write(workdir, write_submission=tmp_path / "out")
     (tmp_path / "a.png").touch()
     with pytest.raises(UserError, match=message):
-        predict.predict(workdir, str(tmp_path), tmp_path / "out", form="refuge")
+        predictions.write(workdir, str(tmp_path), tmp_path / "out", form="refuge")
     assert not (tmp_path / "out").exists()
     assert not (workdir / "evaluation").exists()
 
@@ -365,7 +365,7 @@ def test_a_dot_in_a_name_begins_no_extension(tiny_run, tmp_path):
     for name in ("eye.1.png", "eye.2.png"):
         Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / name)
     out = tmp_path / "out"
-    assert not predict.predict(tiny_run.workdir, str(tmp_path), out, form="refuge")
+    assert not predictions.write(tiny_run.workdir, str(tmp_path), out, form="refuge")
     names = {path.name for path in (out / "segmentation").iterdir()}
     assert names == {"eye.1.bmp", "eye.2.bmp"}
     risks = read_table(
@@ -379,7 +379,7 @@ def test_a_folder_that_is_not_ours_is_refused_before_the_work(tiny_run, tmp_path
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "precious.txt").touch()
     with pytest.raises(UserError, match=r"something else .*precious\.txt"):
-        evaluate.evaluate(workdir, write_submission=tmp_path / "own")
+        evaluation.write(workdir, write_submission=tmp_path / "own")
     assert not (workdir / "evaluation").exists()
     assert (tmp_path / "own" / "precious.txt").exists()
 

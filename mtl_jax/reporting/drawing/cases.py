@@ -14,9 +14,9 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Polygon, Rectangle
 from matplotlib.patheffects import withStroke
 
-from mtl_jax.drawing.curves import save
-from mtl_jax.drawing.outlines import Marks
-from mtl_jax.drawing.overlay import CUP_COLOUR, DISC_COLOUR
+from mtl_jax.inference.outlines import Marks
+from mtl_jax.reporting.drawing.curves import save
+from mtl_jax.reporting.drawing.overlay import CUP_COLOUR, DISC_COLOUR
 
 # Okabe and Ito's yellow and sky blue stand out from an orange fundus. The signs tell
 # the points apart without colour.

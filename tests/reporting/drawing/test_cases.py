@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtl_jax.drawing import cases
-from mtl_jax.drawing.outlines import Marks
-from mtl_jax.drawing.overlay import CUP_COLOUR
+from mtl_jax.inference.outlines import Marks
+from mtl_jax.reporting.drawing import cases
+from mtl_jax.reporting.drawing.overlay import CUP_COLOUR
 
 GREY = np.full((40, 40, 3), 120, np.uint8)
 TURN = np.linspace(0, 2 * np.pi, 60)

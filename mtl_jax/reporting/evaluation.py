@@ -1,0 +1,68 @@
+"""An evaluation with its pictures, and a submission to the REFUGE challenge."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from mtl_jax import files, workdirs
+from mtl_jax.data import pipeline
+from mtl_jax.evaluation.evaluate import Row, evaluate
+from mtl_jax.inference import scoring
+from mtl_jax.reporting import pictures, submission
+
+
+def write(
+    workdir: pathlib.Path,
+    *,
+    checkpoint: str = "best",
+    write_submission: pathlib.Path | None = None,
+    **options: Any,
+) -> tuple[pathlib.Path, dict[str, Any]]:
+    """Scores a checkpoint, see `evaluation.evaluate`, and draws what it says.
+
+    Adds `roc.png` and `overlays/` to the folder of the evaluation.
+
+    Args:
+      workdir: of the run.
+      checkpoint: `best`, `latest` or a step.
+      write_submission: folder to write a REFUGE submission to, see `submission`.
+      **options: of `evaluation.evaluate`.
+
+    Returns:
+      The folder, and what `metrics.json` holds.
+
+    Raises:
+      UserError: if the checkpoint, the data set or the split cannot be had, or the
+        network cannot fill a submission.
+    """
+    if write_submission is not None:
+        # Before the work rather than after it.
+        network = workdirs.load(workdir, checkpoint)
+        submission.check_tasks(network.config.tasks)
+        files.check_replaceable(write_submission, submission.CONTENTS)
+
+    def draw(
+        folder: pathlib.Path,
+        network: workdirs.TrainedNetwork,
+        split: pipeline.Table,
+        rows: Sequence[Row],
+    ) -> None:
+        pictures.plot_roc(folder / "roc.png", rows)
+        pictures.draw_cases(folder / "overlays", network, split, rows)
+        if write_submission is not None:
+            _write_submission(write_submission, network, split)
+
+    return evaluate(workdir, checkpoint=checkpoint, draw=draw, **options)
+
+
+def _write_submission(
+    output: pathlib.Path, network: workdirs.TrainedNetwork, split: pipeline.Table
+) -> None:
+    """Predicts once more, at the photographs' own resolution."""
+    cases = scoring.cases(
+        network, split, network.batch_size, network.classifier, "native", network.post
+    )
+    with files.whole_directory(output, submission.CONTENTS) as folder:
+        submission.write(
+            folder, ((c.details["file_name"], c.prediction) for c in cases)
+        )

@@ -1,0 +1,79 @@
+"""A new method with no other file touched: configured, trained, logged, reported."""
+
+import json
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from mtl_jax import configuration, methods, optim
+from mtl_jax.configuration import defaults
+from mtl_jax.errors import UserError
+from mtl_jax.experiments import execution, plan
+from mtl_jax.reporting import report
+
+pytest_plugins = ("training_fixtures",)
+
+
+class SoftmaxState(NamedTuple):
+    weights: jax.Array
+
+    def metrics(self):
+        return {"softmax": self.weights}
+
+
+def softmax_weighting(num_tasks, temperature):
+    """Weighs the tasks by the softmax of their gradients' squared norms."""
+
+    def weights(gram, state, *, active, **extra_args):
+        norms = jnp.diagonal(gram) / temperature
+        found = num_tasks * jax.nn.softmax(norms, where=active)
+        return found, SoftmaxState(found)
+
+    return optim.from_gram(weights, lambda params: SoftmaxState(jnp.ones(num_tasks)))
+
+
+@pytest.fixture
+def registered():
+    method = methods.Method(
+        "softmax",
+        "Softmax of norms",
+        lambda s: optax.chain(
+            softmax_weighting(s.num_tasks, s.fields["temperature"]), s.tx
+        ),
+        {"temperature": methods.Field(1.0, 1e-3, 1e3)},
+    )
+    methods.register(method)
+    yield method
+    del methods.METHODS["softmax"]
+
+
+def test_a_name_is_taken_once(registered):
+    with pytest.raises(ValueError, match="'softmax' is taken"):
+        methods.register(registered)
+    with pytest.raises(ValueError, match="'temperature' is taken"):
+        methods.register(
+            methods.Method("other", "Other", fields={"temperature": methods.Field(2)})
+        )
+
+
+@pytest.mark.slow
+def test_a_new_method_from_config_to_report(registered, make_config, tmp_path):
+    assert defaults.get_config().method.temperature == 1.0
+    with pytest.raises(UserError, match="method.temperature is 0.* between 0.001 and"):
+        configuration.check(
+            make_config({"method.name": "softmax", "method.temperature": 0.0})
+        )
+    config = make_config(tasks=("disc", "cup"), num_epochs=1, validate_every=1)
+    runs = plan.repeats(config, ["softmax"], 1)
+    assert execution.execute(tmp_path, "repeats", config, runs) == 0
+    lines = (tmp_path / "runs" / runs[0].name / "metrics.jsonl").read_text()
+    logged = json.loads(lines.splitlines()[0])
+    assert logged["train/softmax_disc"] + logged["train/softmax_cup"] == pytest.approx(
+        2
+    )
+    output, _ = report.write(tmp_path)
+    for name in ("table-model.md", "report.html"):
+        assert "Softmax of norms" in (output / name).read_text()
