@@ -141,7 +141,7 @@ register(
             num_tasks=s.num_tasks,
         ),
         {
-            "num_groups": Field(2, 1, 1e6),
+            "num_groups": Field(2),
             # What has an optimizer state: each place in the groups' order (slot), or
             # each task, at the price of a forward and backward pass for each.
             "states": Field("slot", choices=("slot", "task")),

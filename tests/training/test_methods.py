@@ -112,10 +112,10 @@ def test_gradnorm_looks_at_the_deepest_convolution_of_the_encoder(encoder):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"method.name": "magic"}, "method.name has 'magic'; choose from independent"),
+        ({"method.name": "magic"}, "method.name has 'magic'; choose from single"),
         ({"method.name": "random_grouping", "method.num_groups": 5}, "from 1 to"),
         ({"method.name": "random_grouping", "method.num_groups": 0}, "from 1 to"),
-        ({"method.gradnorm_learning_rate": 0.0}, "must be positive"),
+        ({"method.gradnorm_learning_rate": 0.0}, "must lie between 1e-12 and"),
         ({"method.gradnorm_alpha": -1.0}, "must lie between"),
         ({"interference_every": -1}, "must lie between"),
     ],
