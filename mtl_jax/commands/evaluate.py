@@ -4,7 +4,7 @@ import pathlib
 
 from absl import flags
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 SPLIT = flags.DEFINE_string("split", "test", "Split of the data set.")
 RESOLUTION = flags.DEFINE_enum(
     "resolution", "model", ["model", "native"], "At which masks are compared."
@@ -15,7 +15,6 @@ DATASET = flags.DEFINE_string("dataset", None, "Data set, if not the run's own."
 SUBMISSION = flags.DEFINE_string(
     "write_submission", None, "Folder for a submission to the REFUGE challenge."
 )
-flags.mark_flag_as_required("workdir")
 
 
 def main() -> None:
@@ -29,7 +28,7 @@ def main() -> None:
         checkpoint=CHECKPOINT.value,
         data_dir=DATA_DIR.value,
         dataset=DATASET.value,
-        write_submission=SUBMISSION.value and pathlib.Path(SUBMISSION.value),
+        write_submission=pathlib.Path(SUBMISSION.value) if SUBMISSION.value else None,
     )
     print(terminal.metrics_text(metrics))
     for path in sorted(output.iterdir()):

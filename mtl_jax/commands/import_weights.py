@@ -16,14 +16,16 @@ SOURCE = flags.DEFINE_string(
     None,
     "torchvision's .pth or .safetensors, Keras' .h5, a checkpoint of the authors, or a "
     "workdir.",
+    required=True,
 )
 ARCHITECTURE = flags.DEFINE_enum(
     "architecture",
     None,
     ["vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "resnet34", "workdir", "glaucoma_mtl"],
     "Of the file; workdir for the best checkpoint of a run of this project.",
+    required=True,
 )
-OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
+OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", required=True)
 CONFIG = config_flags.DEFINE_config_file(
     "config",
     str(pathlib.Path(__file__).parents[2] / "configs/refuge.py:authors"),
@@ -32,7 +34,6 @@ CONFIG = config_flags.DEFINE_config_file(
 IMAGE_SIZE = flags.DEFINE_integer(
     "image_size", 256, "Pixels a side that the network is for, for glaucoma_mtl."
 )
-flags.mark_flags_as_required(["source", "architecture", "output"])
 
 
 def main() -> None:

@@ -5,28 +5,29 @@ import sys
 
 from absl import flags
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-IMAGES = flags.DEFINE_string("images", None, "A directory, a file or a glob pattern.")
-OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+IMAGES = flags.DEFINE_string(
+    "images", None, "A directory, a file or a glob pattern.", required=True
+)
+OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", required=True)
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest or a step.")
 FORMAT = flags.DEFINE_enum(
     "format", "table", ["table", "refuge"], "refuge: a submission to the challenge."
 )
-flags.mark_flags_as_required(["workdir", "images", "output"])
 
 
 def main() -> int:
     """Predicts; the exit code is 1 if a photograph could not be read."""
     from mtl_jax.reporting import predictions
 
+    table = FORMAT.value == "table"
     failures = predictions.write(
         pathlib.Path(WORKDIR.value),
         IMAGES.value,
         pathlib.Path(OUTPUT.value),
         checkpoint=CHECKPOINT.value,
-        form=FORMAT.value,
+        form="table" if table else "refuge",
     )
-    table = FORMAT.value == "table"
     print(f"{OUTPUT.value}/predictions.csv" if table else OUTPUT.value)
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)

@@ -5,7 +5,11 @@ from absl import flags
 from mtl_jax.commands import _flags
 
 DATASET = flags.DEFINE_enum(
-    "dataset", None, ["synthetic_fundus", "fundus_folder", "refuge"], "What to build."
+    "dataset",
+    None,
+    ["synthetic_fundus", "fundus_folder", "refuge"],
+    "What to build.",
+    required=True,
 )
 DATA_DIR = flags.DEFINE_string("data_dir", "data", "Folder of all data sets.")
 IMAGE_SIZE = flags.DEFINE_integer("image_size", 256, "Pixels a side, 16 divides it.")
@@ -34,7 +38,6 @@ EXAMPLE = flags.DEFINE_string(
     "synthetic_fundus: also write a few photographs as files, with a manifest, into "
     "this folder: an example of what fundus_folder reads.",
 )
-flags.mark_flag_as_required("dataset")
 
 
 def main() -> None:
@@ -60,7 +63,7 @@ def main() -> None:
         version_dir = synthetic.build(
             DATA_DIR.value,
             image_size=IMAGE_SIZE.value,
-            num_images=tuple(_flags.whole_numbers(NUM_IMAGES)),
+            num_images=_flags.whole_numbers(NUM_IMAGES),
             glaucoma_fraction=GLAUCOMA_FRACTION.value,
             seed=SEED.value,
         )
