@@ -36,7 +36,7 @@ class Damaged(UserError):
 class Checkpoints:
     """The checkpoints of one workdir, in its folder `checkpoints`."""
 
-    def __init__(self, workdir: pathlib.Path, *, read_only: bool = False):
+    def __init__(self, workdir: pathlib.Path, *, read_only: bool = False) -> None:
         """Opens the folder; nothing is written before the first `save`.
 
         Args:
