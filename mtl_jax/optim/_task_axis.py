@@ -1,7 +1,6 @@
 """Trees whose leaves have a leading task axis, [N, *shape of the parameter]."""
 
 import functools
-import operator
 from typing import Any
 
 import jax
@@ -66,7 +65,7 @@ def gram(updates: optax.Updates) -> jax.Array:
             preferred_element_type=_accumulator(leaf),
         )
 
-    return functools.reduce(operator.add, map(of_leaf, jax.tree.leaves(updates)))
+    return functools.reduce(jnp.add, map(of_leaf, jax.tree.leaves(updates)))
 
 
 def norms(updates: optax.Updates) -> jax.Array:
@@ -78,7 +77,7 @@ def norms(updates: optax.Updates) -> jax.Array:
         jnp.square(leaf.astype(_accumulator(leaf))).sum(tuple(range(1, leaf.ndim)))
         for leaf in jax.tree.leaves(updates)
     ]
-    return jnp.sqrt(functools.reduce(operator.add, squares))
+    return jnp.sqrt(functools.reduce(jnp.add, squares))
 
 
 def scale(weights: jax.Array, updates: optax.Updates) -> optax.Updates:
