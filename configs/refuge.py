@@ -40,26 +40,13 @@ VGG-16, the default here.
 | single,pretrained | 94.3 | 95.3 | 85.9 | 5.4 |
 """
 
-from mtl_jax.configuration import defaults
+from mtl_jax.configuration import authors, defaults
 
 
 def pretrained(config):
     """The encoder from ImageNet's weights."""
     config.model.pretrained = "weights/vgg16_bn"
     config.method.two_stage_pretrained = "weights/resnet34"
-
-
-def authors(config):
-    """The authors' program."""
-    config.model.encoder = "vgg13"
-    config.model.norm = "batch_no_average"
-    config.data.folds = "shuffled"
-    config.data.pixel_origin = "corner"
-    config.loss.fovea_peak = "pixel"
-    config.evaluation.score = "loss"
-    config.evaluation.vcdr = "probabilities"
-    config.evaluation.connectivity = 4
-    config.evaluation.empty = "whole"
 
 
 def two_stage(config):
@@ -73,5 +60,9 @@ def two_stage(config):
 def get_config(words=""):
     config = defaults.get_config()
     config.data.dataset = "refuge/256px"
-    changes = {"pretrained": pretrained, "authors": authors, "two_stage": two_stage}
+    changes = {
+        "pretrained": pretrained,
+        "authors": authors.follow,
+        "two_stage": two_stage,
+    }
     return defaults.apply_words(config, words, changes)

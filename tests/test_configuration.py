@@ -8,6 +8,7 @@ import pytest
 
 from configs import default, refuge, synthetic
 from mtl_jax import configuration, methods, optim
+from mtl_jax.configuration import authors
 from mtl_jax.data import folds
 from mtl_jax.errors import UserError
 
@@ -221,10 +222,12 @@ def test_folds_follow_the_config():
     assert configuration.build(make({"data.folds": "shuffled"})).fold is None
     fold = configuration.build(make({"data.fold": "2", "data.fold_seed": 7})).fold
     assert fold == folds.Fold(2, 5, 7, "stratified")
-    authors = refuge.get_config("authors")
-    authors.data.fold = "0"
+    config = refuge.get_config("authors")
+    # An installed package comes without configs/.
+    assert authors.get_config() == config
+    config.data.fold = "0"
     # As a checkpoint keeps it.
-    stored = configuration.from_json(configuration.to_json(authors))
+    stored = configuration.from_json(configuration.to_json(config))
     assert configuration.build(stored).fold == folds.Fold(0, kind="shuffled")
 
 

@@ -28,8 +28,8 @@ ARCHITECTURE = flags.DEFINE_enum(
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", required=True)
 CONFIG = config_flags.DEFINE_config_file(
     "config",
-    str(pathlib.Path(__file__).parents[2] / "configs/refuge.py:authors"),
-    "Of the workdir, for glaucoma_mtl.",
+    str(pathlib.Path(__file__).parents[1] / "configuration/authors.py"),
+    "Of the workdir, for glaucoma_mtl; by default that of configs/refuge.py:authors.",
 )
 IMAGE_SIZE = flags.DEFINE_integer(
     "image_size", 256, "Pixels a side that the network is for, for glaucoma_mtl."
