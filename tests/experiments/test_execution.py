@@ -101,7 +101,7 @@ def test_killed_in_the_second_run_it_comes_to_the_same_csv(
 @pytest.mark.slow
 def test_another_experiments_directory_is_refused(experiment, config, make_config):
     runs = plan.cross_validation(config, METHODS, 2)
-    with pytest.raises(UserError, match="of the kind cross_validation.*name another"):
+    with pytest.raises(UserError, match="its kind is cross_validation.*name another"):
         execution.execute(experiment, "repeats", config, runs)
     other = make_config(tasks=("glaucoma",), num_epochs=2, validate_every=1)
     runs = plan.cross_validation(other, METHODS, 2)
@@ -112,7 +112,9 @@ def test_another_experiments_directory_is_refused(experiment, config, make_confi
 @pytest.mark.parametrize("text", ["[]", "{}", '{"kind": "repeats", "config": 3}', "{"])
 def test_another_program_s_experiment_json_is_not_touched(text, config, tmp_path):
     (tmp_path / "experiment.json").write_text(text)
-    with pytest.raises(UserError, match="is not of an experiment.*name another"):
+    with pytest.raises(
+        UserError, match="does not describe an experiment.*name another"
+    ):
         execution.execute(tmp_path, "repeats", config, [])
     assert (tmp_path / "experiment.json").read_text() == text
     assert len(list(tmp_path.iterdir())) == 1
