@@ -230,7 +230,7 @@ def test_single_task_networks_are_one_model(single, tmp_path):
 
 def test_single_task_networks_resume(single, tmp_path):
     config, workdir = single.config, single.copy(tmp_path / "run")
-    with pytest.raises(UserError, match="holds a run of this config already"):
+    with pytest.raises(UserError, match="already holds a run of this config"):
         workdirs.train(config, workdir)
     before = {name: lines_of(workdir / name) for name in ("glaucoma", "fovea")}
     workdirs.train(config, workdir, resume=True)

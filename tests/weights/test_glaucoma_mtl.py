@@ -349,7 +349,7 @@ def test_a_config_of_another_network_is_refused(
     for fields, said in (
         ({"model.norm": "batch"}, "norm is 'batch', but .*small.pth needs 'batch_no"),
         ({"model.encoder": "vgg16"}, "encoder is 'vgg16', but .* needs 'vgg13'"),
-        ({"model.width": 0.25}, "another network than that of small.pth"),
+        ({"model.width": 0.25}, "of small.pth does not fit the config.s tasks"),
         ({"method.name": "single"}, "one network for all tasks"),
     ):
         other = make_config({"model.norm": "batch_no_average", **fields})
