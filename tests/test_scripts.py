@@ -148,7 +148,7 @@ def mistakes(place, synthetic_data, glaucoma_run):
         ),
         "config_words": (
             train(new, config="configs/refuge.py:pcgard"),
-            "'pcgard' is no word of this config; choose from single, independent",
+            "This config has no word 'pcgard'; choose from single, independent",
         ),
         "config_methods": (
             train(new, config="configs/synthetic.py:study,pcgrad,vanilla"),

@@ -1,4 +1,4 @@
-"""What the fields of a config may hold, where that is one of a few names."""
+"""The possible values of the config fields that hold one of a few names."""
 
 import jax.numpy as jnp
 import ml_collections
