@@ -39,7 +39,7 @@ def of(kind: str, *, is_pretrained: bool) -> Published:
     """Returns the paper's results that are comparable with an experiment's.
 
     Args:
-      kind: of the experiment, such as `cross_validation`.
+      kind: kind of the experiment, such as `cross_validation`.
       is_pretrained: whether the encoder starts from pretrained weights. The paper gives
         the cost of networks from scratch only.
     """

@@ -131,7 +131,10 @@ def test_one_stage_alone_is_no_model(run, tmp_path):
         ({"method.name": "vanilla", "view.kind": "disc"}, "open who finds the disc"),
         ({"evaluation.score": "auc"}, "two_stage does not predict glaucoma"),
         ({"view.size": 40}, "view.size is 40 pixels, which does not fit .* of 16"),
-        ({"model.encoder": "resnet34", "view.size": 48}, "resnet34; choose a multiple of 32"),
+        (
+            {"model.encoder": "resnet34", "view.size": 48},
+            "resnet34; choose a multiple of 32",
+        ),
         ({"view.margin": 0.5}, "view.margin is 0.5; it must lie between 1"),
     ],
 )
