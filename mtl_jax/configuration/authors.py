@@ -1,4 +1,4 @@
-"""The config of the authors' program on REFUGE; docs/authors.md explains it.
+"""Follows the authors' program on REFUGE; docs/authors.md explains how.
 
 It is a config file like those in `configs/`.
 """

@@ -24,7 +24,7 @@ class Experiment:
 
     Attributes:
       config: the config itself.
-      tasks: to train, in the order of `tasks.NAMES`.
+      tasks: tasks to train, in the order of `tasks.NAMES`.
       model: the network, with a head for each task.
       augment: augmentation of training images; None for none.
       view: the part of an image that the network sees; None for the whole image.

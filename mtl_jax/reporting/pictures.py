@@ -34,7 +34,7 @@ def plot_roc(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def quality(row: Mapping[str, Any], image_size: int) -> float | None:
-    """How well one image was read, from 0 to 1; None if nothing is annotated.
+    """Scores the prediction of one image from 0 to 1; None without any annotation.
 
     The mean of both Dice, one minus the fovea error relative to the width, and the
     probability given to the true diagnosis, those there are.

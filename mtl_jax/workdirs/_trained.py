@@ -109,7 +109,7 @@ def load(place: pathlib.Path, checkpoint: str = "best") -> TrainedNetwork:
     stages = [folder.name for folder in folders if folder != place]
     if set(stages) & set(configuration.STAGES) and len(stages) < 2:
         raise UserError(
-            f"{place} holds one of two stages only; train the other by --resume."
+            f"{place} holds one of two stages only; train the other with --resume."
         )
     return _join([_load_one(folder, checkpoint) for folder in folders])
 
@@ -210,7 +210,7 @@ def fit_missing_classifier(
       network: network that `load` returned.
       place: its workdir, which keeps the classifier for later.
       builder: builder of the data set; the classifier is fitted on its training split.
-      fold: as for `pipeline.open_split`.
+      fold: fold of the split, as for `pipeline.open_split`.
 
     Returns:
       The network with a classifier; unchanged if it has one or none can be fitted.

@@ -44,7 +44,7 @@ def plot_case(
       photograph: uint8 [H, W, 3].
       title: title above it.
       truth: the annotated marks, in pixels of the photograph.
-      found: by method, its marks and its numbers as text. The fovea is drawn for the
+      found: marks of each method, and its numbers as text. The fovea is drawn for the
         first two.
       path: path without suffix; a PNG and a PDF are written.
     """

@@ -1,4 +1,4 @@
-"""The report of an experiment as one web page.
+"""Writes the report of an experiment as one web page.
 
 The page is a single file that opens from disk and fetches nothing. It holds every
 photograph and figure, and its Content-Security-Policy forbids all else. Each photograph
@@ -104,7 +104,7 @@ class Reading(NamedTuple):
 
     Attributes:
       marks: the predicted disc, cup and fovea.
-      numbers: by key of `METRICS`. A number that could not be computed is None or
+      numbers: numbers by key of `METRICS`. One that could not be computed is None or
         absent. The page ignores other keys.
     """
 
@@ -242,7 +242,7 @@ def _marks_data(marks: Marks, native_size: tuple[int, int]) -> dict[str, Any]:
 
 
 def _path(outline: np.ndarray) -> str:
-    """A closed outline [n, 2] as an SVG path of fewer points, in tenths of a pixel."""
+    """Writes a closed outline [n, 2] as an SVG path of fewer points, to 0.1 pixels."""
     line = Polyline(np.concatenate([outline, outline[:1]]))
     line.simplify_threshold = _TOLERANCE
     # The last vertex is matplotlib's mark for the end of the path.
