@@ -20,7 +20,7 @@ and the following. A comma separates two words.
   normalisation without running averages, the checkpoint of the smallest validation
   loss, shuffled folds, and that program's way of reading maps and placing points.
   docs/authors.md lists the differences. scripts/import_weights.py
-  --architecture=glaucoma_mtl turns its checkpoints into workdirs of this config.
+  --architecture=glaucoma_mtl turns checkpoints of that program into such workdirs.
 * two_stage, a method, is Res34-Unet (Yu et al. 2019): a U-Net with a ResNet-34 encoder
   finds the optic disc on the whole image; a second one segments disc and cup in a
   square around it. It needs the data set at --image_size=1024. A photograph with its

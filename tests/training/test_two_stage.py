@@ -128,7 +128,10 @@ def test_one_stage_alone_is_no_model(run, tmp_path):
         ),
         ({"view.kind": "whole"}, "view.kind is 'whole', but .* leave it empty"),
         ({"view.kind": "half"}, "view.kind has 'half'; choose from '', whole, disc"),
-        ({"method.name": "vanilla", "view.kind": "disc"}, "open who finds the disc"),
+        (
+            {"method.name": "vanilla", "view.kind": "disc"},
+            "no other network finds the disc",
+        ),
         ({"evaluation.score": "auc"}, "two_stage does not predict glaucoma"),
         ({"view.size": 40}, "view.size is 40 pixels, which does not fit .* of 16"),
         (

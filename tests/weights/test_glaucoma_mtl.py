@@ -325,7 +325,7 @@ def test_training_goes_on_from_it(make_config, random_variables, tmp_path):
     )
     network = small_network(config, random_variables)
     workdirs.write_imported(tmp_path / "run", config, network, 32)
-    with pytest.raises(UserError, match="go on with it by --resume"):
+    with pytest.raises(UserError, match="continue it with --resume"):
         workdirs.train(config, tmp_path / "run")
     config.optimizer.learning_rate = 1e-30
     configuration.check(config)
