@@ -6,11 +6,18 @@ import sys
 from absl import flags
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-IMAGES = flags.DEFINE_string("images", None, "A directory, a file or a glob pattern.")
+IMAGES = flags.DEFINE_string(
+    "images", None, "Photographs: a directory, a file or a glob."
+)
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
-CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest or a step number.")
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", "best", "Checkpoint: best, latest or a step."
+)
 FORMAT = flags.DEFINE_enum(
-    "format", "table", ["table", "refuge"], "refuge writes a challenge submission."
+    "format",
+    "table",
+    ["table", "refuge"],
+    "Output; refuge is a submission to the challenge.",
 )
 flags.mark_flags_as_required(["workdir", "images", "output"])
 
