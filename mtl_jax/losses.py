@@ -4,6 +4,7 @@ Every loss maps logits and targets to one number per image, [B] float32. `masked
 averages them over the labelled images of the batch, on all devices together.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import chex
@@ -72,7 +73,7 @@ def heatmap_l1(
 
 def fovea_map(
     fovea_xy: jax.Array,
-    size: tuple[int, int],
+    size: Sequence[int],
     sigma: float = FOVEA_SIGMA,
     peak: Peak = "point",
 ) -> jax.Array:

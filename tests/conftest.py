@@ -17,6 +17,10 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from mtl_jax.models import MultiTaskUNet
 
+# Test files import from this plugin before they name it; pytest rewrites the assertions
+# only of what it knows of before its first import.
+pytest.register_assert_rewrite("training_fixtures")
+
 # Shared machines: no example has a time limit. Derandomized: a failure comes again.
 hypothesis.settings.register_profile(
     "mtl_jax", deadline=None, derandomize=True, max_examples=25

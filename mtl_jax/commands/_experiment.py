@@ -14,7 +14,9 @@ from mtl_jax.commands import _flags
 from mtl_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; see configs/.")
-DIRECTORY = flags.DEFINE_string("directory", None, "Folder of the experiment.")
+DIRECTORY = flags.DEFINE_string(
+    "directory", None, "Folder of the experiment.", required=True
+)
 METHODS = flags.DEFINE_list(
     "methods",
     ["single", "independent", "vanilla", "gradnorm", "pcgrad"],
@@ -26,7 +28,7 @@ SHARD = flags.DEFINE_string(
 REDO_DAMAGED = flags.DEFINE_bool(
     "redo_damaged", False, "Train a network anew if its checkpoint cannot be read."
 )
-flags.mark_flags_as_required(["config", "directory"])
+flags.mark_flag_as_required("config")
 
 
 def carry_out(kind: str, plan: Callable[..., Sequence], *arguments: object) -> int:

@@ -1,14 +1,16 @@
 """Reads the values of flags and reports a mistake in one sentence."""
 
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, TypeVar
 
 from absl import flags
 
 from mtl_jax.errors import UserError
 
+T = TypeVar("T")
 
-def required(flag: flags.FlagHolder) -> Any:
+
+def required(flag: flags.FlagHolder[T | None]) -> T:
     """Returns the value of a flag that this use of the command requires.
 
     Raises:
@@ -19,7 +21,7 @@ def required(flag: flags.FlagHolder) -> Any:
     return flag.value
 
 
-def whole_numbers(flag: flags.FlagHolder) -> list[int]:
+def whole_numbers(flag: flags.FlagHolder[list[str]]) -> list[int]:
     """Reads a comma-separated list flag as whole numbers.
 
     Raises:
@@ -28,7 +30,7 @@ def whole_numbers(flag: flags.FlagHolder) -> list[int]:
     return _parsed(flag, int, "whole numbers")
 
 
-def numbers(flag: flags.FlagHolder) -> list[float]:
+def numbers(flag: flags.FlagHolder[list[str]]) -> list[float]:
     """Reads a comma-separated list flag as numbers.
 
     Raises:
@@ -37,7 +39,9 @@ def numbers(flag: flags.FlagHolder) -> list[float]:
     return _parsed(flag, float, "numbers")
 
 
-def _parsed(flag: flags.FlagHolder, kind: Callable[[str], Any], what: str) -> list[Any]:
+def _parsed(
+    flag: flags.FlagHolder[list[str]], kind: Callable[[str], Any], what: str
+) -> list[Any]:
     try:
         return [kind(value) for value in flag.value]
     except ValueError:
@@ -46,7 +50,7 @@ def _parsed(flag: flags.FlagHolder, kind: Callable[[str], Any], what: str) -> li
         ) from None
 
 
-def check_list(flag: flags.FlagHolder, choices: Collection[str]) -> None:
+def check_list(flag: flags.FlagHolder[list[str]], choices: Collection[str]) -> None:
     """Checks that a comma-separated list flag holds only `choices`.
 
     Raises:

@@ -3,6 +3,7 @@
 import argparse
 import ast
 import importlib
+import io
 import logging as standard_logging
 import os
 import pathlib
@@ -70,7 +71,8 @@ def run(verb: str) -> NoReturn:
         imported, because several commands define flags of the same name.
     """
     # The name of a file may not be valid text; it is then printed with escapes.
-    sys.stdout.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     # Orbax reports every save at length.
     logging.set_verbosity(logging.ERROR)
     _hush_tensorstore()
@@ -144,12 +146,12 @@ def _commands() -> dict[str, str]:
     docs = {
         path.stem: ast.get_docstring(ast.parse(path.read_bytes())) for path in paths
     }
-    return {name: doc.splitlines()[0] for name, doc in docs.items()}
+    return {name: (doc or "").partition("\n")[0] for name, doc in docs.items()}
 
 
 def _prepare_help(command: types.ModuleType) -> None:
     """Makes --help show the command's text and flags, not those of `__main__`."""
-    sys.modules["__main__"].__doc__ = _as_started(command.__doc__)
+    sys.modules["__main__"].__doc__ = _as_started(command.__doc__ or "")
     for module, defined in flags.FLAGS.flags_by_module_dict().items():
         if module.startswith(f"{__package__}."):
             for flag in defined:
@@ -169,7 +171,7 @@ def _parse(argv: list[str]) -> list[str]:
         _fail(f"--config={config}: {error}", 2)
     except (AttributeError, KeyError) as error:
         # The error's text begins with the name of the field.
-        name = re.search(r"\w*", str(error).lstrip("'\"\\"))[0]
+        name = re.split(r"\W", str(error).lstrip("'\"\\"), maxsplit=1)[0]
         for argument in argv:
             flag = argument.split("=")[0]
             if name in flag.split(".")[1:]:

@@ -13,14 +13,14 @@ from ml_collections import config_flags
 from mtl_jax.commands import _flags
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; see configs/.")
-DIRECTORY = flags.DEFINE_string("directory", None, "Folder of the runs.")
+DIRECTORY = flags.DEFINE_string("directory", None, "Folder of the runs.", required=True)
 VARIANTS = flags.DEFINE_list(
     "variants",
     ["none", "heads", "trunk", "biases", "kernels", "all"],
     "Parts of the network that start from He's rule.",
 )
 SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of each variant.", lower_bound=1)
-flags.mark_flags_as_required(["config", "directory"])
+flags.mark_flag_as_required("config")
 
 
 def main() -> None:

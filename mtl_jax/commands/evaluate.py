@@ -4,7 +4,7 @@ import pathlib
 
 from absl import flags
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 SPLIT = flags.DEFINE_string("split", "test", "Split of the data set.")
 RESOLUTION = flags.DEFINE_enum(
     "resolution",
@@ -24,7 +24,6 @@ DATASET = flags.DEFINE_string(
 SUBMISSION = flags.DEFINE_string(
     "write_submission", None, "Folder for a submission to the REFUGE challenge."
 )
-flags.mark_flag_as_required("workdir")
 
 
 def main() -> None:
@@ -38,7 +37,7 @@ def main() -> None:
         checkpoint=CHECKPOINT.value,
         data_dir=DATA_DIR.value,
         dataset=DATASET.value,
-        write_submission=SUBMISSION.value and pathlib.Path(SUBMISSION.value),
+        write_submission=pathlib.Path(SUBMISSION.value) if SUBMISSION.value else None,
     )
     print(terminal.metrics_text(metrics))
     for path in sorted(output.iterdir()):

@@ -16,14 +16,16 @@ SOURCE = flags.DEFINE_string(
     None,
     "File of weights: torchvision's .pth or .safetensors, Keras' .h5, or a checkpoint "
     "of the authors' program. With --architecture=workdir, a workdir.",
+    required=True,
 )
 ARCHITECTURE = flags.DEFINE_enum(
     "architecture",
     None,
     ["vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "resnet34", "workdir", "glaucoma_mtl"],
     "Architecture in the file; workdir takes the best checkpoint of a run.",
+    required=True,
 )
-OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
+OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", required=True)
 CONFIG = config_flags.DEFINE_config_file(
     "config",
     str(pathlib.Path(__file__).parents[1] / "configuration/authors.py"),
@@ -32,7 +34,6 @@ CONFIG = config_flags.DEFINE_config_file(
 IMAGE_SIZE = flags.DEFINE_integer(
     "image_size", 256, "glaucoma_mtl: pixels a side of the network's images."
 )
-flags.mark_flags_as_required(["source", "architecture", "output"])
 
 
 def main() -> None:

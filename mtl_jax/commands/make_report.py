@@ -6,14 +6,15 @@ from absl import flags
 
 from mtl_jax.commands import _program
 
-EXPERIMENT = flags.DEFINE_string("experiment", None, "Folder of the experiment.")
+EXPERIMENT = flags.DEFINE_string(
+    "experiment", None, "Folder of the experiment.", required=True
+)
 DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Folder of the data sets, if it has moved since the runs."
 )
 CASE = flags.DEFINE_string(
     "case", None, "Test image for the figures; by default, the hardest glaucoma."
 )
-flags.mark_flags_as_required(["experiment"])
 
 
 def main() -> None:

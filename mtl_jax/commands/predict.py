@@ -5,11 +5,11 @@ import sys
 
 from absl import flags
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 IMAGES = flags.DEFINE_string(
-    "images", None, "Photographs: a directory, a file or a glob."
+    "images", None, "Photographs: a directory, a file or a glob.", required=True
 )
-OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
+OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", required=True)
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "best", "Checkpoint: best, latest or a step."
 )
@@ -19,21 +19,20 @@ FORMAT = flags.DEFINE_enum(
     ["table", "refuge"],
     "Output; refuge is a submission to the challenge.",
 )
-flags.mark_flags_as_required(["workdir", "images", "output"])
 
 
 def main() -> int:
     """Predicts. Returns the exit code: 1 if a photograph could not be read."""
     from mtl_jax.reporting import predictions
 
+    table = FORMAT.value == "table"
     failures = predictions.write(
         pathlib.Path(WORKDIR.value),
         IMAGES.value,
         pathlib.Path(OUTPUT.value),
         checkpoint=CHECKPOINT.value,
-        form=FORMAT.value,
+        form="table" if table else "refuge",
     )
-    table = FORMAT.value == "table"
     print(f"{OUTPUT.value}/predictions.csv" if table else OUTPUT.value)
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)

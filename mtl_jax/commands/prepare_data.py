@@ -9,6 +9,7 @@ DATASET = flags.DEFINE_enum(
     None,
     ["synthetic_fundus", "fundus_folder", "refuge"],
     "Data set to build.",
+    required=True,
 )
 DATA_DIR = flags.DEFINE_string("data_dir", "data", "Folder of all data sets.")
 IMAGE_SIZE = flags.DEFINE_integer("image_size", 256, "Pixels a side; a multiple of 16.")
@@ -40,7 +41,6 @@ EXAMPLE = flags.DEFINE_string(
     "synthetic_fundus: folder for a few more photographs as files with a manifest, an "
     "example of what fundus_folder reads.",
 )
-flags.mark_flag_as_required("dataset")
 
 
 def main() -> None:
@@ -66,7 +66,7 @@ def main() -> None:
         version_dir = synthetic.build(
             DATA_DIR.value,
             image_size=IMAGE_SIZE.value,
-            num_images=tuple(_flags.whole_numbers(NUM_IMAGES)),
+            num_images=_flags.whole_numbers(NUM_IMAGES),
             glaucoma_fraction=GLAUCOMA_FRACTION.value,
             seed=SEED.value,
         )

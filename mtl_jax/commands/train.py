@@ -8,12 +8,12 @@ from ml_collections import config_flags
 from mtl_jax.commands import _program
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; see configs/.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 RESUME = flags.DEFINE_bool("resume", False, "Continue from the last checkpoint.")
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join the processes that SLURM or a TPU pod started."
 )
-flags.mark_flags_as_required(["config", "workdir"])
+flags.mark_flag_as_required("config")
 
 
 def main() -> None:

@@ -52,7 +52,7 @@ _POSITIVE = (
     "evaluation.vcdr_C",
 )
 # Lowest and highest value of each field.
-_RANGES = {
+_RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 1),
     "data.num_folds": (2, 1e6),
     "data.fold_seed": (0, 2**32 - 1),

@@ -151,7 +151,9 @@ def _method(config: Config, tx: optax.GradientTransformation) -> Optimizer:
         last_shared=ENCODERS[config.model.encoder].last_kernel,
         fields=config.method,
     )
-    return methods.METHODS[config.method.name].create(setting)
+    create = methods.METHODS[config.method.name].create
+    assert create is not None, "a method of several networks, see part_configs"
+    return create(setting)
 
 
 def _schedule(config: Config, steps_per_epoch: int, peak: jax.Array) -> optax.Schedule:

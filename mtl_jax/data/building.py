@@ -106,10 +106,12 @@ def prepare(builder: tfds.core.DatasetBuilder) -> pathlib.Path:
                 )
         # array_record raises RuntimeError where a disk is full.
         except (OSError, RuntimeError) as error:
-            failed = _WRITE_FAILED.search(str(error))
-            if failed is None and getattr(error, "errno", None) not in _NO_ROOM:
+            if failed := _WRITE_FAILED.search(str(error)):
+                reason = failed[1]
+            elif isinstance(error, OSError) and error.errno in _NO_ROOM:
+                reason = error.strerror
+            else:
                 raise
-            reason = failed[1] if failed else error.strerror
             raise UserError(
                 f"{version_dir.parent} cannot be written ({reason}); make room there, "
                 "or name another data directory."
@@ -184,16 +186,17 @@ def parallel_map(
 @contextlib.contextmanager
 def _locked(directory: pathlib.Path) -> Iterator[None]:
     """Waits until no other process is in this block for the same directory."""
-    handle = os.open(directory, os.O_RDONLY) if fcntl else None
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(directory, os.O_RDONLY)
     try:
-        if handle is not None:
-            # On network file systems without locks, builds are not guarded.
-            with contextlib.suppress(OSError):
-                fcntl.flock(handle, fcntl.LOCK_EX)
+        # On network file systems without locks, builds are not guarded.
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
-        if handle is not None:
-            os.close(handle)
+        os.close(handle)
 
 
 def _cores() -> int:
@@ -206,8 +209,11 @@ def _start_worker() -> None:
     """Makes a worker ignore Ctrl-C and end when its parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker has one"
+
     def exit_with_parent() -> None:
-        multiprocessing.parent_process().join()
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=exit_with_parent, daemon=True).start()

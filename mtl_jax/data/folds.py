@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 Kind = Literal["stratified", "shuffled"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -50,7 +51,7 @@ class Fold:
 
 
 def assign(
-    image_ids: Sequence[str], strata: Sequence[int], num_folds: int, seed: int
+    image_ids: Sequence[str], strata: npt.ArrayLike, num_folds: int, seed: int
 ) -> np.ndarray:
     """Assigns images to folds, stratum by stratum.
 
@@ -71,5 +72,5 @@ def assign(
     lot = np.empty(len(names))
     lot[np.argsort(names)] = np.random.RandomState(seed).permutation(len(names))
     folds = np.empty(len(names), int)
-    folds[np.lexsort((lot, strata))] = np.arange(len(names)) % num_folds
+    folds[np.lexsort((lot, np.asarray(strata)))] = np.arange(len(names)) % num_folds
     return folds

@@ -10,6 +10,7 @@ this convention for networks that it trained. Pictures are drawn by ours.
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 PixelOrigin = Literal["centre", "corner"]
@@ -46,7 +47,7 @@ def _resize(
 
 
 def rescale_xy(
-    xy: np.ndarray,
+    xy: npt.ArrayLike,
     from_size: tuple[int, int],
     to_size: tuple[int, int],
     origin: PixelOrigin = "centre",

@@ -10,7 +10,7 @@ import os
 import pathlib
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from mtl_jax.errors import UserError
 
@@ -166,9 +166,9 @@ def _load(path: PathLike, contents: bytes | None, mode: str) -> Image.Image:
         with Image.open(file, formats=_FORMATS) as image:
             _check_kind(image, path)
             image.load()
-            image = _upright(image)
+            upright = _upright(image)
             # Converting to the same mode would copy the picture.
-            return image if image.mode == mode else image.convert(mode)
+            return upright if upright.mode == mode else upright.convert(mode)
     except UserError:
         raise
     except PermissionError:
@@ -188,7 +188,7 @@ def _load(path: PathLike, contents: bytes | None, mode: str) -> Image.Image:
         ) from error
 
 
-def _check_kind(image: Image.Image, path: pathlib.Path) -> None:
+def _check_kind(image: ImageFile.ImageFile, path: pathlib.Path) -> None:
     if min(image.size) < 1:
         raise UserError(f"{path} has no pixels; export it again.")
     limit = Image.MAX_IMAGE_PIXELS
@@ -213,7 +213,7 @@ def _check_kind(image: Image.Image, path: pathlib.Path) -> None:
         )
 
 
-def _has_deep_channels(image: Image.Image) -> bool:
+def _has_deep_channels(image: ImageFile.ImageFile) -> bool:
     """Whether the file has over 8 bits per channel; `image.mode` may hide them."""
     if image.mode.startswith(("I", "F")):
         return True

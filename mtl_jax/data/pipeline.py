@@ -9,13 +9,14 @@ import contextlib
 import copy
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent import futures
 from typing import Any
 
 import grain
 import jax
 import numpy as np
+import numpy.typing as npt
 import tensorflow_datasets as tfds
 
 from mtl_jax.data import geometry, schema
@@ -177,7 +178,7 @@ class Table:
         builder: tfds.core.DatasetBuilder,
         split: str,
         pixel_origin: geometry.PixelOrigin = "centre",
-    ):
+    ) -> None:
         """Opens a split, or several joined by "+"; see `open_split`."""
         self._pixel_origin = pixel_origin
         self._directory = pathlib.Path(builder.data_dir)
@@ -198,14 +199,14 @@ class Table:
         """Returns the number of records."""
         return len(self._rows)
 
-    def subset(self, indices: Sequence[int], name: str) -> "Table":
+    def subset(self, indices: npt.ArrayLike, name: str) -> "Table":
         """Returns a table of the records at `indices`; it shares the decoded images."""
         subset = copy.copy(self)
         subset.name = name
         subset._rows = self._rows[np.asarray(indices, int)]
         return subset
 
-    def take(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+    def take(self, indices: npt.ArrayLike) -> dict[str, np.ndarray]:
         """Returns the records at `indices` as a batch with the keys `TRAINING_KEYS`."""
         rows = self._rows[np.asarray(indices, int)]
         if self._decoded is not None:
@@ -248,7 +249,7 @@ class Table:
     def _record(self, index: int) -> dict[str, Any]:
         return self._source[int(self._rows[index])]
 
-    def _decode(self, rows: Sequence[int]) -> dict[str, np.ndarray]:
+    def _decode(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         def decode(row: int) -> dict[str, Any]:
             record = self._source[int(row)]
             values = {

@@ -11,6 +11,7 @@ import zlib
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow_datasets as tfds
 from PIL import Image
 
@@ -82,7 +83,7 @@ def encode_record(
     *,
     disc_mask: np.ndarray | None = None,
     cup_mask: np.ndarray | None = None,
-    fovea_xy: np.ndarray | None = None,
+    fovea_xy: npt.ArrayLike | None = None,
     glaucoma: float | None = None,
     camera: str = "",
     file_name: str = "",
@@ -157,7 +158,7 @@ def encode_mask(mask: np.ndarray) -> bytes:
     rows[:, 1:] = np.packbits(mask, axis=1)
     # One bit of grey, the only compression method, not interlaced.
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    chunks = (b"IHDR" + header, b"IDAT" + zlib.compress(rows, 1), b"IEND")
+    chunks = (b"IHDR" + header, b"IDAT" + zlib.compress(rows.data, 1), b"IEND")
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
         for chunk in chunks

@@ -174,7 +174,6 @@ def measure(
         step, optimizer = METHODS[name].create(model, tasks)
         programs[name] = jax.jit(step, donate_argnums=0)
         state = steps.create_train_state(model, optimizer, jax.random.key(0))
-        parameters = sum(x.size for x in jax.tree.leaves(state.params))
         start = time.perf_counter()
         states[name], metrics = programs[name](state, batch)
         jax.block_until_ready(metrics)
@@ -199,7 +198,7 @@ def measure(
                 "method": name,
                 **dataclasses.asdict(setting),
                 "device": jax.devices()[0].device_kind,
-                "parameters": parameters,
+                "parameters": sum(x.size for x in jax.tree.leaves(states[name].params)),
                 "compile_seconds": compile_seconds[name],
                 "step_seconds": medians[name],
                 "step_seconds_quartiles": np.quantile(times, [0.25, 0.75]).tolist(),
@@ -320,7 +319,8 @@ def _unrolled_step(
             params = optax.apply_updates(params, updates)
             values.append(value)
             opt_states.append(opt_state)
-        state = state.replace(
+        state = dataclasses.replace(
+            state,
             step=state.step + 1,
             params=params,
             batch_stats=batch_stats,

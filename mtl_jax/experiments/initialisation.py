@@ -5,6 +5,7 @@ and the others by the rule of PyTorch's layers (`kaiming_uniform`).
 """
 
 import copy
+import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -89,21 +90,22 @@ def ablate(
             "config.model.pretrained is set, but only networks from scratch have an "
             "initialisation to compare; leave it empty."
         )
-    rows = []
+    rows: list[dict[str, Any]] = []
     for seed in range(config.seed, config.seed + num_seeds):
         for variant in dict.fromkeys(variants):
             workdir = directory / f"{variant}-seed_{seed}"
             one = copy.deepcopy(config)
             one.seed = seed
-            if (workdir / results.RESULT).exists():
+            result = workdir / results.RESULT
+            if result.exists():
                 workdirs.claim(workdir, one, resume=True)
-                rows.append(results.finished(workdir))
+                rows.append(json.loads(result.read_text()))
                 continue
             _train(one, workdir, variant)
             _, metrics = evaluate.evaluate(workdir)
             row = {"variant": variant, "seed": seed}
             rows.append(row | {name: metrics[name] for name in METRICS})
-            write_json(workdir / results.RESULT, rows[-1])
+            write_json(result, rows[-1])
     return rows
 
 

@@ -86,9 +86,12 @@ def write(directory: pathlib.Path, rows: Iterable[Row]) -> None:
 
 def read(directory: pathlib.Path) -> list[Row]:
     """Reads the rows of `results.csv`."""
-    types = {"fold": str, "learning_rate": float, "value": float}
-    rows = pd.read_csv(directory / "results.csv", dtype=types, keep_default_na=False)
-    return rows.to_dict("records")
+    rows = pd.read_csv(
+        directory / "results.csv",
+        dtype={"fold": str, "learning_rate": float, "value": float},
+        keep_default_na=False,
+    )
+    return [{str(k): v for k, v in row.items()} for row in rows.to_dict("records")]
 
 
 def finished(workdir: pathlib.Path) -> list[Row] | None:

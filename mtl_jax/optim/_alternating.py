@@ -59,8 +59,11 @@ def alternating(tx: optax.GradientTransformation) -> SequentialOptimizer:
         def visit(point, task):
             index, is_active = task
             gradient = functools.partial(task_gradients.of_task, index)
-            *point, loss = step_or_skip(tx, gradient, is_active, *point, jnp.float32(0))
-            return tuple(point), loss
+            params, carry, state = point
+            params, carry, state, loss = step_or_skip(
+                tx, gradient, is_active, params, carry, state, jnp.float32(0)
+            )
+            return (params, carry, state), loss
 
         tasks = (jnp.arange(task_gradients.num_tasks), active)
         (params, carry, state), losses = lax.scan(visit, (params, carry, state), tasks)

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from optax.experimental import aggregating
 
 from mtl_jax.optim._sequential import SequentialOptimizer
 
@@ -21,7 +20,7 @@ class ByStepState(NamedTuple):
       inner: state of the optimizer.
     """
 
-    count: jax.Array
+    count: jax.typing.ArrayLike
     inner: optax.OptState
 
 
@@ -64,7 +63,9 @@ def by_step(make: Callable[[jax.Array], Optimizer]) -> Optimizer:
     if isinstance(first, SequentialOptimizer):
 
         def update_fn(task_gradients, state, params, carry=None, active=None):
-            params, inner, carry, losses = make(state.count).update(
+            optimizer = make(state.count)
+            assert isinstance(optimizer, SequentialOptimizer), "as at the first step"
+            params, inner, carry, losses = optimizer.update(
                 task_gradients, state.inner, params, carry, active
             )
             return params, after(state, inner), carry, losses
@@ -72,10 +73,14 @@ def by_step(make: Callable[[jax.Array], Optimizer]) -> Optimizer:
         return SequentialOptimizer(init_fn, update_fn)
 
     def joint_update_fn(updates, state, params=None, **extra_args):
-        tx = optax.with_extra_args_support(make(state.count))
-        updates, inner = tx.update(updates, state.inner, params, **extra_args)
+        tx = make(state.count)
+        assert not isinstance(tx, SequentialOptimizer), "as at the first step"
+        updates, inner = optax.with_extra_args_support(tx).update(
+            updates, state.inner, params, **extra_args
+        )
         return updates, after(state, inner)
 
-    if isinstance(first, aggregating.Aggregator):
-        return aggregating.Aggregator(init_fn, joint_update_fn)
-    return optax.GradientTransformationExtraArgs(init_fn, joint_update_fn)
+    # An aggregator stays one.
+    return optax.with_extra_args_support(first)._replace(
+        init=init_fn, update=joint_update_fn
+    )

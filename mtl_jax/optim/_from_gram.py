@@ -87,12 +87,12 @@ def from_gram(
         _paths.choose(params, shared)
         return optax.EmptyState() if init is None else init(params)
 
-    def update_fn(updates, state, params=None, *, active=None, **extra_args):
-        n = _task_axis.num_tasks(updates, params)
+    def update_fn(per_elt_updates, state, params=None, *, active=None, **extra_args):
+        n = _task_axis.num_tasks(per_elt_updates, params)
         if n is None:
-            return updates, state
+            return per_elt_updates, state
         active = jnp.broadcast_to(True if active is None else active, (n,))
-        gram = _task_axis.gram(_paths.choose(updates, shared)[0])
+        gram = _task_axis.gram(_paths.choose(per_elt_updates, shared)[0])
         gram = jnp.where(active[:, None] & active, gram, 0)
         if init is None:
             values = weights(gram)
@@ -100,6 +100,7 @@ def from_gram(
             values, state = weights(gram, state, active=active, **extra_args)
         if jnp.shape(values) != (n,):
             raise ValueError(f"the weights of {n} tasks have shape {jnp.shape(values)}")
-        return _task_axis.combine(jnp.where(active, values, 0), updates), state
+        values = jnp.where(active, values, 0)
+        return _task_axis.combine(values, per_elt_updates), state
 
     return aggregating.Aggregator(init_fn, update_fn)

@@ -61,10 +61,11 @@ def independent(
         _task_axis.check_num_tasks(task_gradients.num_tasks, num_tasks)
 
         def visit(point, task):
+            params, carry = point
             index, is_active, task_state = task
             gradient = functools.partial(task_gradients.of_task, index)
             params, carry, task_state, loss = step_or_skip(
-                tx, gradient, is_active, *point, task_state, jnp.float32(0)
+                tx, gradient, is_active, params, carry, task_state, jnp.float32(0)
             )
             return (params, carry), (task_state, loss)
 

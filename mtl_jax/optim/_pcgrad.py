@@ -19,7 +19,7 @@ class PCGradState(NamedTuple):
       num_conflicts: int32, projections made in the last step, from 0 to N (N - 1).
     """
 
-    count: jax.Array
+    count: jax.typing.ArrayLike
     num_conflicts: jax.Array
 
     def metrics(self) -> dict[str, jax.Array]:

@@ -50,10 +50,13 @@ def per_task(
     def init_fn(params):
         return _task_axis.init_stacked(tx, params, num_tasks)
 
-    def update_fn(updates, state, params=None, *, active=None, **extra_args):
-        _task_axis.check_num_tasks(_task_axis.num_tasks(updates, params), num_tasks)
+    def update_fn(per_elt_updates, state, params=None, *, active=None, **extra_args):
+        n = _task_axis.num_tasks(per_elt_updates, params)
+        _task_axis.check_num_tasks(n, num_tasks)
         update = functools.partial(tx.update, params=params, **extra_args)
-        updates, new_state = jax.vmap(update, axis_size=num_tasks)(updates, state)
+        updates, new_state = jax.vmap(update, axis_size=num_tasks)(
+            per_elt_updates, state
+        )
         if active is not None:
             active = jnp.asarray(active)
             updates = _task_axis.select(

@@ -23,7 +23,7 @@ class RandomGroupingState(NamedTuple):
         axis.
     """
 
-    count: jax.Array
+    count: jax.typing.ArrayLike
     slots: optax.OptState
 
 
@@ -96,12 +96,14 @@ def random_grouping(
     """
     if num_groups < 1:
         raise ValueError(f"num_groups must be at least 1, got {num_groups}")
-    if states == "task" and num_tasks is None:
-        raise ValueError("a state for each task needs num_tasks")
-    if states not in ("slot", "task"):
+    if states == "slot":
+        step, num_states = _step_by_slots, num_groups
+    elif states == "task":
+        if num_tasks is None:
+            raise ValueError("a state for each task needs num_tasks")
+        step, num_states = _step_by_tasks, num_tasks
+    else:
         raise ValueError(f"states must be 'slot' or 'task', got {states!r}")
-    step = {"slot": _step_by_slots, "task": _step_by_tasks}[states]
-    num_states = {"slot": num_groups, "task": num_tasks}[states]
 
     def init_fn(params):
         slots = _task_axis.init_stacked(tx, params, num_states)
@@ -111,7 +113,7 @@ def random_grouping(
         active = checked_active(task_gradients, active)
         n = task_gradients.num_tasks
         if states == "task":
-            _task_axis.check_num_tasks(n, num_tasks)
+            _task_axis.check_num_tasks(n, num_states)
         this_key = None if key is None else jax.random.fold_in(key, state.count)
         groups = _random_groups(this_key, n, num_groups)
         params, carry, slots, losses = step(
@@ -129,12 +131,14 @@ def _step_by_slots(tx, task_gradients, groups, active, params, carry, states):
         groups &= active
 
     def visit(point, group):
+        params, carry = point
         mask, slot = group
         params, carry, slot, losses = step_or_skip(
             tx,
             functools.partial(task_gradients.of_group, mask),
             None if active is None else mask.any(),
-            *point,
+            params,
+            carry,
             slot,
             jnp.zeros(mask.shape, jnp.float32),
         )
@@ -158,11 +162,13 @@ def _step_by_tasks(tx, task_gradients, groups, active, params, carry, states):
         start, params, carry, states = point
         index, begins_group = task
         start = jax.tree.map(functools.partial(jnp.where, begins_group), params, start)
-        at_start = optax.GradientTransformation(
-            tx.init, lambda gradient, state, _: tx.update(gradient, state, start)
-        )
+
+        def update_at_start(updates, state, params=None):
+            del params
+            return tx.update(updates, state, start)
+
         params, carry, own, loss = step_or_skip(
-            at_start,
+            optax.GradientTransformation(tx.init, update_at_start),
             lambda _, carry: task_gradients.of_task(index, start, carry),
             None if active is None else active[index],
             params,

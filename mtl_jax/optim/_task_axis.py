@@ -1,5 +1,8 @@
 """Trees whose leaves have a leading task axis, [N, *shape of the parameter]."""
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -62,7 +65,7 @@ def gram(updates: optax.Updates) -> jax.Array:
             preferred_element_type=_accumulator(leaf),
         )
 
-    return sum(map(of_leaf, jax.tree.leaves(updates)))
+    return functools.reduce(jnp.add, map(of_leaf, jax.tree.leaves(updates)))
 
 
 def norms(updates: optax.Updates) -> jax.Array:
@@ -74,7 +77,7 @@ def norms(updates: optax.Updates) -> jax.Array:
         jnp.square(leaf.astype(_accumulator(leaf))).sum(tuple(range(1, leaf.ndim)))
         for leaf in jax.tree.leaves(updates)
     ]
-    return jnp.sqrt(sum(squares))
+    return jnp.sqrt(functools.reduce(jnp.add, squares))
 
 
 def scale(weights: jax.Array, updates: optax.Updates) -> optax.Updates:
@@ -93,7 +96,7 @@ def combine(weights: jax.Array, updates: optax.Updates) -> optax.Updates:
     )
 
 
-def select(which: jax.Array, chosen: optax.OptState, other: optax.OptState):
+def select(which: jax.Array, chosen: Any, other: Any) -> Any:
     """Task k's part of `chosen` where which[k], else its part of `other`."""
     return jax.tree.map(lambda a, b: jnp.where(_along(which, a), a, b), chosen, other)
 

@@ -42,9 +42,10 @@ def weighted_sum(weights: Weights | None = None) -> aggregating.Aggregator:
       2022, equation 1.
     """
 
-    def update_fn(updates, state, params=None, **extra_args):
+    def update_fn(per_elt_updates, state, params=None, **extra_args):
         del extra_args
-        return _task_axis.combine(_checked(weights, updates, params), updates), state
+        values = _checked(weights, per_elt_updates, params)
+        return _task_axis.combine(values, per_elt_updates), state
 
     return aggregating.Aggregator(optax.init_empty_state, update_fn)
 

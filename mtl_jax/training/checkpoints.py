@@ -4,6 +4,7 @@ A checkpoint holds, as separate items, the network (all that evaluation needs), 
 optimizer, the position in the data, and a record of the config and the scores.
 """
 
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -27,7 +28,7 @@ class Damaged(UserError):
       path: folder of the checkpoint.
     """
 
-    def __init__(self, message: str, path: pathlib.Path):
+    def __init__(self, message: str, path: pathlib.Path) -> None:
         super().__init__(message)
         self.path = path
 
@@ -35,7 +36,7 @@ class Damaged(UserError):
 class Checkpoints:
     """The checkpoints of one workdir, in its folder `checkpoints`."""
 
-    def __init__(self, workdir: pathlib.Path, *, read_only: bool = False):
+    def __init__(self, workdir: pathlib.Path, *, read_only: bool = False) -> None:
         """Opens the folder; nothing is written before the first `save`.
 
         Args:
@@ -90,7 +91,7 @@ class Checkpoints:
             for step in self.steps()
             if (metrics := self._read(step, self._manager.metrics, step))
         }
-        return max(scored, key=scored.get) if scored else self.latest()
+        return max(scored, key=lambda step: scored[step]) if scored else self.latest()
 
     def path(self, step: int) -> pathlib.Path:
         """Folder of one checkpoint."""
@@ -148,14 +149,17 @@ class Checkpoints:
           Damaged: if the checkpoint cannot be read.
         """
         if "imported" in self.restore_metadata(step):
-            return target.replace(**self.restore_model(step, _model_item(target)))
+            return dataclasses.replace(
+                target, **self.restore_model(step, _model_item(target))
+            )
         args = ocp.args.Composite(
             model=ocp.args.StandardRestore(_model_item(target)),
             optimizer=ocp.args.StandardRestore(_optimizer_item(target)),
             data=grain.checkpoint.CheckpointRestore(batches),
         )
         read = self._read(step, self._manager.restore, step, args=args)
-        return target.replace(
+        return dataclasses.replace(
+            target,
             step=read.optimizer["step"],
             opt_state=read.optimizer["opt_state"],
             key=jax.random.wrap_key_data(read.optimizer["key"]),

@@ -9,10 +9,10 @@ from typing import Any
 
 import flax.linen as nn
 import grain
-import jax
+import numpy as np
 import tqdm
 
-from mtl_jax.tasks import Batch, Task
+from mtl_jax.tasks import Task
 from mtl_jax.training import parallel
 from mtl_jax.training import step as steps
 from mtl_jax.training.checkpoints import Checkpoints
@@ -22,7 +22,9 @@ from mtl_jax.training.views import View
 from mtl_jax.training.watch import Watch, brief, check_finite
 
 # From a batch in host memory to the network's logits and losses in host memory.
-Network = Callable[[Batch], tuple[dict[str, Any], dict[str, Any]]]
+Network = Callable[
+    [parallel.HostBatch], tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
+]
 # From a network to its scores on validation images, `score` among them, larger for
 # better; nothing without such images.
 Validate = Callable[[Network], dict[str, float | None]]
@@ -124,7 +126,9 @@ def fit(
             checkpoints.save(saved, batches, record, validation.get("score"))
 
 
-def _train_step(training: Training) -> steps.TrainStep:
+def _train_step(
+    training: Training,
+) -> Callable[[TrainState, parallel.HostBatch], tuple[TrainState, steps.Metrics]]:
     return parallel.map_step(
         steps.train_step(
             training.model,
@@ -136,7 +140,11 @@ def _train_step(training: Training) -> steps.TrainStep:
     )
 
 
-def _apply(evaluate: Callable, state: TrainState, batch: Batch) -> Any:
+def _apply(
+    evaluate: Callable[[Any, parallel.HostBatch], Any],
+    state: TrainState,
+    batch: parallel.HostBatch,
+) -> Any:
     """Logits and losses of a batch in host memory, by a replicated state."""
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     return parallel.gather(evaluate(variables, parallel.shard(batch)))
@@ -155,7 +163,7 @@ def _progress(training: Training, done: int) -> tqdm.tqdm:
 
 def _interference_log(
     training: Training, log: MetricLog
-) -> Callable[[int, int, TrainState, Batch], None]:
+) -> Callable[[int, int, TrainState, parallel.HostBatch], None]:
     """Logs how tasks interfere, every `interference_every` steps.
 
     Returns:
@@ -168,7 +176,9 @@ def _interference_log(
         )
     )
 
-    def write(step: int, epoch: int, state: TrainState, batch: Batch) -> None:
+    def write(
+        step: int, epoch: int, state: TrainState, batch: parallel.HostBatch
+    ) -> None:
         if every and (step - 1) % every == 0:
             found = parallel.unreplicate(measure(state, batch))
             log.write(step, epoch, _interference_values(tasks, found))
@@ -177,7 +187,7 @@ def _interference_log(
 
 
 def _interference_values(
-    tasks: Sequence[Task], found: Mapping[str, jax.Array]
+    tasks: Sequence[Task], found: Mapping[str, np.ndarray]
 ) -> dict[str, float]:
     names = [task.name for task in tasks]
     values = {

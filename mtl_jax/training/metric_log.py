@@ -13,7 +13,9 @@ class MetricLog:
     `validation/auc`; a value that could not be computed is null.
     """
 
-    def __init__(self, workdir: pathlib.Path, step: int, *, silent: bool = False):
+    def __init__(
+        self, workdir: pathlib.Path, step: int, *, silent: bool = False
+    ) -> None:
         """Opens the logs of a run that stands at `step`.
 
         Lines of later steps, left by a run that was killed after its last checkpoint,

@@ -4,14 +4,22 @@
 of the state per local device and feeds its own share of every batch.
 """
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from mtl_jax.errors import UserError
+from mtl_jax.tasks import Batch
 
 AXIS = "batch"
+
+# A batch in host memory.
+HostBatch = Mapping[str, np.ndarray]
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def connect_processes() -> None:
@@ -51,12 +59,12 @@ def check_batch_size(batch_size: int) -> None:
         )
 
 
-def map_step(step):
+def map_step(step: Callable[[T, Batch], R]) -> Callable[[T, HostBatch], R]:
     """Maps `step(state, batch)` over the devices; the state given in is consumed."""
     return jax.pmap(step, axis_name=AXIS, donate_argnums=0)
 
 
-def map_evaluation(function):
+def map_evaluation(function: Callable[[T, Batch], R]) -> Callable[[T, HostBatch], R]:
     """Maps `function(variables, batch)` over the devices."""
     return jax.pmap(function, axis_name=AXIS)
 
@@ -79,7 +87,7 @@ def unreplicate(tree: Any) -> Any:
     return jax.tree.map(first, tree)
 
 
-def shard(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def shard(batch: HostBatch) -> HostBatch:
     """Splits the leading axis into [local devices, share]."""
     devices = jax.local_device_count()
     return {k: v.reshape(devices, -1, *v.shape[1:]) for k, v in batch.items()}

@@ -1,5 +1,6 @@
 """Pure training and evaluation steps, `step(state, batch) -> (state, metrics)`."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -245,7 +246,8 @@ def _finish(
     losses: jax.Array,
     num_labels: jax.Array,
 ) -> tuple[TrainState, Metrics]:
-    state = state.replace(
+    state = dataclasses.replace(
+        state,
         step=state.step + 1,
         params=params,
         batch_stats=batch_stats,
@@ -272,19 +274,22 @@ def evaluation_step(
       of images alone is given no losses.
     """
 
-    def step(variables, batch):
+    def of_seen(variables: Any, batch: Batch) -> tuple[Metrics, Metrics]:
+        # pyrefly: ignore[bad-assignment]  # A pair only where `mutable` is given.
+        logits: Metrics = model.apply(variables, batch["image"], train=False)
+        if "has_label" not in batch:
+            return logits, {}
+        return logits, {t.name: t.loss(logits[t.name], batch) for t in tasks}
+
+    def step(variables: Any, batch: Batch) -> tuple[Metrics, Metrics]:
         batch = {**batch, "image": as_unit_range(batch["image"])}
+        if view is None:
+            return of_seen(variables, batch)
         size = batch["image"].shape[1]
-        if view is not None:
-            windows = view.windows(batch)
-            batch = view.look(batch, windows)
-        logits = model.apply(variables, batch["image"], train=False)
-        losses = {}
-        if "has_label" in batch:
-            losses = {t.name: t.loss(logits[t.name], batch) for t in tasks}
-        if view is not None:
-            for task in (t for t in tasks if t.is_dense):
-                logits[task.name] = views.paste(logits[task.name], windows, size)
+        windows = view.windows(batch)
+        logits, losses = of_seen(variables, view.look(batch, windows))
+        for task in (t for t in tasks if t.is_dense):
+            logits[task.name] = views.paste(logits[task.name], windows, size)
         return logits, losses
 
     return step

@@ -11,6 +11,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mtl_jax.tasks import Batch
 
@@ -91,7 +92,7 @@ class View:
         return {**batch, **seen}
 
 
-def around(masks: jax.Array, margin: float) -> jax.Array:
+def around(masks: jax.Array | np.ndarray, margin: float) -> jax.Array:
     """Square windows [B, 3] around masks [B, H, H], non-zero inside.
 
     Args:

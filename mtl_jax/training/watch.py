@@ -1,14 +1,13 @@
 """What is looked at while a run trains: metrics, and whether numbers are finite."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 
 from mtl_jax.errors import NotFinite
 from mtl_jax.tasks import Task
-from mtl_jax.training import step as steps
 from mtl_jax.training.checkpoints import Checkpoints
 from mtl_jax.training.state import TrainState
 
@@ -16,7 +15,7 @@ from mtl_jax.training.state import TrainState
 class Watch:
     """Collects the metrics of an epoch, and stops at a loss that is not finite."""
 
-    def __init__(self, tasks: Sequence[Task], checkpoints: Checkpoints):
+    def __init__(self, tasks: Sequence[Task], checkpoints: Checkpoints) -> None:
         self._tasks = tasks
         self._checkpoints = checkpoints
         self._losses: list[np.ndarray] = []
@@ -24,7 +23,7 @@ class Watch:
         self._others: list[dict[str, np.ndarray]] = []
         self._times = [time.perf_counter()]
 
-    def add(self, step: int, metrics: steps.Metrics) -> None:
+    def add(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
         """Takes the metrics of a step, in host memory.
 
         Raises:

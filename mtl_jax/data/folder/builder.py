@@ -21,12 +21,14 @@ class FundusFolderConfig(tfds.core.BuilderConfig):
     """Source and image size of a data set.
 
     Attributes:
+      name: of the data set and its size.
       source: directory that relative paths in the manifest start from.
       manifest: the CSV file.
       image_size: pixels a side of the model image.
       fingerprint: hash of the contents of manifest and files.
     """
 
+    name: str
     source: str
     manifest: str
     image_size: int

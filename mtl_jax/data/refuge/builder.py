@@ -25,6 +25,7 @@ class RefugeConfig(tfds.core.BuilderConfig):
     """Image size and contents of a REFUGE data set.
 
     Attributes:
+      name: its size.
       source: directory of the files, for messages.
       image_size: pixels a side of the model image.
       cases: the photographs.
@@ -34,6 +35,7 @@ class RefugeConfig(tfds.core.BuilderConfig):
       problems: sentences about what is wrong with the source.
     """
 
+    name: str
     source: str
     image_size: int
     cases: list[Case] = dataclasses.field(default_factory=list)
@@ -99,7 +101,7 @@ class Refuge(building.LocalBuilder):
             strict=True,
         ):
             problems += found
-            if other_values:
+            if case.mask is not None and other_values:
                 self.info.metadata["other_values"][case.mask.name] = other_values
             if record is not None:
                 is_empty = False

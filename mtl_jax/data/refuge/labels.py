@@ -85,12 +85,13 @@ def read_table(file: SourceFile) -> Table:
     Args:
       file: `.xlsx` or `.json`.
     """
-    table = Table(file.name)
+    heads: set[str] = set()
+    table = Table(file.name, heads=heads)
     try:
         contents = file.read_bytes()
         rows = _json_rows if file.suffix == ".json" else _sheet_rows
         for where, cells in rows(contents):
-            table.heads.update(cells)
+            heads.update(cells)
             statement, problems = _statement(f"{file.name} {where}", cells)
             table.problems += problems
             if statement is not None:
@@ -193,7 +194,7 @@ def _pair(
             f"{where} has one of {heads[0]} and {heads[1]} without the other; the "
             "official set has both."
         )
-    return None if first is None else (first, second)
+    return None if first is None or second is None else (first, second)
 
 
 def _number(where: str, cells: dict[str, Any], head: str) -> float | None:

@@ -84,12 +84,14 @@ def sort_files(files: Iterable[SourceFile]) -> Layout:
     layout = Layout()
     for file in sorted(files, key=lambda file: (file.member is not None, file.parts)):
         kind = _kind(file)
-        stem = official.stem_of(file.parts[-1])
-        if kind is None or (stem is None and kind != "table"):
+        if kind is None:
             continue
         if kind == "table":
             if not _is_refuge2(file.parts):
                 layout.tables.append(file)
+            continue
+        stem = official.stem_of(file.parts[-1])
+        if stem is None:
             continue
         split = official.split_of(stem)
         if split is None or _is_refuge2(file.parts):

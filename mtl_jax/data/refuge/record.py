@@ -7,6 +7,7 @@ from PIL import Image
 
 from mtl_jax.data import images, schema
 from mtl_jax.data.refuge import official
+from mtl_jax.data.refuge.files import SourceFile
 from mtl_jax.data.refuge.survey import Case
 from mtl_jax.errors import UserError
 
@@ -73,7 +74,7 @@ def read_case(case: Case) -> Decoded:
     other_values = 0
     if case.mask is not None:
         try:
-            disc_mask, cup_mask, other_values = _disc_and_cup(case, size)
+            disc_mask, cup_mask, other_values = _disc_and_cup(case.mask, size)
         except UserError as error:
             problems.append(str(error))
         else:
@@ -92,7 +93,7 @@ def _fovea(case: Case, size: tuple[int, int]) -> tuple[np.ndarray | None, list[s
         return None, []
     height, width = size
     x, y = case.fovea_xy
-    if case.sides not in (None, (min(size), max(size))):
+    if case.sides is not None and case.sides != (min(size), max(size)):
         return None, [
             f"{case.photograph.name} has {width} x {height} pixels, but the table with "
             f"its fovea says {case.sides[0]} x {case.sides[1]}; the official "
@@ -108,9 +109,9 @@ def _fovea(case: Case, size: tuple[int, int]) -> tuple[np.ndarray | None, list[s
 
 
 def _disc_and_cup(
-    case: Case, size: tuple[int, int]
+    mask: SourceFile, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Optic disc and cup of a photograph of this (height, width).
+    """Optic disc and cup in the mask of a photograph of this (height, width).
 
     Returns:
       Both masks, and the number of pixels with other values than REFUGE's.
@@ -118,10 +119,10 @@ def _disc_and_cup(
     Raises:
       UserError: if the mask cannot be read or does not fit.
     """
-    grey = images.read_mask(case.mask.name, case.mask.read_bytes())
+    grey = images.read_mask(mask.name, mask.read_bytes())
     if grey.shape != size:
         raise UserError(
-            f"{case.mask.name} has {grey.shape[1]} x {grey.shape[0]} pixels, its "
+            f"{mask.name} has {grey.shape[1]} x {grey.shape[0]} pixels, its "
             f"photograph {size[1]} x {size[0]}; the official masks have the size of "
             "their photographs."
         )
@@ -130,7 +131,7 @@ def _disc_and_cup(
     # More than half: the mask's values are inverted.
     if not 0 < share <= 0.5:
         raise UserError(
-            f"{case.mask.name} has {100 * share:.0f} % of its pixels inside the optic "
+            f"{mask.name} has {100 * share:.0f} % of its pixels inside the optic "
             "disc; the official masks have the values 0 cup, 128 rim, 255 background."
         )
     return disc_mask, cup_mask, images.count_other_values(grey)

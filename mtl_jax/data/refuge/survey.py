@@ -44,7 +44,9 @@ class Case:
     @property
     def split(self) -> str:
         """Its split."""
-        return split_of(self.stem)
+        split = split_of(self.stem)
+        assert split is not None, "the stem is official"
+        return split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,14 +94,14 @@ def survey(layout: Layout) -> Survey:
     cases = [
         Case(
             stem,
-            photographs[stem],
+            photograph,
             mask=masks.get(stem),
             glaucoma=labels.get(stem),
             fovea_xy=foveas.get(stem),
             sides=sides.get(stem),
         )
         for stem in stems
-        if photographs.get(stem) is not None
+        if (photograph := photographs.get(stem)) is not None
     ]
     return Survey(cases, problems, _found(there))
 
@@ -109,7 +111,9 @@ def _resolve(
     decode: Callable[[str, bytes], np.ndarray],
 ) -> tuple[dict[str, SourceFile | None], list[str]]:
     """Chooses one file for each stem; None if several differ."""
-    chosen = {stem: files[0] for stem, files in by_stem.items()}
+    chosen: dict[str, SourceFile | None] = {
+        stem: files[0] for stem, files in by_stem.items()
+    }
     several = {stem: files for stem, files in by_stem.items() if len(files) > 1}
     if not several:
         return chosen, []
@@ -178,10 +182,10 @@ def _labels(
         if len(who) > 1
     ]
     for name, split in SPLITS.items():
-        values = [labels.get(stem) for stem in split.stems]
-        if None not in values and sum(values) != GLAUCOMA:
+        known = [x for stem in split.stems if (x := labels.get(stem)) is not None]
+        if len(known) == len(split.stems) and sum(known) != GLAUCOMA:
             problems.append(
-                f"{name} has {sum(values):g} photographs labelled glaucoma; the "
+                f"{name} has {sum(known):g} photographs labelled glaucoma; the "
                 f"official set has {GLAUCOMA}."
             )
     return labels, problems
@@ -191,33 +195,33 @@ def _foveas(
     statements: Iterable[Statement],
 ) -> tuple[dict[str, tuple[float, float] | None], list[str]]:
     """Joins the foveas; None where they contradict each other or are at (0, 0)."""
-    said: dict[str, list[Statement]] = {}
+    said: dict[str, list[tuple[str, tuple[float, float]]]] = {}
     for statement in statements:
-        if statement.fovea_xy is not None:
-            said.setdefault(statement.stem, []).append(statement)
+        if (xy := statement.fovea_xy) is not None:
+            said.setdefault(statement.stem, []).append((statement.where, xy))
     foveas: dict[str, tuple[float, float] | None] = {}
     problems = []
-    for stem, (first, *others) in said.items():
-        foveas[stem] = first.fovea_xy
-        for other in others:
-            if math.dist(first.fovea_xy, other.fovea_xy) > _SAME_FOVEA:
+    for stem, ((where, xy), *others) in said.items():
+        foveas[stem] = xy
+        for elsewhere, other in others:
+            if math.dist(xy, other) > _SAME_FOVEA:
                 foveas[stem] = None
                 problems.append(
-                    f"{first.where} has the fovea of {stem} at {_point(first)}, but "
-                    f"{other.where} at {_point(other)}; the official set has one."
+                    f"{where} has the fovea of {stem} at {_point(xy)}, but "
+                    f"{elsewhere} at {_point(other)}; the official set has one."
                 )
                 break
-        if first.fovea_xy == (0, 0):
+        if xy == (0, 0):
             foveas[stem] = None
             problems.append(
-                f"{first.where} has the fovea of {stem} at (0, 0), the image's corner; "
+                f"{where} has the fovea of {stem} at (0, 0), the image's corner; "
                 "the official set has a fovea inside each photograph."
             )
     return foveas, problems
 
 
-def _point(statement: Statement) -> str:
-    x, y = statement.fovea_xy
+def _point(xy: tuple[float, float]) -> str:
+    x, y = xy
     return f"({x:g}, {y:g})"
 
 

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,11 +46,11 @@ class SyntheticFundusConfig(tfds.core.BuilderConfig):
 
     name: str = ""
     image_size: int = 256
-    num_images: tuple[int, int, int] = (400, 400, 400)
+    num_images: Sequence[int] = (400, 400, 400)
     glaucoma_fraction: float = 0.1
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.num_images = tuple(self.num_images)
         self._check()
         self.name = self._derive_name()
@@ -134,7 +134,7 @@ def build(
     data_dir: str | os.PathLike[str],
     *,
     image_size: int = 256,
-    num_images: tuple[int, int, int] = (400, 400, 400),
+    num_images: Sequence[int] = (400, 400, 400),
     glaucoma_fraction: float = 0.1,
     seed: int = 0,
 ) -> pathlib.Path:

@@ -89,7 +89,7 @@ def expose(rng: np.random.Generator, camera: Camera, tissue: np.ndarray) -> np.n
     """
     x, y = _centred_coordinates(tissue.shape[:2])
     blur = _sample_blur(rng, camera) * min(tissue.shape[:2])
-    gain = camera.colour_gain * np.exp(rng.normal(0, 0.03, 3))
+    gain = np.array(camera.colour_gain) * np.exp(rng.normal(0, 0.03, 3))
     light = tissue * _draw_illumination(rng, camera, x, y)
     reflection = _draw_reflection(rng, camera, x, y)
     light = ndimage.gaussian_filter(light, (blur, blur, 0), truncate=3)
