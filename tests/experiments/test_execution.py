@@ -126,9 +126,9 @@ def test_a_run_is_one_process_s_until_that_ends(experiment, config, tmp_path):
     workdir = directory / "runs" / runs[0].name
     (workdir / results.RESULT).unlink()
     code = (
-        "import fcntl, sys, time\n"
-        "file = open(sys.argv[1], 'w')\n"
-        "fcntl.flock(file, fcntl.LOCK_EX)\n"
+        "import filelock, sys, time\n"
+        "lock = filelock.FileLock(sys.argv[1])\n"
+        "lock.acquire()\n"
         "print('locked', flush=True)\n"
         "time.sleep(600)\n"
     )
