@@ -5,7 +5,9 @@ import json
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
+from flax import traverse_util
 
 from mtl_jax import files
 from mtl_jax.errors import UserError
@@ -69,7 +71,8 @@ def save(encoder: Encoder, output: pathlib.Path) -> None:
 
     with files.whole_directory(output, CONTENTS) as folder:
         variables = {"params": encoder.params, "batch_stats": encoder.batch_stats}
-        save_file(_flatten(variables), folder / _TENSORS)
+        tensors = traverse_util.flatten_dict(variables, sep="/")
+        save_file(tensors, folder / _TENSORS)
         files.write_json(
             folder / _RECORD,
             {
@@ -103,7 +106,8 @@ def load(folder: pathlib.Path) -> Encoder:
         record = json.loads((folder / _RECORD).read_text())
         if record["norm"] not in _SUITABLE:
             raise ValueError(f"its norm is {record['norm']!r}")
-        variables = _unflatten(load_file(folder / _TENSORS))
+        tensors = load_file(folder / _TENSORS)
+        variables = traverse_util.unflatten_dict(tensors, sep="/")
         return Encoder(
             architecture=record["architecture"],
             params=variables["params"],
@@ -169,8 +173,9 @@ def start_from(encoder: Encoder, params: Any, batch_stats: Any) -> tuple[Any, An
     Raises:
       UserError: if the encoder's layers differ from the network's in name or shape.
     """
-    theirs, ours = (_flatten(x) for x in (encoder.params, params["encoder"]))
-    if {k: v.shape for k, v in theirs.items()} != {k: v.shape for k, v in ours.items()}:
+    if jax.tree.map(np.shape, encoder.params) != jax.tree.map(
+        np.shape, params["encoder"]
+    ):
         raise UserError(
             f"The layers of {encoder.architecture} in config.model.pretrained are not "
             "those of the network; import the weights again."
@@ -181,24 +186,3 @@ def start_from(encoder: Encoder, params: Any, batch_stats: Any) -> tuple[Any, An
     if "input" in batch_stats:
         batch_stats["input"] = {"mean": encoder.input_mean}
     return {**params, "encoder": encoder.params}, batch_stats
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}/")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def _unflatten(flat: dict[str, np.ndarray]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, last = path.split("/")
-        node = tree
-        for name in parents:
-            node = node.setdefault(name, {})
-        node[last] = value
-    return tree
