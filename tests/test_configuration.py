@@ -109,6 +109,14 @@ def test_json_round_trip():
     assert [t.name for t in configuration.build(again).tasks] == ["disc", "fovea"]
 
 
+@pytest.mark.parametrize("text", ["[]", "3", "null", '"config"'])
+def test_json_that_is_no_config(text, tmp_path):
+    with pytest.raises(UserError) as caught:
+        configuration.from_json(text, tmp_path / "config.json")
+    sentence = f"{tmp_path / 'config.json'} has {text} where a config is expected"
+    assert str(caught.value).startswith(sentence)
+
+
 def test_differences_are_named():
     a = make()
     b = make({"model.width": 0.5, "tasks": ("disc",), "num_epochs": 2})

@@ -1,13 +1,12 @@
 """A sentence for every value of a config that nothing can be made of."""
 
-import json
 import math
 from collections.abc import Collection
 from typing import Any, get_args
 
 from mtl_jax import losses, methods, tasks
 from mtl_jax.configuration import defaults
-from mtl_jax.configuration.text import flatten, to_json
+from mtl_jax.configuration.text import flatten
 from mtl_jax.configuration.values import (
     DTYPES,
     NORMALIZE_INPUT,
@@ -85,7 +84,7 @@ def check(config: Config, *, is_part: bool = False) -> None:
       UserError: naming the field, its value, and what it may be.
     """
     _check_fields(config)
-    values = dict(flatten(json.loads(to_json(config))))
+    values = flatten(config)
     _check_choice("method.name", config.method.name, methods.METHODS)
     choices, ranges = dict(_CHOICES), dict(_RANGES)
     for name, field in methods.fields().items():
@@ -210,10 +209,7 @@ def check_image_size(config: Config, size: int, where: str) -> None:
 
 def _check_fields(config: Config) -> None:
     """Refuses fields that `configs/default.py` does not have, and their absence."""
-    theirs, ours = (
-        {field for field, _ in flatten(json.loads(to_json(c)))}
-        for c in (config, defaults.get_config())
-    )
+    theirs, ours = flatten(config).keys(), flatten(defaults.get_config()).keys()
     for fields, what in ((theirs - ours, "unknown"), (ours - theirs, "missing")):
         if fields:
             raise UserError(

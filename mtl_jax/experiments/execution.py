@@ -189,10 +189,10 @@ def _is_ours(path: pathlib.Path, kind: str, config: configuration.Config) -> boo
     try:
         theirs = json.loads(path.read_text())
         their_kind = theirs["kind"]
-        their_config = configuration.from_json(json.dumps(theirs["config"]))
+        their_config = configuration.from_json(json.dumps(theirs["config"]), path)
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is not of an experiment, or damaged ({error}); name another "
             "directory."

@@ -30,7 +30,7 @@ def claim(workdir: pathlib.Path, config: configuration.Config, resume: bool) -> 
     path = workdir / "config.json"
     if path.exists():
         try:
-            theirs = configuration.from_json(path.read_text())
+            theirs = configuration.from_json(path.read_text(), path)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{path} cannot be read ({error}); name another workdir."
