@@ -71,6 +71,21 @@ def test_a_number_out_of_range(field, value):
 
 
 @pytest.mark.parametrize(
+    ("field", "value", "possible"),
+    [
+        ("method.gradnorm_learning_rate", 0.0, "lie between 1e-12 and 1000000"),
+        ("seed", -1, "lie between 0 and 4294967295"),
+        ("view.jitter", 1.5, "lie between 0 and 1"),
+        ("interference_every", -1, "be at least 0"),
+    ],
+)
+def test_a_number_s_bounds_are_written_as_people_do(field, value, possible):
+    with pytest.raises(UserError) as caught:
+        configuration.check(make({field: value}))
+    assert str(caught.value) == f"config.{field} is {value}; it must {possible}."
+
+
+@pytest.mark.parametrize(
     ("field", "value"),
     [
         ("augmentation.flip_horizontal", True),

@@ -99,10 +99,11 @@ def check(config: Config, *, is_part: bool = False) -> None:
             raise UserError(f"config.{field} is {values[field]}; it must be positive.")
     for field, (low, high) in ranges.items():
         if not low <= values[field] <= high:
-            raise UserError(
-                f"config.{field} is {values[field]}; it must lie between {low} and "
-                f"{high:g}."
-            )
+            # All digits of 1000000, but 1e-12.
+            possible = f"lie between {low:.15g} and {high:.15g}"
+            if high == math.inf:
+                possible = f"be at least {low:.15g}"
+            raise UserError(f"config.{field} is {values[field]}; it must {possible}.")
     for field in _FRACTIONS:
         if not 0 <= values[field] < 1:
             raise UserError(
