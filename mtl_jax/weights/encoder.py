@@ -32,7 +32,7 @@ _NORM_NAMES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Encoder:
+class EncoderWeights:
     """Pretrained variables of an encoder.
 
     Attributes:
@@ -61,7 +61,7 @@ class Encoder:
         return self.architecture.removesuffix("_bn")
 
 
-def save(encoder: Encoder, output: pathlib.Path) -> None:
+def save(encoder: EncoderWeights, output: pathlib.Path) -> None:
     """Writes an encoder's folder, completely or not at all.
 
     Raises:
@@ -87,7 +87,7 @@ def save(encoder: Encoder, output: pathlib.Path) -> None:
         )
 
 
-def load(folder: pathlib.Path) -> Encoder:
+def load(folder: pathlib.Path) -> EncoderWeights:
     """Reads a folder that `save` wrote.
 
     Raises:
@@ -108,7 +108,7 @@ def load(folder: pathlib.Path) -> Encoder:
             raise ValueError(f"its norm is {record['norm']!r}")
         tensors = load_file(folder / _TENSORS)
         variables = traverse_util.unflatten_dict(tensors, sep="/")
-        return Encoder(
+        return EncoderWeights(
             architecture=record["architecture"],
             params=variables["params"],
             batch_stats=variables.get("batch_stats", {}),
@@ -125,7 +125,7 @@ def load(folder: pathlib.Path) -> Encoder:
 
 
 def check_suitable(
-    encoder: Encoder, encoder_name: str, norm: str, width: float = 1.0
+    encoder: EncoderWeights, encoder_name: str, norm: str, width: float = 1.0
 ) -> None:
     """Refuses a network that these weights do not fit.
 
@@ -158,7 +158,9 @@ def check_suitable(
         )
 
 
-def start_from(encoder: Encoder, params: Any, batch_stats: Any) -> tuple[Any, Any]:
+def start_from(
+    encoder: EncoderWeights, params: Any, batch_stats: Any
+) -> tuple[Any, Any]:
     """Replaces the encoder of a fresh network.
 
     Args:

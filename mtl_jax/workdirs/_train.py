@@ -55,7 +55,7 @@ def train(
         _train_network(part, workdir / name, claim_folders)
 
 
-def load_pretrained(config: configuration.Config) -> weights.Encoder | None:
+def load_pretrained(config: configuration.Config) -> weights.EncoderWeights | None:
     """The weights that the encoder starts from; None if it starts from scratch.
 
     Raises:
@@ -127,7 +127,7 @@ def _train_network(
 
 
 def _initial_state(
-    seed: int, training: Training, pretrained: weights.Encoder | None
+    seed: int, training: Training, pretrained: weights.EncoderWeights | None
 ) -> TrainState:
     state = steps.create_train_state(
         training.model, training.optimizer, jax.random.key(seed)

@@ -163,7 +163,7 @@ def _load_one(folder: pathlib.Path, checkpoint: str) -> TrainedNetwork:
     )
 
 
-def encoder_of(network: TrainedNetwork) -> weights.Encoder:
+def encoder_of(network: TrainedNetwork) -> weights.EncoderWeights:
     """The encoder of a network, for others to start from.
 
     Raises:
@@ -179,7 +179,7 @@ def encoder_of(network: TrainedNetwork) -> weights.Encoder:
     statistics = variables["batch_stats"]
     mean = statistics.get("input", {}).get("mean", unet.IMAGENET_MEAN)
     model = network.config.model
-    return weights.Encoder(
+    return weights.EncoderWeights(
         architecture=model.encoder,
         params=variables["params"]["encoder"],
         batch_stats=statistics.get("encoder", {}),
