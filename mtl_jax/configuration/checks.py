@@ -112,9 +112,9 @@ def check(config: Config, *, is_part: bool = False) -> None:
             )
     _check_tasks(config)
     _check_together(config)
-    if config.view.kind == "disc" and not is_part:
+    if config.view.kind == "crop" and not is_part:
         raise UserError(
-            "config.view.kind is 'disc', which leaves it open who finds the disc; set "
+            "config.view.kind is 'crop', which leaves it open who finds the disc; set "
             "config.method.name to 'two_stage', of which it is the second."
         )
 

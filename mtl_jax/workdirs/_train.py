@@ -110,7 +110,7 @@ def _train_network(
             state = checkpoints.restore(latest, state, batches)
         classifier = None
         # The second of two stages says nothing of glaucoma.
-        if config.view.kind != "disc":
+        if config.view.kind != "crop":
             classifier = scoring.fit_vcdr_classifier(
                 train, config.evaluation.vcdr_C, experiment.post
             )

@@ -69,7 +69,7 @@ class TrainedNetwork:
 
     def __call__(self, batch: Batch) -> tuple[Logits, dict[str, Any]]:
         """Logits and losses of a batch of `batch_size` images."""
-        if self.config.view.kind == "disc":
+        if self.config.view.kind == "crop":
             raise UserError(
                 "This network was trained on crops around discs and does not find them "
                 "by itself; name the workdir with both stages."
@@ -234,7 +234,7 @@ def _join(members: list[TrainedNetwork]) -> TrainedNetwork:
     first, *others = members
     if not others:
         return first
-    is_two_stage = any(member.config.view.kind == "disc" for member in members)
+    is_two_stage = any(member.config.view.kind == "crop" for member in members)
     if len({member.image_size for member in members}) > 1:
         raise UserError(
             "The networks of this workdir were trained on images of different sizes; "
