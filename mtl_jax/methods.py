@@ -142,7 +142,7 @@ register(
         ),
         {
             "num_groups": Field(2),
-            # What has an optimizer state: each place in the groups' order (slot), or
+            # What has an optimizer state: each index in the groups' order (slot), or
             # each task, at the price of a forward and backward pass for each.
             "states": Field("slot", choices=("slot", "task")),
         },

@@ -90,31 +90,31 @@ class TrainedNetwork:
         return np.asarray(views.around(discs, self.config.view.margin))
 
 
-def load(place: pathlib.Path, checkpoint: str = "best") -> TrainedNetwork:
+def load(workdir: pathlib.Path, checkpoint: str = "best") -> TrainedNetwork:
     """Reads a network back.
 
     Args:
-      place: workdir of a run.
+      workdir: of a run.
       checkpoint: `best`, `latest`, or a step; of several networks, each its own.
 
     Raises:
       UserError: if there is no such checkpoint or it cannot be read.
     """
-    place = pathlib.Path(place)
-    if not place.is_dir():
-        raise UserError(f"There is no workdir {place}; name that of a trained run.")
-    folders = networks(place)
+    workdir = pathlib.Path(workdir)
+    if not workdir.is_dir():
+        raise UserError(f"There is no workdir {workdir}; name that of a trained run.")
+    folders = networks(workdir)
     if not folders:
-        raise UserError(f"{place} holds no checkpoint; name the workdir of a run.")
-    stages = [folder.name for folder in folders if folder != place]
+        raise UserError(f"{workdir} holds no checkpoint; name the workdir of a run.")
+    stages = [folder.name for folder in folders if folder != workdir]
     if set(stages) & set(configuration.STAGES) and len(stages) < 2:
         raise UserError(
-            f"{place} holds one of two stages only; train the other by --resume."
+            f"{workdir} holds one of two stages only; train the other by --resume."
         )
     return _join([_load_one(folder, checkpoint) for folder in folders])
 
 
-def load_task(place: pathlib.Path, task: str) -> TrainedNetwork | None:
+def load_task(workdir: pathlib.Path, task: str) -> TrainedNetwork | None:
     """Reads back the network of a run that has a task, at its best checkpoint.
 
     Returns:
@@ -123,7 +123,7 @@ def load_task(place: pathlib.Path, task: str) -> TrainedNetwork | None:
     Raises:
       UserError: if a checkpoint cannot be read.
     """
-    for folder in networks(pathlib.Path(place)):
+    for folder in networks(pathlib.Path(workdir)):
         network = _load_one(folder, "best")
         if task in network.config.tasks:
             return network
@@ -201,7 +201,7 @@ def _read_classifier(path: pathlib.Path) -> dict[str, float]:
 
 def fit_missing_classifier(
     network: TrainedNetwork,
-    place: pathlib.Path,
+    workdir: pathlib.Path,
     builder: tfds.core.DatasetBuilder,
     fold: folds.Fold | None,
 ) -> TrainedNetwork:
@@ -209,7 +209,7 @@ def fit_missing_classifier(
 
     Args:
       network: as `load` returned it.
-      place: its workdir, where the classifier is kept for next time.
+      workdir: of the network, where the classifier is kept for next time.
       builder: of the data set whose training split the classifier is fitted on.
       fold: as for `pipeline.open_split`.
 
@@ -225,7 +225,7 @@ def fit_missing_classifier(
     )
     if classifier is None:
         return network
-    files.write_json(pathlib.Path(place) / _CLASSIFIER, classifier._asdict())
+    files.write_json(pathlib.Path(workdir) / _CLASSIFIER, classifier._asdict())
     return dataclasses.replace(network, classifier=classifier)
 
 
