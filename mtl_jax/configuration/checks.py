@@ -1,13 +1,12 @@
 """Checks the values of a config. A wrong value raises an error of one sentence."""
 
-import json
 import math
 from collections.abc import Collection
 from typing import Any, get_args
 
 from mtl_jax import losses, methods, tasks
 from mtl_jax.configuration import defaults
-from mtl_jax.configuration.text import flatten, to_json
+from mtl_jax.configuration.text import flatten
 from mtl_jax.configuration.values import (
     DTYPES,
     NORMALIZE_INPUT,
@@ -85,7 +84,7 @@ def check(config: Config, *, is_part: bool = False) -> None:
       UserError: if a value is wrong. The message names the field and possible values.
     """
     _check_fields(config)
-    values = dict(flatten(json.loads(to_json(config))))
+    values = flatten(config)
     _check_choice("method.name", config.method.name, methods.METHODS)
     choices, ranges = dict(_CHOICES), dict(_RANGES)
     for name, field in methods.fields().items():
@@ -100,10 +99,11 @@ def check(config: Config, *, is_part: bool = False) -> None:
             raise UserError(f"config.{field} is {values[field]}; it must be positive.")
     for field, (low, high) in ranges.items():
         if not low <= values[field] <= high:
-            raise UserError(
-                f"config.{field} is {values[field]}; it must lie between {low} and "
-                f"{high:g}."
-            )
+            # All digits of 1000000, but 1e-12.
+            possible = f"lie between {low:.15g} and {high:.15g}"
+            if high == math.inf:
+                possible = f"be at least {low:.15g}"
+            raise UserError(f"config.{field} is {values[field]}; it must {possible}.")
     for field in _FRACTIONS:
         if not 0 <= values[field] < 1:
             raise UserError(
@@ -112,9 +112,9 @@ def check(config: Config, *, is_part: bool = False) -> None:
             )
     _check_tasks(config)
     _check_together(config)
-    if config.view.kind == "disc" and not is_part:
+    if config.view.kind == "crop" and not is_part:
         raise UserError(
-            "config.view.kind is 'disc', but no other network finds the disc; set "
+            "config.view.kind is 'crop', but no other network finds the disc; set "
             "config.method.name to 'two_stage', whose first network finds it."
         )
 
@@ -210,10 +210,7 @@ def check_image_size(config: Config, size: int, where: str) -> None:
 
 def _check_fields(config: Config) -> None:
     """Checks that a config has exactly the fields of `configs/default.py`."""
-    theirs, ours = (
-        {field for field, _ in flatten(json.loads(to_json(c)))}
-        for c in (config, defaults.get_config())
-    )
+    theirs, ours = flatten(config).keys(), flatten(defaults.get_config()).keys()
     for fields, what in ((theirs - ours, "unknown"), (ours - theirs, "missing")):
         if fields:
             raise UserError(

@@ -104,7 +104,7 @@ def get_config() -> Config:
         config.method[name] = field.default
 
     # What a network sees of an image. "": the image as it is; whole: all of it at
-    # another size. The second network of two_stage sees a square around the optic disc.
+    # another size; crop: a square around the optic disc, in the method two_stage only.
     config.view = ml_collections.ConfigDict()
     config.view.kind = ""
     config.view.size = 256  # pixels a side of what it sees

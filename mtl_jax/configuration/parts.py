@@ -24,11 +24,10 @@ def part_configs(config: Config) -> dict[str, Config]:
 
 def _stage_configs(config: Config) -> dict[str, Config]:
     configs = {}
-    stages = (("whole", ("disc",)), ("disc", ("disc", "cup")))
-    for name, (kind, seen) in zip(STAGES, stages, strict=True):
-        one = configs[name] = copy.deepcopy(config)
+    for stage, seen in zip(STAGES, (("disc",), ("disc", "cup")), strict=True):
+        one = configs[stage] = copy.deepcopy(config)
         one.method.name = "vanilla"
-        one.view.kind, one.tasks = kind, seen
+        one.view.kind, one.tasks = stage, seen
         if _SCORED.get(one.evaluation.score, "disc") not in seen:
             one.evaluation.score = "mean"
     return configs

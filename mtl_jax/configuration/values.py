@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 import ml_collections
 
-# The networks of the method two_stage, in the order of their use.
+# The networks of the method two_stage by what they see (view.kind), in the order of
+# their use.
 STAGES = ("whole", "crop")
 OPTIMIZERS = ("adam", "adamw", "lion", "rmsprop", "sgd")
 SCHEDULES = ("constant", "cosine", "linear")

@@ -11,6 +11,7 @@ import pathlib
 import shutil
 from collections.abc import Iterator, Sequence
 
+import filelock
 import jax
 
 from mtl_jax import configuration, files, workdirs
@@ -20,11 +21,6 @@ from mtl_jax.evaluation import evaluate
 from mtl_jax.experiments import results
 from mtl_jax.experiments.plan import Run
 from mtl_jax.training.checkpoints import Damaged
-
-try:
-    import fcntl
-except ImportError:  # Not a POSIX system: processes cannot lock runs.
-    fcntl = None
 
 _RECORD = "experiment.json"
 
@@ -106,7 +102,7 @@ def _workdir(directory: pathlib.Path, run: Run) -> pathlib.Path:
 
 def _collect(directory: pathlib.Path) -> None:
     """Writes `results.csv` from the runs that are finished."""
-    with _locked(directory / "locks" / "results", wait=True):
+    with _lock(directory, "results"):
         folders = sorted((directory / "runs").iterdir())
         rows = [results.finished(folder) or [] for folder in folders]
         results.write(directory, itertools.chain(*rows))
@@ -176,7 +172,7 @@ def _claim_directory(
         _check_data(config)
     try:
         (directory / "runs").mkdir(parents=True, exist_ok=True)
-        with _locked(directory / "locks" / "results", wait=True):
+        with _lock(directory, "results"):
             if not path.exists():
                 ours = json.loads(configuration.to_json(config))
                 files.write_json(path, {"kind": kind, "config": ours})
@@ -193,10 +189,10 @@ def _is_ours(path: pathlib.Path, kind: str, config: configuration.Config) -> boo
     try:
         theirs = json.loads(path.read_text())
         their_kind = theirs["kind"]
-        their_config = configuration.from_json(json.dumps(theirs["config"]))
+        their_config = configuration.from_json(json.dumps(theirs["config"]), path)
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is damaged or does not describe an experiment ({error}); name "
             "another directory."
@@ -217,18 +213,15 @@ def _is_ours(path: pathlib.Path, kind: str, config: configuration.Config) -> boo
 @contextlib.contextmanager
 def _claimed(directory: pathlib.Path, run: Run) -> Iterator[bool]:
     """Locks a run during the block; yields False if another process has locked it."""
-    with _locked(directory / "locks" / run.name, wait=False) as is_ours:
-        yield is_ours
+    try:
+        lock = _lock(directory, run.name).acquire(blocking=False)
+    except filelock.Timeout:
+        yield False
+    else:
+        with lock:
+            yield True
 
 
-@contextlib.contextmanager
-def _locked(path: pathlib.Path, *, wait: bool) -> Iterator[bool]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        is_ours = True
-        if fcntl:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                is_ours = False
-        yield is_ours
+def _lock(directory: pathlib.Path, name: str) -> filelock.FileLock:
+    (directory / "locks").mkdir(parents=True, exist_ok=True)
+    return filelock.FileLock(directory / "locks" / name)

@@ -64,8 +64,8 @@ def rows_of(
 
     def add(split: str, resolution: str, metric: str, value: Any) -> None:
         if isinstance(value, int | float):
-            place = {"split": split, "resolution": resolution, "metric": metric}
-            rows.append({**key, **place, "value": float(value)})
+            measure = {"split": split, "resolution": resolution, "metric": metric}
+            rows.append({**key, **measure, "value": float(value)})
 
     for metrics in evaluations:
         for name in metrics["num_images"]:
@@ -104,8 +104,8 @@ def best_rates(rows: Sequence[Row]) -> dict[str, float]:
     """Finds each method's learning rate with the best score on the first fold."""
     best: dict[str, tuple[float, float]] = {}
     for row in rows:
-        place = row["fold"], row["split"], row["metric"]
-        if place == ("0", "validation", "score"):
+        measure = row["fold"], row["split"], row["metric"]
+        if measure == ("0", "validation", "score"):
             own = row["value"], row["learning_rate"]
             best[row["method"]] = max(own, best.get(row["method"], own))
     return {method: rate for method, (_, rate) in best.items()}

@@ -119,12 +119,13 @@ def write(
 
 
 def _open(directory: pathlib.Path) -> _Experiment:
+    path = directory / "experiment.json"
     try:
-        record = json.loads((directory / "experiment.json").read_text())
+        record = json.loads(path.read_text())
         everything = results.read(directory)
         kind = record["kind"]
-        config = configuration.from_json(json.dumps(record["config"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        config = configuration.from_json(json.dumps(record["config"]), path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{directory} holds no results of an experiment ({str(error).strip()}); "
             "name a folder that scripts/cross_validate.py or a similar one wrote."

@@ -14,9 +14,11 @@ from mtl_jax.training.checkpoints import Checkpoints
 def networks(workdir: pathlib.Path) -> list[pathlib.Path]:
     """Lists the folders with checkpoints: the workdir, or those of its networks."""
     parts = (*tasks.NAMES, *configuration.STAGES)
-    places = [workdir, *(workdir / name for name in parts)]
+    folders = [workdir, *(workdir / name for name in parts)]
     return [
-        place for place in places if Checkpoints(place, read_only=True).steps() != []
+        folder
+        for folder in folders
+        if Checkpoints(folder, read_only=True).steps() != []
     ]
 
 
@@ -30,7 +32,7 @@ def claim(workdir: pathlib.Path, config: configuration.Config, resume: bool) -> 
     path = workdir / "config.json"
     if path.exists():
         try:
-            theirs = configuration.from_json(path.read_text())
+            theirs = configuration.from_json(path.read_text(), path)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{path} cannot be read ({error}); name another workdir."

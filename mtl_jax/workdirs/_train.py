@@ -55,7 +55,7 @@ def train(
         _train_network(part, workdir / name, claim_folders)
 
 
-def load_pretrained(config: configuration.Config) -> weights.Encoder | None:
+def load_pretrained(config: configuration.Config) -> weights.EncoderWeights | None:
     """Loads the weights that the encoder starts from; None if from scratch.
 
     Raises:
@@ -110,7 +110,7 @@ def _train_network(
             state = checkpoints.restore(latest, state, batches)
         classifier = None
         # The second of two stages does not predict glaucoma.
-        if config.view.kind != "disc":
+        if config.view.kind != "crop":
             classifier = scoring.fit_vcdr_classifier(
                 train, config.evaluation.vcdr_C, experiment.post
             )
@@ -127,7 +127,7 @@ def _train_network(
 
 
 def _initial_state(
-    seed: int, training: Training, pretrained: weights.Encoder | None
+    seed: int, training: Training, pretrained: weights.EncoderWeights | None
 ) -> TrainState:
     state = steps.create_train_state(
         training.model, training.optimizer, jax.random.key(seed)

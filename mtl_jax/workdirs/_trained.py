@@ -69,7 +69,7 @@ class TrainedNetwork:
 
     def __call__(self, batch: Batch) -> tuple[Logits, dict[str, Any]]:
         """Computes logits and losses of a batch of `batch_size` images."""
-        if self.config.view.kind == "disc":
+        if self.config.view.kind == "crop":
             raise UserError(
                 "This network was trained on crops around discs and does not find them "
                 "by itself; name the workdir with both stages."
@@ -90,31 +90,31 @@ class TrainedNetwork:
         return np.asarray(views.around(discs, self.config.view.margin))
 
 
-def load(place: pathlib.Path, checkpoint: str = "best") -> TrainedNetwork:
+def load(workdir: pathlib.Path, checkpoint: str = "best") -> TrainedNetwork:
     """Reads the trained network of a workdir.
 
     Args:
-      place: workdir of a run.
+      workdir: workdir of a run.
       checkpoint: `best`, `latest` or a step, chosen for each of several networks.
 
     Raises:
       UserError: if there is no such checkpoint or it cannot be read.
     """
-    place = pathlib.Path(place)
-    if not place.is_dir():
-        raise UserError(f"There is no workdir {place}; name one of a trained run.")
-    folders = networks(place)
+    workdir = pathlib.Path(workdir)
+    if not workdir.is_dir():
+        raise UserError(f"There is no workdir {workdir}; name one of a trained run.")
+    folders = networks(workdir)
     if not folders:
-        raise UserError(f"{place} holds no checkpoint; name the workdir of a run.")
-    stages = [folder.name for folder in folders if folder != place]
+        raise UserError(f"{workdir} holds no checkpoint; name the workdir of a run.")
+    stages = [folder.name for folder in folders if folder != workdir]
     if set(stages) & set(configuration.STAGES) and len(stages) < 2:
         raise UserError(
-            f"{place} holds one of two stages only; train the other with --resume."
+            f"{workdir} holds one of two stages only; train the other with --resume."
         )
     return _join([_load_one(folder, checkpoint) for folder in folders])
 
 
-def load_task(place: pathlib.Path, task: str) -> TrainedNetwork | None:
+def load_task(workdir: pathlib.Path, task: str) -> TrainedNetwork | None:
     """Reads back the network of a run that has a task, at its best checkpoint.
 
     Returns:
@@ -123,7 +123,7 @@ def load_task(place: pathlib.Path, task: str) -> TrainedNetwork | None:
     Raises:
       UserError: if a checkpoint cannot be read.
     """
-    for folder in networks(pathlib.Path(place)):
+    for folder in networks(pathlib.Path(workdir)):
         network = _load_one(folder, "best")
         if task in network.config.tasks:
             return network
@@ -163,7 +163,7 @@ def _load_one(folder: pathlib.Path, checkpoint: str) -> TrainedNetwork:
     )
 
 
-def encoder_of(network: TrainedNetwork) -> weights.Encoder:
+def encoder_of(network: TrainedNetwork) -> weights.EncoderWeights:
     """Returns the encoder of a network, for other runs to start from.
 
     Raises:
@@ -178,7 +178,7 @@ def encoder_of(network: TrainedNetwork) -> weights.Encoder:
     statistics = variables["batch_stats"]
     mean = statistics.get("input", {}).get("mean", unet.IMAGENET_MEAN)
     model = network.config.model
-    return weights.Encoder(
+    return weights.EncoderWeights(
         architecture=model.encoder,
         params=variables["params"]["encoder"],
         batch_stats=statistics.get("encoder", {}),
@@ -200,7 +200,7 @@ def _read_classifier(path: pathlib.Path) -> dict[str, float]:
 
 def fit_missing_classifier(
     network: TrainedNetwork,
-    place: pathlib.Path,
+    workdir: pathlib.Path,
     builder: tfds.core.DatasetBuilder,
     fold: folds.Fold | None,
 ) -> TrainedNetwork:
@@ -208,7 +208,7 @@ def fit_missing_classifier(
 
     Args:
       network: network that `load` returned.
-      place: its workdir, which keeps the classifier for later.
+      workdir: its workdir, which keeps the classifier for later.
       builder: builder of the data set; the classifier is fitted on its training split.
       fold: fold of the split, as for `pipeline.open_split`.
 
@@ -224,7 +224,7 @@ def fit_missing_classifier(
     )
     if classifier is None:
         return network
-    files.write_json(pathlib.Path(place) / _CLASSIFIER, classifier._asdict())
+    files.write_json(pathlib.Path(workdir) / _CLASSIFIER, classifier._asdict())
     return dataclasses.replace(network, classifier=classifier)
 
 
@@ -233,7 +233,7 @@ def _join(members: list[TrainedNetwork]) -> TrainedNetwork:
     first, *others = members
     if not others:
         return first
-    is_two_stage = any(member.config.view.kind == "disc" for member in members)
+    is_two_stage = any(member.config.view.kind == "crop" for member in members)
     if len({member.image_size for member in members}) > 1:
         raise UserError(
             "The networks of this workdir were trained on images of different sizes; "

@@ -117,7 +117,7 @@ def test_gradnorm_looks_at_the_deepest_convolution_of_the_encoder(encoder):
         ({"method.name": "random_grouping", "method.num_groups": 0}, "from 1 to"),
         ({"method.gradnorm_learning_rate": 0.0}, "must lie between 1e-12 and"),
         ({"method.gradnorm_alpha": -1.0}, "must lie between"),
-        ({"interference_every": -1}, "must lie between"),
+        ({"interference_every": -1}, "must be at least 0"),
     ],
 )
 def test_bad_values_are_named(fields, message):
