@@ -1,7 +1,7 @@
-"""Every field of a config with its default: see mtl_jax/configuration/defaults.py.
+"""All fields with their defaults; mtl_jax/configuration/defaults.py explains them.
 
-From the command line any field can be set, for example
---config.optimizer.learning_rate=1e-3. Words behind a colon are methods, such as
+Any field can be set on the command line, for example with
+--config.optimizer.learning_rate=1e-3. A word after a colon is a method, such as
 configs/default.py:pcgrad.
 """
 

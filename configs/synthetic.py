@@ -1,24 +1,24 @@
-"""A small drawn data set: the network that scripts/demo.sh trains, by MTL-IO.
+"""Trains a small network on drawn fundi by MTL-IO, as scripts/demo.sh does.
 
     python scripts/prepare_data.py --dataset=synthetic_fundus --data_dir=demo/data \
         --image_size=96 --num_images=240,60,100 --glaucoma_fraction=0.4
     python scripts/train.py --config=configs/synthetic.py --workdir=demo/run
 
-An eighth of the paper's width and 700 steps instead of 15,000: hence the larger
-learning rate, the wider fovea target and the weaker dropout. The colours are varied
-because training and test split are taken with different cameras.
+The network has an eighth of the paper's width, and trains for 700 steps instead of
+15,000. This needs a larger learning rate, a wider fovea target and weaker dropout. The
+colours are varied because the training and test splits have different cameras.
 
-Words behind a colon: a method, such as configs/synthetic.py:vanilla (mtl_jax/methods.py
-has all), and `study`, the config of docs/study.md. That has 64 x 64 pixels. Of its 300
-images for training and validation a fold trains on 200, so that 48 epochs are 1200
-steps: half as many are too few for a network of the cup alone.
+A word after a colon is a method, such as configs/synthetic.py:vanilla
+(mtl_jax/methods.py lists all), or `study`, the config of docs/study.md. Its images have
+64 x 64 pixels. A fold trains on 200 of the 300 images for training and validation, so
+48 epochs are 1200 steps. Half as many are too few for a network of the cup alone.
 """
 
 from mtl_jax.configuration import defaults
 
 
 def study(config):
-    """Longer, on smaller images."""
+    """Trains longer, on smaller images."""
     config.data.dataset = "synthetic_fundus/64px-240-60-100-glaucoma0.4"
     config.num_epochs = 48
 

@@ -1,7 +1,7 @@
-"""The methods: how the losses of several tasks become steps.
+"""Registers the methods, which turn the losses of several tasks into steps.
 
 A method is one `Method` in `METHODS`; its optimizer is one file of `mtl_jax.optim`. Its
-fields stand in `config.method`. `register` adds a method.
+fields are part of `config.method`. `register` adds a method.
 """
 
 import dataclasses
@@ -22,10 +22,10 @@ class Field:
     """A field of a method in `config.method`.
 
     Attributes:
-      default: of the field.
-      low: lowest value of a number.
-      high: highest value of a number.
-      choices: all values of a field that is no number.
+      default: default of the field.
+      low: lowest possible value of a number.
+      high: highest possible value of a number.
+      choices: all possible values of a field that is not a number.
     """
 
     default: Any
@@ -36,14 +36,14 @@ class Field:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What a method's optimizer is made of.
+    """The inputs from which a method makes its optimizer.
 
     Attributes:
-      tx: what takes the steps, such as `optax.adam(1e-4)`.
-      num_tasks: of the network.
-      key: of what is random in the method.
+      tx: transformation that takes the steps, such as `optax.adam(1e-4)`.
+      num_tasks: number of tasks of the network.
+      key: random key of the method.
       last_shared: path of the kernel of the last layer that all tasks share.
-      fields: of `config.method`, those of all methods.
+      fields: fields of `config.method`, with those of all methods.
     """
 
     tx: optax.GradientTransformation
@@ -55,14 +55,14 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A method.
+    """A method of training several tasks.
 
     Attributes:
-      name: in `config.method.name`, `--methods` and results.
-      heading: in tables, figures and pages.
+      name: its name in `config.method.name`, `--methods` and results.
+      heading: its name in tables, figures and pages.
       create: makes the optimizer; None if the method trains several networks, see
         `configuration.part_configs`.
-      fields: of its own in `config.method`, by name.
+      fields: its own fields in `config.method`, by name.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Method:
     fields: Mapping[str, Field] = dataclasses.field(default_factory=dict)
 
 
-# In the order of tables.
+# Tables list the methods in this order.
 METHODS: dict[str, Method] = {}
 
 
@@ -79,7 +79,7 @@ def register(method: Method) -> None:
     """Makes a method known to configs, experiments and reports.
 
     Raises:
-      ValueError: if there is a method or a field of that name.
+      ValueError: if its name, or that of one of its fields, is taken.
     """
     taken = {*METHODS, *fields(), "name"} & {method.name, *method.fields}
     if taken:
@@ -88,12 +88,12 @@ def register(method: Method) -> None:
 
 
 def headings() -> dict[str, str]:
-    """The headings of all methods by name, in the order of tables."""
+    """Returns the headings of all methods by name, in the order of tables."""
     return {name: method.heading for name, method in METHODS.items()}
 
 
 def fields() -> dict[str, Field]:
-    """The fields of all methods by name."""
+    """Returns the fields of all methods by name."""
     return {k: f for method in METHODS.values() for k, f in method.fields.items()}
 
 
@@ -102,7 +102,7 @@ register(
     Method("independent", "MTL-IO", lambda s: optim.independent(s.tx, s.num_tasks))
 )
 register(Method("alternating", "Alternating", lambda s: optim.alternating(s.tx)))
-# One group of all tasks: one backward pass of the sum.
+# All tasks form one group, so that the sum of their losses has one backward pass.
 register(
     Method("vanilla", "Vanilla MTL", lambda s: optim.random_grouping(s.tx, 1, s.key))
 )
@@ -142,19 +142,19 @@ register(
         ),
         {
             "num_groups": Field(2),
-            # What has an optimizer state: each place in the groups' order (slot), or
-            # each task, at the price of a forward and backward pass for each.
+            # What has an optimizer state of its own: each place in the order of groups
+            # (slot), or each task (task), which costs a forward and backward pass each.
             "states": Field("slot", choices=("slot", "task")),
         },
     )
 )
-# The optic disc on the whole image, then disc and cup in a crop around it.
+# It finds the optic disc on the whole image, then disc and cup in a crop around it.
 register(
     Method(
         "two_stage",
         "Res34-Unet",
-        # The folder of ResNet-34's weights that it starts from in an experiment whose
-        # model.encoder is another; model.pretrained is for the other methods then.
+        # Folder of ResNet-34 weights for an experiment whose model.encoder is another.
+        # There model.pretrained is for the other methods.
         fields={"two_stage_pretrained": Field("")},
     )
 )

@@ -72,6 +72,21 @@ def test_a_number_out_of_range(field, value):
 
 
 @pytest.mark.parametrize(
+    ("field", "value", "possible"),
+    [
+        ("method.gradnorm_learning_rate", 0.0, "lie between 1e-12 and 1000000"),
+        ("seed", -1, "lie between 0 and 4294967295"),
+        ("view.jitter", 1.5, "lie between 0 and 1"),
+        ("interference_every", -1, "be at least 0"),
+    ],
+)
+def test_a_number_s_bounds_are_written_as_people_do(field, value, possible):
+    with pytest.raises(UserError) as caught:
+        configuration.check(make({field: value}))
+    assert str(caught.value) == f"config.{field} is {value}; it must {possible}."
+
+
+@pytest.mark.parametrize(
     ("field", "value"),
     [
         ("augmentation.flip_horizontal", True),
@@ -108,6 +123,14 @@ def test_json_round_trip():
     assert configuration.differences(config, again) == []
     configuration.check(again)
     assert [t.name for t in configuration.build(again).tasks] == ["disc", "fovea"]
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", '"config"'])
+def test_json_that_is_no_config(text, tmp_path):
+    with pytest.raises(UserError) as caught:
+        configuration.from_json(text, tmp_path / "config.json")
+    sentence = f"{tmp_path / 'config.json'} has {text} where a config is expected"
+    assert str(caught.value).startswith(sentence)
 
 
 def test_differences_are_named():

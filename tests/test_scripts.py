@@ -148,7 +148,7 @@ def mistakes(place, synthetic_data, glaucoma_run):
         ),
         "config_words": (
             train(new, config="configs/refuge.py:pcgard"),
-            "'pcgard' is no word of this config; choose from single, independent",
+            "This config has no word 'pcgard'; choose from single, independent",
         ),
         "config_methods": (
             train(new, config="configs/synthetic.py:study,pcgrad,vanilla"),
@@ -184,7 +184,7 @@ def mistakes(place, synthetic_data, glaucoma_run):
                 place / "nowhere",
                 f"--compilation_cache={place / 'torn.safetensors' / 'programs'}",
             ),
-            "name another folder by --compilation_cache. error: There is no workdir",
+            "name another folder with --compilation_cache. error: There is no workdir",
         ),
         "no_checkpoint": (evaluate(place / "empty"), "holds no checkpoint"),
         "split": (evaluate(finished, "--split=tset"), "no split 'tset'; it has train"),
@@ -193,7 +193,7 @@ def mistakes(place, synthetic_data, glaucoma_run):
         "no_images": (predict(finished, "empty"), "holds no image file"),
         "no_such_images": (predict(finished, "nowhere"), "nowhere"),
         "unreadable": (predict(finished, "text"), "No photograph could be read"),
-        "program": (["mtl-jax", "tarin"], "'tarin' is no command; choose from"),
+        "program": (["mtl-jax", "tarin"], "'tarin' is not a command; choose from"),
         "program_flag": (
             ["mtl-jax", *train(new, "--wrokdir=x")],
             "Unknown command line flag 'wrokdir'",
@@ -356,7 +356,7 @@ def test_predict_counts_what_it_skipped(glaucoma_run, tmp_path, compiled):
     finished = script("predict", *flags, f"--output={tmp_path / 'out'}", env=compiled)
     assert finished.returncode == 1
     assert "b.jpg is not an image" in finished.stderr
-    assert "1 of the photographs were skipped" in finished.stderr
+    assert "Photographs skipped: 1." in finished.stderr
     assert "Traceback" not in finished.stderr
     with (tmp_path / "out" / "predictions.csv").open() as file:
         assert [row["image"] for row in csv.DictReader(file)] == ["a"]

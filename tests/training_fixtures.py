@@ -7,11 +7,11 @@ by the workers of pytest-xdist, and tests keep to few different programs.
 
 import contextlib
 import dataclasses
-import fcntl
 import os
 import pathlib
 import shutil
 
+import filelock
 import numpy as np
 import pytest
 from PIL import Image
@@ -44,8 +44,7 @@ class Run:
 @contextlib.contextmanager
 def once(done, lock):
     """True for the first of several processes; the others wait, then get False."""
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with filelock.FileLock(lock):
         yield not done.exists()
 
 

@@ -1,4 +1,4 @@
-"""The commands: a module for each, which defines its flags and `main`.
+"""The commands. Each is a module that defines its flags and `main`.
 
 `scripts/VERB.py` and the program `mtl-jax` run them. A new module is a new command.
 """

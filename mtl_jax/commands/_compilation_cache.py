@@ -1,7 +1,7 @@
 """Keeps compiled programs on disk, so that a command compiles only what is new.
 
-JAX keeps them: its persistent compilation cache. Of several processes that train one
-network, JAX lets the first write and all read.
+JAX's persistent compilation cache keeps them. If several processes train one network,
+the first one writes and all of them read.
 """
 
 import os
@@ -16,17 +16,17 @@ _MAX_BYTES = 2**30
 FOLDER = flags.DEFINE_string(
     "compilation_cache",
     None,
-    "Folder that keeps compiled programs for later commands, at most 1 GiB of them. By "
-    "default it is mtl_jax/programs in the user's cache folder (XDG_CACHE_HOME or "
-    "~/.cache), or JAX_COMPILATION_CACHE_DIR with JAX's own bound if that is set. An "
-    "empty value keeps none.",
+    "Folder that keeps at most 1 GiB of compiled programs for later commands. The "
+    "default is JAX_COMPILATION_CACHE_DIR with JAX's own limit, if that is set. "
+    "Otherwise it is mtl_jax/programs in the user's cache folder (XDG_CACHE_HOME or "
+    "~/.cache). An empty value keeps no programs.",
 )
 
 
 def switch_on() -> None:
-    """Lets JAX use the folder that the flag names; it has compiled nothing yet.
+    """Lets JAX use the folder that the flag names; call it before JAX compiles.
 
-    Where the folder cannot be used, a note says so and the command compiles.
+    If the folder cannot be used, it prints a note and keeps no programs.
     """
     import jax
 
@@ -40,26 +40,26 @@ def switch_on() -> None:
         return
     try:
         _prepare(path := pathlib.Path(folder).expanduser())
-    # No home, no right to write, no room, no locks on that file system.
+    # There may be no home, no permission to write, no space or no file locks.
     except (OSError, RuntimeError) as error:
         print(
             f"note: compiled programs are not kept in {folder} ({error}); name another "
-            "folder by --compilation_cache.",
+            "folder with --compilation_cache.",
             file=sys.stderr,
         )
         return
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_compilation_cache_max_size", _MAX_BYTES)
-    # Also the dozens of small programs that begin a training: together they take
-    # seconds to compile, and a few kilobytes each.
+    # Training starts with dozens of small programs. JAX keeps those too: together they
+    # take seconds to compile, and each takes a few kilobytes.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def _prepare(folder: pathlib.Path) -> None:
-    """Makes the folder, and removes programs whose writing was cut short.
+    """Makes the folder, and removes programs that were not written completely.
 
-    JAX writes a program and then, in a second file, the time of its last use. Where the
-    second is missing, it could neither read nor add programs any more.
+    JAX writes a program, and then a second file with the time of its last use. If a
+    second file is missing, JAX can no longer read or add programs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder / ".lockfile", timeout=10):

@@ -1,6 +1,6 @@
-"""What the commands of experiments share: their flags, and carrying out the runs.
+"""Defines the flags that the experiment commands share, and carries out their runs.
 
-Importing it defines flags, which only these commands want.
+Importing this module defines the flags, so only these commands import it.
 """
 
 import pathlib
@@ -20,13 +20,13 @@ DIRECTORY = flags.DEFINE_string(
 METHODS = flags.DEFINE_list(
     "methods",
     ["single", "independent", "vanilla", "gradnorm", "pcgrad"],
-    "Some of those of config.method.name; two_stage has the encoder resnet34.",
+    "Methods to run, as in config.method.name; two_stage always has encoder resnet34.",
 )
 SHARD = flags.DEFINE_string(
-    "shard", "0/1", "i/n: this machine's part of the runs, the i-th of n from 0 on."
+    "shard", "0/1", "i/n runs part i of n on this machine; i counts from 0."
 )
 REDO_DAMAGED = flags.DEFINE_bool(
-    "redo_damaged", False, "Begin networks anew whose checkpoint cannot be read."
+    "redo_damaged", False, "Train a network anew if its checkpoint cannot be read."
 )
 flags.mark_flag_as_required("config")
 
@@ -35,12 +35,12 @@ def carry_out(kind: str, plan: Callable[..., Sequence], *arguments: object) -> i
     """Plans the runs of an experiment and carries out those of this machine.
 
     Args:
-      kind: of the experiment.
-      plan: makes the runs from the config, the methods and the arguments.
-      *arguments: what distinguishes this kind of experiment.
+      kind: kind of the experiment, such as `cross_validation`.
+      plan: function that makes the runs from the config, the methods and `arguments`.
+      *arguments: further arguments of `plan`.
 
     Returns:
-      How many of the runs other processes are at; they may not be finished.
+      Number of runs that other processes are working on; they may be unfinished.
     """
     from mtl_jax import methods
     from mtl_jax.experiments import execution
@@ -59,7 +59,7 @@ def carry_out(kind: str, plan: Callable[..., Sequence], *arguments: object) -> i
         redo_damaged=REDO_DAMAGED.value,
     )
     if elsewhere:
-        print(f"{elsewhere} of {len(runs)} runs are other processes'.")
+        print(f"Other processes are working on {elsewhere} of {len(runs)} runs.")
     print(directory / "results.csv")
     return elsewhere
 
@@ -67,5 +67,5 @@ def carry_out(kind: str, plan: Callable[..., Sequence], *arguments: object) -> i
 def _shard() -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)/([1-9]\d*)", SHARD.value)
     if not match:
-        raise UserError(f"--shard={SHARD.value} is not of the form i/n, such as 0/4.")
+        raise UserError(f"--shard={SHARD.value} must have the form i/n, such as 0/4.")
     return int(match[1]), int(match[2])

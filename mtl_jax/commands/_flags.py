@@ -1,4 +1,4 @@
-"""Reading the values of flags, with a sentence for each mistake."""
+"""Reads the values of flags and reports a mistake in one sentence."""
 
 from collections.abc import Callable, Collection
 from typing import Any, TypeVar
@@ -11,30 +11,30 @@ T = TypeVar("T")
 
 
 def required(flag: flags.FlagHolder[T | None]) -> T:
-    """The value of a flag that this use of the command cannot do without.
+    """Returns the value of a flag that this use of the command requires.
 
     Raises:
-      UserError: if it was not given.
+      UserError: if the flag was not given.
     """
     if flag.value is None:
-        raise UserError(f"--{flag.name} is missing; it is needed here.")
+        raise UserError(f"--{flag.name} is missing; this data set requires it.")
     return flag.value
 
 
 def whole_numbers(flag: flags.FlagHolder[list[str]]) -> list[int]:
-    """The value of a comma-separated list flag as whole numbers.
+    """Reads a comma-separated list flag as whole numbers.
 
     Raises:
-      UserError: if one of them is not.
+      UserError: if an entry is not a whole number.
     """
     return _parsed(flag, int, "whole numbers")
 
 
 def numbers(flag: flags.FlagHolder[list[str]]) -> list[float]:
-    """The value of a comma-separated list flag as numbers.
+    """Reads a comma-separated list flag as numbers.
 
     Raises:
-      UserError: if one of them is not.
+      UserError: if an entry is not a number.
     """
     return _parsed(flag, float, "numbers")
 
@@ -51,10 +51,10 @@ def _parsed(
 
 
 def check_list(flag: flags.FlagHolder[list[str]], choices: Collection[str]) -> None:
-    """Refuses a comma-separated list flag with anything but `choices`.
+    """Checks that a comma-separated list flag holds only `choices`.
 
     Raises:
-      UserError: naming what it may hold.
+      UserError: if it holds anything else. The message lists the choices.
     """
     for value in flag.value:
         if value not in choices:

@@ -1,4 +1,4 @@
-"""How a command starts and how it ends, as a script and by the name `mtl-jax`."""
+"""Starts and ends a command, whether run as a script or through `mtl-jax`."""
 
 import argparse
 import ast
@@ -18,7 +18,7 @@ from absl import app, flags, logging
 from mtl_jax.commands import _compilation_cache
 from mtl_jax.errors import UserError
 
-# The modules that a small installation lacks, by the extra that brings them.
+# Modules that a minimal installation lacks, by the extra that installs them.
 EXTRAS = {
     "data": (
         "array_record",
@@ -37,7 +37,7 @@ EXTRAS = {
 
 
 def main() -> None:
-    """The program `mtl-jax`: runs the command that its first argument names.
+    """Runs the command that the first argument of `mtl-jax` names.
 
     Without an argument, or with `--help`, it lists the commands.
     """
@@ -52,32 +52,32 @@ def main() -> None:
     if verb == "--version":
         _print_version()
         return
-    # The name that messages and --help give this process.
+    # Messages and --help show this name.
     sys.argv[:2] = [f"mtl-jax {verb}"]
     if verb not in commands:
-        _fail(f"{verb!r} is no command; choose from {', '.join(commands)}.", 2)
+        _fail(f"{verb!r} is not a command; choose from {', '.join(commands)}.", 2)
     run(verb)
 
 
 def run(verb: str) -> NoReturn:
     """Runs a command with the arguments of this process, and exits.
 
-    A `UserError` is printed as one sentence, without a traceback, and the exit code is
-    1. The same holds for a module that an extra would bring. Ctrl-C exits with 130.
-    Anything else is a bug and keeps its traceback.
+    A `UserError` is printed as one sentence without a traceback, and the exit code is
+    1. So is a missing module that an extra installs. Ctrl-C exits with 130. Any other
+    exception is a bug and keeps its traceback.
 
     Args:
-      verb: a module of this package. It defines flags, and no other command's module
-        is imported, as several commands have flags of the same name.
+      verb: name of a command's module in this package. No other command's module is
+        imported, because several commands define flags of the same name.
     """
-    # A file's name need not be text; where it is not, it is shown with escapes.
+    # The name of a file may not be valid text; it is then printed with escapes.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     # Orbax reports every save at length.
     logging.set_verbosity(logging.ERROR)
     _hush_tensorstore()
     # On many Intel processors XLA logs an error for every program that it reads from
-    # disk, although it goes on to run it (github.com/openxla/xla/issues/44565).
+    # disk, and then runs it correctly (github.com/openxla/xla/issues/44565).
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if "--version" in sys.argv[1:]:
         _print_version()
@@ -108,8 +108,8 @@ def run(verb: str) -> NoReturn:
     except KeyboardInterrupt:
         print(
             _as_started(
-                "interrupted; scripts/train.py goes on by --resume, an experiment by "
-                "the same command."
+                "interrupted; continue with scripts/train.py --resume, or repeat the "
+                "command of an experiment."
             ),
             file=sys.stderr,
         )
@@ -117,14 +117,14 @@ def run(verb: str) -> NoReturn:
 
 
 def say(text: str) -> None:
-    """Prints what a user can start next by the names that the user has for it."""
+    """Prints a text in which commands have the names that the user started with."""
     print(_as_started(text))
 
 
 def _as_started(text: str) -> str:
-    """The text with `mtl-jax VERB` for `scripts/VERB.py` if that is what was started.
+    """Replaces `scripts/VERB.py` by `mtl-jax VERB` if the user started `mtl-jax`.
 
-    So all other code can name the script.
+    All other code can therefore name the script.
     """
     if sys.argv[0].startswith("mtl-jax "):
         return re.sub(r"scripts/(\w+)\.py", r"mtl-jax \1", text)
@@ -141,7 +141,7 @@ def _print_version() -> None:
 
 
 def _commands() -> dict[str, str]:
-    """The first line of each command's docstring, by name; imports none of them."""
+    """Maps each command to its docstring's first line, without importing any."""
     paths = sorted(pathlib.Path(__file__).parent.glob("[!_]*.py"))
     docs = {
         path.stem: ast.get_docstring(ast.parse(path.read_bytes())) for path in paths
@@ -150,7 +150,7 @@ def _commands() -> dict[str, str]:
 
 
 def _prepare_help(command: types.ModuleType) -> None:
-    """Lets --help show the command's text and flags; absl shows those of `__main__`."""
+    """Makes --help show the command's text and flags, not those of `__main__`."""
     sys.modules["__main__"].__doc__ = _as_started(command.__doc__ or "")
     for module, defined in flags.FLAGS.flags_by_module_dict().items():
         if module.startswith(f"{__package__}."):
@@ -159,7 +159,7 @@ def _prepare_help(command: types.ModuleType) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Parses flags, with a sentence where ml_collections would give a traceback."""
+    """Parses flags; prints one sentence where ml_collections prints a traceback."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config")
     config = parser.parse_known_args(argv[1:])[0].config
@@ -170,7 +170,7 @@ def _parse(argv: list[str]) -> list[str]:
     except UserError as error:
         _fail(f"--config={config}: {error}", 2)
     except (AttributeError, KeyError) as error:
-        # Its text begins with the name of the field.
+        # The error's text begins with the name of the field.
         name = re.split(r"\W", str(error).lstrip("'\"\\"), maxsplit=1)[0]
         for argument in argv:
             flag = argument.split("=")[0]
@@ -184,10 +184,10 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _hush_tensorstore() -> None:
-    """Silences what TensorStore still has to say after a failed read.
+    """Silences TensorStore after a failed read.
 
-    The failure itself is raised; but other arrays are then on their way to an event
-    loop that Orbax has closed, and their tracebacks would follow our sentence.
+    The failed read itself raises an error. Other reads then reach an event loop that
+    Orbax has closed, and their tracebacks would follow our sentence.
     """
 
     def report(unraisable: Any) -> None:

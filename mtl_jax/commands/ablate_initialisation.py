@@ -1,7 +1,8 @@
-"""Trains from initialisations that differ in part: --config=FILE --directory=DIR.
+"""Compares rules of initialisation: --config=FILE --directory=DIR.
 
-Trains a network for each part that begins by He's rule instead of PyTorch's, and each
-seed; see mtl_jax/experiments/initialisation.py. Started again it goes on.
+Trains a network for each variant and seed. A variant names the part that starts from
+He's rule instead of PyTorch's; see mtl_jax/experiments/initialisation.py. If repeated,
+the command continues unfinished runs.
 """
 
 import pathlib
@@ -16,14 +17,14 @@ DIRECTORY = flags.DEFINE_string("directory", None, "Folder of the runs.", requir
 VARIANTS = flags.DEFINE_list(
     "variants",
     ["none", "heads", "trunk", "biases", "kernels", "all"],
-    "Parts that begin by He's rule.",
+    "Parts of the network that start from He's rule.",
 )
-SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each.", lower_bound=1)
+SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of each variant.", lower_bound=1)
 flags.mark_flag_as_required("config")
 
 
 def main() -> None:
-    """Trains what is missing and prints a table."""
+    """Trains unfinished runs and prints a table of all."""
     from mtl_jax import configuration
     from mtl_jax.errors import UserError
     from mtl_jax.experiments import initialisation
@@ -32,7 +33,7 @@ def main() -> None:
     if configuration.part_configs(CONFIG.value):
         raise UserError(
             f"config.method.name is {CONFIG.value.method.name!r}, which trains several "
-            "networks; choose a method of one."
+            "networks; choose a method that trains one."
         )
     rows = initialisation.ablate(
         CONFIG.value, pathlib.Path(DIRECTORY.value), VARIANTS.value, SEEDS.value

@@ -1,6 +1,6 @@
 """Times training steps: [--methods=vanilla,independent] [--image_sizes=64] ....
 
-Every combination of the lists is measured; see mtl_jax/experiments/benchmark.py.
+It measures every combination of the lists; see mtl_jax/experiments/benchmark.py.
 """
 
 import itertools
@@ -22,16 +22,16 @@ METHODS = flags.DEFINE_list(
         "gradnorm",
         "per_task",
     ],
-    "Also: independent_unrolled, pcgrad_vmap.",
+    "Methods to time; also gradnorm_stacked, independent_unrolled and pcgrad_vmap.",
 )
-ENCODERS = flags.DEFINE_list("encoders", ["vgg13"], "vgg13, vgg16, resnet34.")
-WIDTH = flags.DEFINE_float("width", 1.0, "Multiplier of the channels.")
-IMAGE_SIZES = flags.DEFINE_list("image_sizes", ["64"], "Pixels a side.")
-BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["8"], "Images in a batch.")
-DTYPES = flags.DEFINE_list("dtypes", ["float32"], "float32, bfloat16.")
-STEPS = flags.DEFINE_integer("steps", 3, "Timed steps in each of three rounds.")
+ENCODERS = flags.DEFINE_list("encoders", ["vgg13"], "Some of vgg13, vgg16, resnet34.")
+WIDTH = flags.DEFINE_float("width", 1.0, "Multiplier of the number of channels.")
+IMAGE_SIZES = flags.DEFINE_list("image_sizes", ["64"], "Image sizes, pixels a side.")
+BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["8"], "Batch sizes, in images.")
+DTYPES = flags.DEFINE_list("dtypes", ["float32"], "Some of float32, bfloat16.")
+STEPS = flags.DEFINE_integer("steps", 3, "Timed steps in each of 3 rounds.")
 OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
-# Compiling is among what is timed.
+# The compilation is timed too, so no programs are kept.
 flags.set_default(_compilation_cache.FOLDER, "")
 
 

@@ -1,9 +1,9 @@
 """Cross-validates methods: --config=FILE --directory=DIR --methods=... --folds=5.
 
 Trains every method on every fold and evaluates it on the test split (Tables 1 and 2 of
-the paper). It may be started again, and several times at once: what is finished is not
-redone, what was interrupted goes on, and each run is one process's. With
---learning_rates=3e-3,1e-2,3e-2 each method has its own.
+the paper). Several processes may share the directory; each run has one process. If
+repeated, the command skips finished runs and continues interrupted ones. With
+--learning_rates=3e-3,1e-2,3e-2 each method uses the best of these rates.
 """
 
 import pathlib
@@ -13,12 +13,12 @@ from absl import flags
 from mtl_jax.commands import _experiment, _flags
 from mtl_jax.errors import UserError
 
-FOLDS = flags.DEFINE_integer("folds", 5, "Into how many parts images are divided.")
+FOLDS = flags.DEFINE_integer("folds", 5, "Number of folds.")
 RATES = flags.DEFINE_list(
     "learning_rates",
     [],
-    "To try on the first fold; each method goes on to the other folds with that of its "
-    "best validation score.",
+    "Learning rates to try on the first fold. Each method trains the other folds with "
+    "the rate of its best validation score.",
 )
 
 
@@ -32,8 +32,9 @@ def main() -> None:
         return
     if _experiment.SHARD.value != "0/1":
         raise UserError(
-            "--shard does not go with --learning_rates, as all runs of the first fold "
-            "must be known before the others; start the command once for each machine."
+            "--shard cannot be used with --learning_rates, because the first fold must "
+            "be finished before the others; start the command without it on each "
+            "machine."
         )
     methods, failure, elsewhere = _experiment.METHODS.value, None, 0
     try:
@@ -45,17 +46,17 @@ def main() -> None:
             [0],
         )
     except execution.RunsFailed as error:
-        # A rate that is too large is not chosen, and stops nothing.
+        # A run with too large a rate may fail. The others continue without it.
         failure = error
     if elsewhere:
-        print("The other folds wait for the first; start this again when it is done.")
+        print("The other folds need the first; repeat this when it is finished.")
         return
     rows = results.read(pathlib.Path(_experiment.DIRECTORY.value))
     best = results.best_rates([r for r in rows if r["learning_rate"] in rates])
     if lacking := [method for method in methods if method not in best]:
         raise failure or UserError(
             f"{', '.join(lacking)} has no validation score to choose a learning rate "
-            "by; cross-validate it in a directory of its own."
+            "by; cross-validate it without --learning_rates in its own directory."
         )
     for method in methods:
         print(f"{method}: learning rate {best[method]:g}")

@@ -7,11 +7,20 @@ from absl import flags
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 SPLIT = flags.DEFINE_string("split", "test", "Split of the data set.")
 RESOLUTION = flags.DEFINE_enum(
-    "resolution", "model", ["model", "native"], "At which masks are compared."
+    "resolution",
+    "model",
+    ["model", "native"],
+    "Resolution of the masks that are compared.",
 )
-CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest or a step.")
-DATA_DIR = flags.DEFINE_string("data_dir", None, "Data sets, if they have moved.")
-DATASET = flags.DEFINE_string("dataset", None, "Data set, if not the run's own.")
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", "best", "Checkpoint: best, latest or a step."
+)
+DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Folder of the data sets, if it has moved."
+)
+DATASET = flags.DEFINE_string(
+    "dataset", None, "Data set to score, if not the run's own."
+)
 SUBMISSION = flags.DEFINE_string(
     "write_submission", None, "Folder for a submission to the REFUGE challenge."
 )

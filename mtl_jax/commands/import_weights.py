@@ -1,6 +1,6 @@
 """Imports weights: --source=FILE --architecture=vgg16 --output=weights/vgg16.
 
-With --architecture=glaucoma_mtl a checkpoint of the original authors' program becomes a
+With --architecture=glaucoma_mtl it turns a checkpoint of the authors' program into a
 workdir for scripts/evaluate.py, scripts/predict.py and scripts/train.py --resume.
 """
 
@@ -14,30 +14,30 @@ from mtl_jax.commands import _program
 SOURCE = flags.DEFINE_string(
     "source",
     None,
-    "torchvision's .pth or .safetensors, Keras' .h5, a checkpoint of the authors, or a "
-    "workdir.",
+    "File of weights: torchvision's .pth or .safetensors, Keras' .h5, or a checkpoint "
+    "of the authors' program. With --architecture=workdir, a workdir.",
     required=True,
 )
 ARCHITECTURE = flags.DEFINE_enum(
     "architecture",
     None,
     ["vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "resnet34", "workdir", "glaucoma_mtl"],
-    "Of the file; workdir for the best checkpoint of a run of this project.",
+    "Architecture in the file; workdir takes the best checkpoint of a run.",
     required=True,
 )
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", required=True)
 CONFIG = config_flags.DEFINE_config_file(
     "config",
     str(pathlib.Path(__file__).parents[1] / "configuration/authors.py"),
-    "Of the workdir, for glaucoma_mtl; by default that of configs/refuge.py:authors.",
+    "glaucoma_mtl: config of the workdir; by default, configs/refuge.py:authors.",
 )
 IMAGE_SIZE = flags.DEFINE_integer(
-    "image_size", 256, "Pixels a side that the network is for, for glaucoma_mtl."
+    "image_size", 256, "glaucoma_mtl: pixels a side of the network's images."
 )
 
 
 def main() -> None:
-    """Imports the weights and says how to go on."""
+    """Imports the weights and prints the command that uses them."""
     if ARCHITECTURE.value == "glaucoma_mtl":
         _import_network()
     else:
@@ -77,8 +77,8 @@ def _import_network() -> None:
     _say_ignored(network.ignored, "network")
     if network.classifier is None:
         print(
-            "no logistic regression on the cup-to-disc ratio could be read: it is "
-            "fitted again at the first evaluation"
+            "the file has no logistic regression on the cup-to-disc ratio: the first "
+            "evaluation fits one"
         )
     else:
         print(
@@ -87,14 +87,14 @@ def _import_network() -> None:
             f"{network.classifier.intercept:.4f}"
         )
     _program.say(
-        f"{output}: now scripts/evaluate.py --workdir={output}, or go on training with "
-        "fresh optimizer states by scripts/train.py --resume"
+        f"{output}: now scripts/evaluate.py --workdir={output}, or continue training "
+        "from fresh optimizer states with scripts/train.py --resume"
     )
 
 
 def _say_ignored(names: tuple[str, ...], of: str) -> None:
     if names:
         print(
-            f"ignored, being no part of the {of}: {', '.join(names[:8])}"
+            f"ignored, not part of the {of}: {', '.join(names[:8])}"
             + ", ..." * (len(names) > 8)
         )

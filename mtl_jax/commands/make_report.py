@@ -1,4 +1,4 @@
-"""Makes the report of an experiment: --experiment=DIR; it lands in DIR/report."""
+"""Writes DIR/report, the report of an experiment: --experiment=DIR."""
 
 import pathlib
 
@@ -10,10 +10,10 @@ EXPERIMENT = flags.DEFINE_string(
     "experiment", None, "Folder of the experiment.", required=True
 )
 DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Where data sets are, if not where the runs had them."
+    "data_dir", None, "Folder of the data sets, if it has moved since the runs."
 )
 CASE = flags.DEFINE_string(
-    "case", None, "Test image for the figures of one case; the hardest glaucoma."
+    "case", None, "Test image for the figures; by default, the hardest glaucoma."
 )
 
 
@@ -28,4 +28,4 @@ def main() -> None:
     for path in sorted(output.iterdir()):
         print(path)
     if missing is not None:
-        _program.say(f"Without photographs and page: {missing}")
+        _program.say(f"The report has no photographs and no page: {missing}")

@@ -1,4 +1,4 @@
-"""Applies a trained network: --workdir=RUN --images=DIR_OR_GLOB --output=OUT."""
+"""Predicts on photographs: --workdir=RUN --images=DIR_OR_GLOB --output=OUT."""
 
 import pathlib
 import sys
@@ -7,17 +7,22 @@ from absl import flags
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 IMAGES = flags.DEFINE_string(
-    "images", None, "A directory, a file or a glob pattern.", required=True
+    "images", None, "Photographs: a directory, a file or a glob.", required=True
 )
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", required=True)
-CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest or a step.")
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", "best", "Checkpoint: best, latest or a step."
+)
 FORMAT = flags.DEFINE_enum(
-    "format", "table", ["table", "refuge"], "refuge: a submission to the challenge."
+    "format",
+    "table",
+    ["table", "refuge"],
+    "Output; refuge is a submission to the challenge.",
 )
 
 
 def main() -> int:
-    """Predicts; the exit code is 1 if a photograph could not be read."""
+    """Predicts. Returns the exit code: 1 if a photograph could not be read."""
     from mtl_jax.reporting import predictions
 
     table = FORMAT.value == "table"
@@ -32,5 +37,5 @@ def main() -> int:
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     if failures:
-        print(f"{len(failures)} of the photographs were skipped.", file=sys.stderr)
+        print(f"Photographs skipped: {len(failures)}.", file=sys.stderr)
     return 1 if failures else 0

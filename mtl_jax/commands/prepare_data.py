@@ -8,40 +8,43 @@ DATASET = flags.DEFINE_enum(
     "dataset",
     None,
     ["synthetic_fundus", "fundus_folder", "refuge"],
-    "What to build.",
+    "Data set to build.",
     required=True,
 )
 DATA_DIR = flags.DEFINE_string("data_dir", "data", "Folder of all data sets.")
-IMAGE_SIZE = flags.DEFINE_integer("image_size", 256, "Pixels a side, 16 divides it.")
+IMAGE_SIZE = flags.DEFINE_integer("image_size", 256, "Pixels a side; a multiple of 16.")
 SOURCE = flags.DEFINE_string(
     "source",
     None,
-    "fundus_folder: the photographs; refuge: the official archives or their files.",
+    "fundus_folder: folder of the photographs. refuge: folder of the official archives "
+    "or of their files.",
 )
 MANIFEST = flags.DEFINE_string(
-    "manifest", None, "fundus_folder: CSV file; manifest.csv of the source by default."
+    "manifest", None, "fundus_folder: CSV file; by default, manifest.csv in the source."
 )
 ALLOW_MISSING = flags.DEFINE_bool(
     "allow_missing", False, "refuge: build with partial labels if files are missing."
 )
-NAME = flags.DEFINE_string("name", None, "fundus_folder: what to call the data set.")
+NAME = flags.DEFINE_string("name", None, "fundus_folder: name of the data set.")
 NUM_IMAGES = flags.DEFINE_list(
-    "num_images", ["400", "400", "400"], "synthetic_fundus: train, validation, test."
+    "num_images",
+    ["400", "400", "400"],
+    "synthetic_fundus: train, validation, test images.",
 )
 GLAUCOMA_FRACTION = flags.DEFINE_float(
-    "glaucoma_fraction", 0.1, "synthetic_fundus: share of glaucoma in each split."
+    "glaucoma_fraction", 0.1, "synthetic_fundus: share of glaucomas in each split."
 )
-SEED = flags.DEFINE_integer("seed", 0, "synthetic_fundus: another seed, other eyes.")
+SEED = flags.DEFINE_integer("seed", 0, "synthetic_fundus: seed of the drawn eyes.")
 EXAMPLE = flags.DEFINE_string(
     "example",
     None,
-    "synthetic_fundus: also write a few photographs as files, with a manifest, into "
-    "this folder: an example of what fundus_folder reads.",
+    "synthetic_fundus: folder for a few more photographs as files with a manifest, an "
+    "example of what fundus_folder reads.",
 )
 
 
 def main() -> None:
-    """Builds the data set and says how to train on it."""
+    """Builds the data set and prints how to train on it."""
     from mtl_jax.data import folder, pipeline, refuge, synthetic
 
     if DATASET.value == "fundus_folder":

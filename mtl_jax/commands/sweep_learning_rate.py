@@ -1,8 +1,8 @@
 """Tries learning rates: --config=FILE --directory=DIR --learning_rates=1e-5,1e-4,1e-3.
 
-Trains every method with every learning rate and seed (Figures 2 and 3 of the paper are
-of the methods single and independent). Started again, or several times at once, it goes
-on as scripts/cross_validate.py does.
+Trains every method with every learning rate and seed. Figures 2 and 3 of the paper show
+the methods single and independent. The command may be repeated, or run several times at
+once, like scripts/cross_validate.py.
 """
 
 from absl import flags
@@ -10,9 +10,9 @@ from absl import flags
 from mtl_jax.commands import _experiment, _flags
 
 RATES = flags.DEFINE_list(
-    "learning_rates", ["1e-5", "3e-5", "1e-4", "3e-4", "1e-3"], "To try."
+    "learning_rates", ["1e-5", "3e-5", "1e-4", "3e-4", "1e-3"], "Rates to try."
 )
-SEEDS = flags.DEFINE_integer("seeds", 1, "Runs of each learning rate.")
+SEEDS = flags.DEFINE_integer("seeds", 1, "Seeds of each learning rate.")
 
 
 def main() -> None:

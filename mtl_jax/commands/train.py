@@ -9,15 +9,15 @@ from mtl_jax.commands import _program
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; see configs/.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-RESUME = flags.DEFINE_bool("resume", False, "Go on from the latest checkpoint.")
+RESUME = flags.DEFINE_bool("resume", False, "Continue from the last checkpoint.")
 DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "One of several processes that SLURM or a TPU pod started."
+    "distributed", False, "Join the processes that SLURM or a TPU pod started."
 )
 flags.mark_flag_as_required("config")
 
 
 def main() -> None:
-    """Trains."""
+    """Trains the network and prints the command that evaluates it."""
     from mtl_jax import workdirs
     from mtl_jax.training import parallel
 

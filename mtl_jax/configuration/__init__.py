@@ -1,4 +1,4 @@
-"""Configs: checking them, and making the objects that they describe."""
+"""Checks configs, and builds the objects that they describe."""
 
 from mtl_jax.configuration.checks import check, check_image_size
 from mtl_jax.configuration.experiment import Experiment, build

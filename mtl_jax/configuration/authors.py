@@ -1,6 +1,6 @@
-"""The config of the authors' program on REFUGE; docs/authors.md explains it.
+"""Follows the authors' program on REFUGE; docs/authors.md explains how.
 
-It is a config file, as those in `configs/`.
+It is a config file like those in `configs/`.
 """
 
 from mtl_jax.configuration import defaults

@@ -1,13 +1,12 @@
-"""A sentence for every value of a config that nothing can be made of."""
+"""Checks the values of a config. A wrong value raises an error of one sentence."""
 
-import json
 import math
 from collections.abc import Collection
 from typing import Any, get_args
 
 from mtl_jax import losses, methods, tasks
 from mtl_jax.configuration import defaults
-from mtl_jax.configuration.text import flatten, to_json
+from mtl_jax.configuration.text import flatten
 from mtl_jax.configuration.values import (
     DTYPES,
     NORMALIZE_INPUT,
@@ -51,7 +50,7 @@ _POSITIVE = (
     "validate_every",
     "evaluation.vcdr_C",
 )
-# Lowest and highest value.
+# Lowest and highest value of each field.
 _RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 1),
     "data.num_folds": (2, 1e6),
@@ -75,17 +74,17 @@ _FRACTIONS = ("model.dropout", "model.norm_momentum")
 
 
 def check(config: Config, *, is_part: bool = False) -> None:
-    """Refuses a config with values that nothing can be made of.
+    """Checks that the values of a config are possible and fit together.
 
     Args:
-      config: of a run.
+      config: config of a run.
       is_part: whether the run is a part of another, see `part_configs`.
 
     Raises:
-      UserError: naming the field, its value, and what it may be.
+      UserError: if a value is wrong. The message names the field and possible values.
     """
     _check_fields(config)
-    values = dict(flatten(json.loads(to_json(config))))
+    values = flatten(config)
     _check_choice("method.name", config.method.name, methods.METHODS)
     choices, ranges = dict(_CHOICES), dict(_RANGES)
     for name, field in methods.fields().items():
@@ -100,10 +99,11 @@ def check(config: Config, *, is_part: bool = False) -> None:
             raise UserError(f"config.{field} is {values[field]}; it must be positive.")
     for field, (low, high) in ranges.items():
         if not low <= values[field] <= high:
-            raise UserError(
-                f"config.{field} is {values[field]}; it must lie between {low} and "
-                f"{high:g}."
-            )
+            # All digits of 1000000, but 1e-12.
+            possible = f"lie between {low:.15g} and {high:.15g}"
+            if high == math.inf:
+                possible = f"be at least {low:.15g}"
+            raise UserError(f"config.{field} is {values[field]}; it must {possible}.")
     for field in _FRACTIONS:
         if not 0 <= values[field] < 1:
             raise UserError(
@@ -112,10 +112,10 @@ def check(config: Config, *, is_part: bool = False) -> None:
             )
     _check_tasks(config)
     _check_together(config)
-    if config.view.kind == "disc" and not is_part:
+    if config.view.kind == "crop" and not is_part:
         raise UserError(
-            "config.view.kind is 'disc', which leaves it open who finds the disc; set "
-            "config.method.name to 'two_stage', of which it is the second."
+            "config.view.kind is 'crop', but no other network finds the disc; set "
+            "config.method.name to 'two_stage', whose first network finds it."
         )
 
 
@@ -124,13 +124,13 @@ def _check_tasks(config: Config) -> None:
         _check_choice("tasks", name, tasks.NAMES)
     if not config.tasks or len(set(config.tasks)) < len(config.tasks):
         raise UserError(
-            f"config.tasks is {tuple(config.tasks)}; name at least one task, and none "
-            "twice."
+            f"config.tasks is {tuple(config.tasks)}; name at least one task, and each "
+            "only once."
         )
 
 
 def _check_together(config: Config) -> None:
-    """Refuses values that do not go with those of other fields."""
+    """Checks values that depend on other fields."""
     _check_views(config)
     _check_points(config)
     fold_names = ("official", *map(str, range(config.data.num_folds)))
@@ -158,20 +158,20 @@ def _check_views(config: Config) -> None:
         )
     if is_two_stage and config.evaluation.score == "auc":
         raise UserError(
-            "config.evaluation.score is 'auc', but the method two_stage says nothing "
-            "of glaucoma; choose mean, dice_disc, dice_cup or loss."
+            "config.evaluation.score is 'auc', but the method two_stage does not "
+            "predict glaucoma; choose mean, dice_disc, dice_cup or loss."
         )
     if is_two_stage and config.view.kind:
         raise UserError(
             f"config.view.kind is {config.view.kind!r}, but the method two_stage sets "
-            "it by itself; leave it empty."
+            "it itself; leave it empty."
         )
     if is_two_stage or config.view.kind:
         check_image_size(config, config.view.size, "config.view.size is")
 
 
 def _check_points(config: Config) -> None:
-    """Refuses to turn or rescale images whose foveas are not where pixels are."""
+    """Refuses to turn or rescale images if their foveas would not move with them."""
     if config.data.pixel_origin == "centre" or "fovea" not in config.tasks:
         return
     moving = [
@@ -183,37 +183,34 @@ def _check_points(config: Config) -> None:
         moving.append("view.kind")
     if moving:
         raise UserError(
-            f"config.data.pixel_origin is 'corner', which puts foveas up to half a "
-            f"pixel beside their place in the image, so that config.{moving[0]} would "
-            "move them elsewhere than the image; set one of the two to its default."
+            "config.data.pixel_origin is 'corner', which puts foveas up to half a "
+            f"pixel off, and config.{moving[0]} would not move them with the image; "
+            "set one of the two to its default."
         )
 
 
 def check_image_size(config: Config, size: int, where: str) -> None:
-    """Refuses a size of images that the encoder cannot halve as often as it does.
+    """Checks that the encoder can halve images of a size as often as it must.
 
     Args:
-      config: of the run.
+      config: config of the run.
       size: pixels a side of what the network sees.
-      where: what has this size, with its verb.
+      where: beginning of the message, such as "config.view.size is".
 
     Raises:
-      UserError: saying which sizes fit.
+      UserError: if the size does not fit. The message names the sizes that do.
     """
     stride = ENCODERS[config.model.encoder].stride
     if size < 32 or size % stride:
         raise UserError(
             f"{where} {size} pixels, which does not fit the encoder "
-            f"{config.model.encoder}; a multiple of {stride}, at least 32, does."
+            f"{config.model.encoder}; choose a multiple of {stride}, at least 32."
         )
 
 
 def _check_fields(config: Config) -> None:
-    """Refuses fields that `configs/default.py` does not have, and their absence."""
-    theirs, ours = (
-        {field for field, _ in flatten(json.loads(to_json(c)))}
-        for c in (config, defaults.get_config())
-    )
+    """Checks that a config has exactly the fields of `configs/default.py`."""
+    theirs, ours = flatten(config).keys(), flatten(defaults.get_config()).keys()
     for fields, what in ((theirs - ours, "unknown"), (ours - theirs, "missing")):
         if fields:
             raise UserError(

@@ -1,4 +1,4 @@
-"""From a config to the objects it describes."""
+"""Builds the objects that a config describes."""
 
 import dataclasses
 from typing import Any
@@ -23,13 +23,13 @@ class Experiment:
     """All objects that a config describes.
 
     Attributes:
-      config: as it was given.
-      tasks: to train, in the order of `tasks.NAMES`.
+      config: the config itself.
+      tasks: tasks to train, in the order of `tasks.NAMES`.
       model: the network, with a head for each task.
-      augment: applied to training images; None for nothing.
+      augment: augmentation of training images; None for none.
       view: the part of an image that the network sees; None for the whole image.
-      post: how the network's maps become masks and points.
-      fold: how training and validation are divided; None for the data set's splits.
+      post: rules that turn the network's maps into masks and points.
+      fold: division into training and validation; None for the data set's splits.
     """
 
     config: Config
@@ -41,20 +41,20 @@ class Experiment:
     fold: folds.Fold | None
 
     def variable_shapes(self) -> dict[str, Any]:
-        """Shapes and dtypes of the network's `params` and `batch_stats`."""
+        """Returns shapes and dtypes of the network's `params` and `batch_stats`."""
         images = jnp.zeros((1, 32, 32, 3))
         shapes = jax.eval_shape(self.model.init, jax.random.key(0), images)
         return {"batch_stats": {}, **shapes}
 
     def optimizer(self, steps_per_epoch: int) -> Optimizer:
-        """The method's optimizer.
+        """Makes the method's optimizer.
 
-        The peak of the learning rate is part of the state, so that runs of several
-        rates share a compiled program. Its schedule counts the steps of that state. The
-        epochs in which the encoder is frozen are those of the training.
+        The peak of the learning rate is part of the state, so that runs with different
+        rates share a compiled program. The schedule counts the steps of that state. The
+        freezing of the encoder counts the steps of the training.
 
         Args:
-          steps_per_epoch: of the training.
+          steps_per_epoch: number of training steps in an epoch.
         """
         config = self.config
 
@@ -69,18 +69,20 @@ class Experiment:
             return _method(config, tx)
 
         def at_step(count):
-            # After the optimizer, whose moving averages see the gradients all the same.
-            encoder = optim.scale_where(
-                lambda path: path.startswith("encoder/"),
-                jnp.where(count < frozen, 0, scale),
+            # Scale after the optimizer: its moving averages still see the gradients.
+            encoder = optax.masked(
+                optax.scale(jnp.where(count < frozen, 0, scale)),
+                _is_of_encoder,
             )
             return _method(config, optax.chain(tx, encoder))
 
+        # optax.scale_by_schedule counts the steps of its own state: alternating between
+        # two tasks it froze the encoder for 3 steps instead of 6.
         return optim.by_step(at_step)
 
 
 def build(config: Config) -> Experiment:
-    """Makes the objects of a config that `check` has passed."""
+    """Builds the objects of a config that `check` has accepted."""
     chosen = tasks.build(
         config.tasks,
         focal_gamma=config.loss.focal_gamma,
@@ -142,11 +144,11 @@ def _augment(augmentation: Augmentation, view: views.View | None) -> Augment | N
 
 
 def _method(config: Config, tx: optax.GradientTransformation) -> Optimizer:
-    """The way of combining the tasks' gradients that takes steps by `tx`."""
+    """Makes the optimizer that combines the tasks' gradients and steps with `tx`."""
     setting = methods.Setting(
         tx=tx,
         num_tasks=len(config.tasks),
-        # Not the key of the training step, which is split from the same seed.
+        # Differs from the training step's key, which is split from the same seed.
         key=jax.random.fold_in(jax.random.key(config.seed), 1),
         last_shared=ENCODERS[config.model.encoder].last_kernel,
         fields=config.method,
@@ -154,6 +156,10 @@ def _method(config: Config, tx: optax.GradientTransformation) -> Optimizer:
     create = methods.METHODS[config.method.name].create
     assert create is not None, "a method of several networks, see part_configs"
     return create(setting)
+
+
+def _is_of_encoder(params: Any) -> dict[str, bool]:
+    return {name: name == "encoder" for name in params}
 
 
 def _schedule(config: Config, steps_per_epoch: int, peak: jax.Array) -> optax.Schedule:
@@ -166,6 +172,6 @@ def _schedule(config: Config, steps_per_epoch: int, peak: jax.Array) -> optax.Sc
     }[config.optimizer.schedule]()
     if not warmup:
         return after
-    # The first step already moves.
+    # The first step already has a learning rate above 0.
     rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
     return optax.join_schedules([rise, after], [warmup])

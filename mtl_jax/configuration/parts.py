@@ -1,19 +1,19 @@
-"""Runs that consist of several: their configs."""
+"""Makes the configs of the networks that a method trains one after the other."""
 
 import copy
 
 from mtl_jax import tasks
 from mtl_jax.configuration.values import SCORED, STAGES, Config
 
-# Of a network of segmentation or localisation alone nobody wants the diagnosis.
+# The AUC does not score a network without the glaucoma task.
 _SCORED = {**SCORED, "auc": "glaucoma"}
 
 
 def part_configs(config: Config) -> dict[str, Config]:
-    """The configs of the networks that a method trains apart, by their folders' names.
+    """Makes the config of each network that a method trains, by its folder's name.
 
-    They are those of single tasks for `single` and `STAGES` for `two_stage`; a method
-    of one network has none.
+    The networks are single tasks for `single`, and `STAGES` for `two_stage`. The result
+    is empty for a method of one network.
     """
     if config.method.name == "single":
         return _single_task_configs(config)
@@ -24,11 +24,10 @@ def part_configs(config: Config) -> dict[str, Config]:
 
 def _stage_configs(config: Config) -> dict[str, Config]:
     configs = {}
-    stages = (("whole", ("disc",)), ("disc", ("disc", "cup")))
-    for name, (kind, seen) in zip(STAGES, stages, strict=True):
-        one = configs[name] = copy.deepcopy(config)
+    for stage, seen in zip(STAGES, (("disc",), ("disc", "cup")), strict=True):
+        one = configs[stage] = copy.deepcopy(config)
         one.method.name = "vanilla"
-        one.view.kind, one.tasks = kind, seen
+        one.view.kind, one.tasks = stage, seen
         if _SCORED.get(one.evaluation.score, "disc") not in seen:
             one.evaluation.score = "mean"
     return configs

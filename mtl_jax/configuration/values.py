@@ -1,9 +1,10 @@
-"""What the fields of a config may hold, where that is one of a few names."""
+"""The possible values of the config fields that hold one of a few names."""
 
 import jax.numpy as jnp
 import ml_collections
 
-# The networks of the method two_stage, in the order of their use.
+# The networks of the method two_stage by what they see (view.kind), in the order of
+# their use.
 STAGES = ("whole", "crop")
 OPTIMIZERS = ("adam", "adamw", "lion", "rmsprop", "sgd")
 SCHEDULES = ("constant", "cosine", "linear")

@@ -20,17 +20,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Any, TypeVar
 
+import filelock
 import tensorflow_datasets as tfds
 import tqdm
 from absl import logging
 from tensorflow_datasets.core.utils import tqdm_utils
 
 from mtl_jax.errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # Not a POSIX system: simultaneous builds are not guarded.
-    fcntl = None
 
 # With fewer items, starting processes takes longer than they save.
 PROCESSES_FROM = 32
@@ -186,14 +182,13 @@ def parallel_map(
 @contextlib.contextmanager
 def _locked(directory: pathlib.Path) -> Iterator[None]:
     """Waits until no other process is in this block for the same directory."""
-    if fcntl is None:
-        yield
-        return
+    # The directory itself: a lock's own file would be left in it, and could not be made
+    # where a complete data set may only be read.
     handle = os.open(directory, os.O_RDONLY)
     try:
         # On network file systems without locks, builds are not guarded.
         with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            filelock.lock_descriptor(handle)
         yield
     finally:
         os.close(handle)

@@ -4,13 +4,14 @@ Files that Pillow would change silently are refused: 16-bit colour (cut to 8 bit
 CMYK, several pictures (only the first is read), and truncated files.
 """
 
+import contextlib
 import glob
 import io
 import os
 import pathlib
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from mtl_jax.errors import UserError
 
@@ -24,17 +25,7 @@ EXTENSIONS = frozenset(
 
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF")
 _MODES = frozenset(("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "YCbCr"))
-_EXIF_ORIENTATION = 0x0112
 _TIFF_BITS_PER_SAMPLE = 258
-_TO_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def open_photograph(path: PathLike, contents: bytes | None = None) -> Image.Image:
@@ -166,9 +157,15 @@ def _load(path: PathLike, contents: bytes | None, mode: str) -> Image.Image:
         with Image.open(file, formats=_FORMATS) as image:
             _check_kind(image, path)
             image.load()
-            upright = _upright(image)
+            # Unreadable metadata does not make the picture unusable. In place, Pillow
+            # turns the picture before it stumbles over other fields than the
+            # orientation.
+            with contextlib.suppress(Exception):
+                ImageOps.exif_transpose(image, in_place=True)
+            # Pillow would warn that a palette loses its transparency, as intended.
+            image.info.pop("transparency", None)
             # Converting to the same mode would copy the picture.
-            return upright if upright.mode == mode else upright.convert(mode)
+            return image if image.mode == mode else image.convert(mode)
     except UserError:
         raise
     except PermissionError:
@@ -221,19 +218,6 @@ def _has_deep_channels(image: ImageFile.ImageFile) -> bool:
     if max(bits if isinstance(bits, tuple) else (bits,), default=1) > 8:
         return True
     return any(";16" in str(tile[3]) for tile in image.tile)
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Applies a loaded image's EXIF orientation and drops its transparency."""
-    try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    # Unreadable metadata does not make the picture unusable.
-    except Exception:
-        orientation = 1
-    # Pillow would warn that a palette loses its transparency, which is intended.
-    image.info.pop("transparency", None)
-    method = _TO_UPRIGHT.get(orientation)
-    return image if method is None else image.transpose(method)
 
 
 def _too_large(path: pathlib.Path) -> UserError:

@@ -30,12 +30,12 @@ class FoveaMaps(NamedTuple):
 
 
 def of_run(
-    place: pathlib.Path, image: np.ndarray, fovea_xy: ArrayLike | None
+    workdir: pathlib.Path, image: np.ndarray, fovea_xy: ArrayLike | None
 ) -> FoveaMaps | None:
     """The fovea maps of a run.
 
     Args:
-      place: workdir of the run.
+      workdir: of the run.
       image: uint8 [H, W, 3] of the size of its data set's images.
       fovea_xy: [2], the annotated fovea (x, y) in pixels of the image, or None.
 
@@ -44,7 +44,7 @@ def of_run(
       sees images at another size the target is what it learns from, taken at the pixels
       of the image.
     """
-    network = workdirs.load_task(place, "fovea")
+    network = workdirs.load_task(workdir, "fovea")
     if network is None:
         return None
     logits, _ = network({"image": np.stack([image] * network.batch_size)})

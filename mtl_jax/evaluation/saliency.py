@@ -63,17 +63,17 @@ def saliency(
     return np.asarray(jnp.abs(mean).max(-1))
 
 
-def of_run(place: pathlib.Path, image: np.ndarray) -> np.ndarray | None:
+def of_run(workdir: pathlib.Path, image: np.ndarray) -> np.ndarray | None:
     """What a run's diagnosis of an image hangs on, see `saliency`.
 
     Args:
-      place: workdir of the run.
+      workdir: of the run.
       image: uint8 [H, W, 3] of the size of its data set's images.
 
     Returns:
       float32 [H, W]; None if the run has no classifier.
     """
-    network = workdirs.load_task(place, "glaucoma")
+    network = workdirs.load_task(workdir, "glaucoma")
     if network is None:
         return None
     model, view = network.experiment.model, network.experiment.view

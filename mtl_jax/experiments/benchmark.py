@@ -1,6 +1,6 @@
-"""What a training step costs: time, and how near that is to what it must cost.
+"""Times training steps, and compares the time with the arithmetic that they need.
 
-Needs JAX, Flax, optax, chex and absl alone, so that it runs on a bare accelerator
+This module needs only JAX, Flax, optax, chex and absl, so it runs on a bare accelerator
 machine.
 """
 
@@ -27,21 +27,21 @@ ROUNDS = 3
 
 KEY = jax.random.PRNGKey(1)
 
-# Side of the matrices whose product is timed; accelerators need larger ones.
+# Side of the matrices whose product is timed. Accelerators need larger ones.
 MATRIX = {"cpu": 2048}
 LARGE_MATRIX = 8192
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What is timed.
+    """The network and the batch whose steps are timed.
 
     Attributes:
-      encoder: of the network.
-      width: multiplier of its channels.
+      encoder: encoder of the network.
+      width: multiplier of its number of channels.
       image_size: pixels a side.
       batch_size: images in a batch.
-      dtype: of the computation, float32 or bfloat16.
+      dtype: dtype of the computation, float32 or bfloat16.
     """
 
     encoder: str
@@ -53,13 +53,13 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A way to step.
+    """A method whose steps are timed.
 
     Attributes:
-      create: makes step and optimizer, given network and tasks.
-      floor: forward passes' worth of arithmetic that its passes make, given what a
-        forward pass costs along each task's route and along that of all tasks; a
-        backward pass costs two forward ones.
+      create: makes the step and the optimizer from the network and its tasks.
+      floor: computes the arithmetic of the method's passes. Its arguments are the
+        arithmetic of a forward pass along each task's route, and of one for all tasks.
+        A backward pass counts as two forward passes.
     """
 
     create: Callable[..., tuple[steps.TrainStep, steps.Optimizer]]
@@ -88,8 +88,8 @@ def _one_forward(routes, whole):
 
 
 def _norms_at_one_layer(routes, whole):
-    # The gradients of dense tasks pass through the decoder to the encoder's last layer,
-    # and leave none of the decoder's parameters on the way.
+    # The gradients of dense tasks pass through the decoder to the encoder's last layer.
+    # No gradients of the decoder's parameters are computed on the way.
     return 3 * whole + sum(route - min(routes) for route in routes)
 
 
@@ -127,7 +127,7 @@ METHODS = {
         _norms_at_one_layer,
     ),
     "per_task": Method(_trained_by(optim.per_task), _one_forward),
-    # Beside those of the config, to see what the form of the program brings.
+    # Other programs for the same methods, to compare their speed.
     "gradnorm_stacked": Method(
         _gradnorm(
             lambda n, shared, tx: optax.chain(optim.gradnorm(n, shared=shared), tx)
@@ -147,19 +147,19 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Times steps of several methods in one process.
 
-    They take turns, so that what else the machine does meets all of them.
+    The methods take turns, so that other work on the machine slows all of them.
 
     Args:
-      setting: of all of them.
-      methods: some of `METHODS`.
-      num_steps: timed steps of each, in each of `ROUNDS` rounds.
+      setting: network and batch of all methods.
+      methods: names from `METHODS`.
+      num_steps: timed steps of each method in each of `ROUNDS` rounds.
 
     Returns:
       For each method: the setting, `parameters`, `compile_seconds` (the first step),
       `step_seconds` (median), `step_seconds_quartiles`, `images_per_second`,
       `time_over_vanilla` (None without vanilla), `floor_over_vanilla`,
       `flops_per_second` of the passes' convolutions and products, and
-      `share_of_matmul`, that beside a large matrix product in the same process.
+      `share_of_matmul`, its ratio to the speed of a large matrix product.
     """
     model = MultiTaskUNet(
         encoder=setting.encoder,
@@ -213,7 +213,7 @@ def measure(
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """The results as Markdown."""
+    """Formats the results as Markdown."""
     lines = [
         "| method | encoder | pixels | batch | dtype | #P | compile s | step s "
         "(quartiles) | images/s | over vanilla | floor | GFLOP/s | of matmul |",
@@ -238,7 +238,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 def _forward_flops(
     model: nn.Module, tasks: Sequence[tasks_lib.Task], images: np.ndarray
 ) -> tuple[list[float], float]:
-    """Arithmetic of a forward pass of the batch for each task, and for all together."""
+    """Counts the arithmetic of a forward pass for each task, and for all together."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), images.astype(np.float32))
 
     def count(heads):
@@ -252,7 +252,7 @@ def _forward_flops(
 
 
 def _flops(jaxpr: Any) -> float:
-    """Multiplications and additions of a program's convolutions and products."""
+    """Counts the additions and multiplications in convolutions and products."""
     total = 0.0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "conv_general_dilated":
@@ -271,7 +271,7 @@ def _flops(jaxpr: Any) -> float:
 
 
 def _matmul_flops_per_second(dtype: Any) -> float:
-    """How fast this device multiplies large matrices."""
+    """Measures how fast this device multiplies large matrices."""
     side = MATRIX.get(jax.default_backend(), LARGE_MATRIX)
     matrix = jnp.ones((side, side), dtype)
     multiply = jax.jit(jnp.matmul)
@@ -289,7 +289,7 @@ def _unrolled_step(
     tasks: Sequence[tasks_lib.Task],
     tx: optax.GradientTransformation,
 ) -> steps.TrainStep:
-    """Equation 3 written out, each task with its own forward and backward pass."""
+    """Makes the step of Equation 3 as a loop over the tasks instead of a scan."""
 
     def step(state: TrainState, batch: tasks_lib.Batch):
         _, key = jax.random.split(jax.random.fold_in(state.key, state.step))

@@ -1,7 +1,7 @@
-"""Carries out the runs of an experiment, by any number of processes at once.
+"""Carries out the runs of an experiment, in any number of processes at once.
 
-What is finished is not done again, what was interrupted goes on from its checkpoint,
-and each run is one process's at a time: a lock that ends with the process claims it.
+A process skips finished runs and continues interrupted ones from their checkpoints. It
+claims each run with a lock, which ends with the process.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import pathlib
 import shutil
 from collections.abc import Iterator, Sequence
 
+import filelock
 import jax
 
 from mtl_jax import configuration, files, workdirs
@@ -21,16 +22,11 @@ from mtl_jax.experiments import results
 from mtl_jax.experiments.plan import Run
 from mtl_jax.training.checkpoints import Damaged
 
-try:
-    import fcntl
-except ImportError:  # Not a POSIX system: runs are not guarded from one another.
-    fcntl = None
-
 _RECORD = "experiment.json"
 
 
 class RunsFailed(UserError):
-    """Some runs have failed; all others are done."""
+    """Some runs have failed; all others are finished."""
 
 
 def execute(
@@ -44,22 +40,22 @@ def execute(
     """Trains and evaluates runs.
 
     Args:
-      directory: of the experiment; gets `experiment.json`, `runs/NAME/` and, whenever
-        runs are finished, `results.csv` with the rows of all that are.
-      kind: of the experiment, such as `cross_validation`.
-      config: that the runs' are made from.
-      runs: those to carry out here. Others, of more methods or seeds, may be added to
-        the directory by another call.
-      redo_damaged: whether a network whose checkpoint cannot be read begins anew.
+      directory: folder of the experiment. It gets `experiment.json`, `runs/NAME/` and,
+        after each run, `results.csv` with the rows of all finished runs.
+      kind: kind of the experiment, such as `cross_validation`.
+      config: config from which the runs' configs were made.
+      runs: runs to carry out here. Another call may add runs of more methods or seeds
+        to the directory.
+      redo_damaged: whether to train a network anew if its checkpoint cannot be read.
 
     Returns:
-      How many of the runs other processes were at; they may not be finished.
+      Number of runs that other processes were working on; they may be unfinished.
 
     Raises:
       UserError: if the directory holds another experiment, or a run cannot be trained
         or evaluated.
-      RunsFailed: naming runs whose numbers are not finite or whose checkpoint is
-        damaged, when the others are done.
+      RunsFailed: after all other runs, if some runs' numbers are not finite or their
+        checkpoints are damaged. The message names these runs.
     """
     directory = pathlib.Path(directory)
     _check_weights(directory, runs)
@@ -75,7 +71,7 @@ def execute(
 def _execute(
     directory: pathlib.Path, runs: Sequence[Run], redo_damaged: bool
 ) -> tuple[int, dict[str, UserError]]:
-    """Carries out what is to do; says how many others are at, and what failed."""
+    """Carries out runs; returns the number left to other processes, and failures."""
     skipped, failures = 0, {}
     for number, run in enumerate(runs, 1):
         with _claimed(directory, run) as is_ours:
@@ -85,7 +81,7 @@ def _execute(
             elif is_ours:
                 state = "training"
             else:
-                state, skipped = "another process is at it", skipped + 1
+                state, skipped = "another process is working on it", skipped + 1
             print(f"run {number} of {len(runs)}, {run.name}: {state}", flush=True)
             if is_finished or not is_ours:
                 continue
@@ -95,7 +91,7 @@ def _execute(
                 print(f"{run.name} has failed: {failure}", flush=True)
                 failures[run.name] = failure
             _collect(directory)
-            # The programs of this run are of no use to the next.
+            # The next run cannot use the compiled programs of this one.
             jax.clear_caches()
     return skipped, failures
 
@@ -106,7 +102,7 @@ def _workdir(directory: pathlib.Path, run: Run) -> pathlib.Path:
 
 def _collect(directory: pathlib.Path) -> None:
     """Writes `results.csv` from the runs that are finished."""
-    with _locked(directory / "locks" / "results", wait=True):
+    with _lock(directory, "results"):
         folders = sorted((directory / "runs").iterdir())
         rows = [results.finished(folder) or [] for folder in folders]
         results.write(directory, itertools.chain(*rows))
@@ -124,9 +120,9 @@ def _carry_out(directory: pathlib.Path, run: Run, redo_damaged: bool) -> None:
             # A run of several networks has a folder for each.
             network = error.path.parents[1]
             if not redo_damaged:
-                advice = "Or let --redo_damaged begin that network anew."
+                advice = "Or train that network anew with --redo_damaged."
                 raise Damaged(f"{error} {advice}", error.path) from error
-            # What is damaged again is not so by chance.
+            # A second damage is not chance.
             if network in redone:
                 raise
             shutil.rmtree(network)
@@ -140,7 +136,7 @@ def _train_and_evaluate(run: Run, workdir: pathlib.Path) -> list[results.Row]:
         evaluate.evaluate(
             workdir,
             resolution=resolution,
-            # Not where they were when the run began.
+            # The data may have moved since the run began.
             data_dir=run.config.data.data_dir,
         )[1]
         for resolution in ("model", "native")
@@ -149,13 +145,13 @@ def _train_and_evaluate(run: Run, workdir: pathlib.Path) -> list[results.Row]:
 
 
 def _check_data(config: configuration.Config) -> None:
-    """Finds out before the first training what would be missing after it."""
+    """Checks before the first training that the data set has a test split."""
     data = config.data
     pipeline.check_split(pipeline.open_dataset(data.data_dir, data.dataset), "test")
 
 
 def _check_weights(directory: pathlib.Path, runs: Sequence[Run]) -> None:
-    """Finds out before the first training what a method that comes later would lack."""
+    """Checks before the first training that every method can load its weights."""
     unfinished = (
         run for run in runs if results.finished(_workdir(directory, run)) is None
     )
@@ -169,14 +165,14 @@ def _check_weights(directory: pathlib.Path, runs: Sequence[Run]) -> None:
 def _claim_directory(
     directory: pathlib.Path, kind: str, config: configuration.Config
 ) -> None:
-    """Makes the directory this experiment's, unless it is another's."""
+    """Claims the directory for this experiment; refuses that of another one."""
     path = directory / _RECORD
     if not _is_ours(path, kind, config):
-        # A mistake in their name is not to become what the directory holds.
+        # The record must not name a data set that does not exist.
         _check_data(config)
     try:
         (directory / "runs").mkdir(parents=True, exist_ok=True)
-        with _locked(directory / "locks" / "results", wait=True):
+        with _lock(directory, "results"):
             if not path.exists():
                 ours = json.loads(configuration.to_json(config))
                 files.write_json(path, {"kind": kind, "config": ours})
@@ -184,28 +180,28 @@ def _claim_directory(
         raise UserError(
             f"{directory} cannot be used ({error}); name another directory."
         ) from error
-    # Another process may have been first.
+    # Another process may have written the record first.
     _is_ours(path, kind, config)
 
 
 def _is_ours(path: pathlib.Path, kind: str, config: configuration.Config) -> bool:
-    """False if there is no record yet; that of another experiment is refused."""
+    """Whether the record exists; refuses the record of another experiment."""
     try:
         theirs = json.loads(path.read_text())
         their_kind = theirs["kind"]
-        their_config = configuration.from_json(json.dumps(theirs["config"]))
+        their_config = configuration.from_json(json.dumps(theirs["config"]), path)
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is not of an experiment, or damaged ({error}); name another "
-            "directory."
+            f"{path} is damaged or does not describe an experiment ({error}); name "
+            "another directory."
         ) from error
     differing = configuration.differences(config, their_config)
-    # Data that have moved are the same data.
+    # The same data may have moved to another folder.
     fields = [field for field in differing if field != "data.data_dir"]
     if kind != their_kind or fields:
-        what = f"of the kind {their_kind}"
+        what = f"its kind is {their_kind}"
         if kind == their_kind:
             what = f"its config differs in {', '.join(fields)}"
         raise UserError(
@@ -216,19 +212,16 @@ def _is_ours(path: pathlib.Path, kind: str, config: configuration.Config) -> boo
 
 @contextlib.contextmanager
 def _claimed(directory: pathlib.Path, run: Run) -> Iterator[bool]:
-    """Whether this process may carry out the run while it is in the block."""
-    with _locked(directory / "locks" / run.name, wait=False) as is_ours:
-        yield is_ours
+    """Locks a run during the block; yields False if another process has locked it."""
+    try:
+        lock = _lock(directory, run.name).acquire(blocking=False)
+    except filelock.Timeout:
+        yield False
+    else:
+        with lock:
+            yield True
 
 
-@contextlib.contextmanager
-def _locked(path: pathlib.Path, *, wait: bool) -> Iterator[bool]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        is_ours = True
-        if fcntl:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                is_ours = False
-        yield is_ours
+def _lock(directory: pathlib.Path, name: str) -> filelock.FileLock:
+    (directory / "locks").mkdir(parents=True, exist_ok=True)
+    return filelock.FileLock(directory / "locks" / name)

@@ -1,7 +1,7 @@
-"""Which part of an initialisation a result hangs on.
+"""Tests which part of an initialisation a result depends on.
 
-Networks begin as PyTorch's layers do (`kaiming_uniform`), but for some of their
-parameters, which begin as He et al. 2015 have it (`he_uniform`). All else is a run's.
+Each variant initialises some parameters by the rule of He et al. 2015 (`he_uniform`),
+and the others by the rule of PyTorch's layers (`kaiming_uniform`).
 """
 
 import copy
@@ -22,8 +22,8 @@ from mtl_jax.experiments import results
 from mtl_jax.files import write_json
 from mtl_jax.training.checkpoints import Checkpoints
 
-# By name, which parameters begin by `he_uniform`: kernels six times as large in
-# variance, biases 0.
+# The parameters that each variant initialises by `he_uniform`. Its kernels have six
+# times the variance, and its biases are 0.
 VARIANTS: dict[str, Callable[[str], bool]] = {
     "none": lambda path: False,
     "heads": lambda path: path.startswith("head_"),
@@ -39,11 +39,11 @@ FOUND = 0.1
 
 
 def begin(config: configuration.Config, variant: str) -> Any:
-    """A network's variables before its training.
+    """Initialises the variables of a network.
 
     Args:
-      config: of the run, of one network; its seed is that of the parameters.
-      variant: one of `VARIANTS`.
+      config: config of a run with one network; its seed seeds the parameters.
+      variant: name from `VARIANTS`.
 
     Returns:
       `params` and `batch_stats`.
@@ -70,16 +70,16 @@ def ablate(
 ) -> list[dict[str, Any]]:
     """Trains and evaluates a network for each variant and seed.
 
-    What is finished is not done again, what was interrupted goes on.
+    It skips finished runs and continues interrupted ones.
 
     Args:
-      config: of the runs, but for the seed.
-      directory: gets a workdir `VARIANT-seed_N` for each.
-      variants: some of `VARIANTS`, none twice.
-      num_seeds: from the config's on.
+      config: config of the runs, except for the seed.
+      directory: folder that gets a workdir `VARIANT-seed_N` for each run.
+      variants: names from `VARIANTS`.
+      num_seeds: number of seeds, starting with the config's.
 
     Raises:
-      UserError: for an unsuitable config, or a directory with runs of another.
+      UserError: if the config is unsuitable or differs from that of an earlier run.
 
     Returns:
       For each run `variant`, `seed` and `METRICS` on the test split.
@@ -87,8 +87,8 @@ def ablate(
     configuration.check(config)
     if config.model.pretrained:
         raise UserError(
-            "config.model.pretrained is set, but this is about networks from scratch; "
-            "leave it empty."
+            "config.model.pretrained is set, but only networks from scratch have an "
+            "initialisation to compare; leave it empty."
         )
     rows: list[dict[str, Any]] = []
     for seed in range(config.seed, config.seed + num_seeds):
@@ -123,7 +123,7 @@ def _train(config: configuration.Config, workdir: pathlib.Path, variant: str) ->
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Means over the seeds as Markdown, and how many runs found the cup."""
+    """Formats means over the seeds, and how many runs found the cup, as Markdown."""
     lines = [
         "| He-uniform | AUC | disc Dice | cup Dice | fovea px | cup found |",
         "|---|---|---|---|---|---|",

@@ -1,8 +1,8 @@
-"""The runs that an experiment consists of.
+"""Plans the runs of an experiment.
 
-Protocols of Pascal et al. 2022: cross-validation over folds of the merged training and
-validation splits (Tables 1 and 2), repeats of the official splits with several seeds
-(Tables 3 and 4), and a study of the learning rate (Figures 2 and 3).
+The protocols are those of Pascal et al. 2022: cross-validation over folds of the merged
+training and validation splits (Tables 1 and 2), repeats on the official splits with
+several seeds (Tables 3 and 4), and a study of the learning rate (Figures 2 and 3).
 """
 
 import copy
@@ -16,14 +16,14 @@ from mtl_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One training, and what distinguishes it from the others of its experiment.
+    """One training run, and what distinguishes it from the others of its experiment.
 
     Attributes:
-      method: one of `methods.METHODS`.
+      method: name from `methods.METHODS`.
       fold: `official`, or the number of the fold held out for validation.
-      seed: of initialisation, order of the images and everything else that is random.
-      learning_rate: of the optimizer.
-      config: of the training.
+      seed: seed of the initialisation, the image order and all other randomness.
+      learning_rate: learning rate of the optimizer.
+      config: config of the run.
     """
 
     method: str
@@ -34,12 +34,12 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Of its folder in the experiment's directory."""
+        """Name of the run's folder in the experiment's directory."""
         return run_name(self.method, self.fold, self.seed, self.learning_rate)
 
 
 def run_name(method: str, fold: str, seed: int, learning_rate: float) -> str:
-    """Name of the folder of a run, see `Run`."""
+    """Names the folder of a run; see `Run` for the arguments."""
     return f"{method}-fold_{fold}-seed_{seed}-lr_{learning_rate:g}"
 
 
@@ -50,17 +50,17 @@ def cross_validation(
     rates: Mapping[str, Sequence[float]] | None = None,
     folds: Iterable[int] | None = None,
 ) -> list[Run]:
-    """A run of every method on every fold; the config is given their number.
+    """Plans a run of every method on every fold, and sets the config's `num_folds`.
 
-    The seed of fold k is the config's plus k: the spread over the folds is that of the
-    initialisation too.
+    The seed of fold k is the config's seed plus k. The spread over the folds therefore
+    includes that of the initialisation.
 
     Args:
-      config: of the runs.
-      methods: some of `methods.METHODS`.
-      num_folds: that the images are divided into.
-      rates: by method its learning rates; None for the config's.
-      folds: which of them; None for all.
+      config: config of the runs.
+      methods: names from `methods.METHODS`.
+      num_folds: number of folds that the images are divided into.
+      rates: learning rates of each method; None for the config's.
+      folds: folds to run; None for all.
     """
     config.data.num_folds = num_folds
     runs = []
@@ -75,15 +75,15 @@ def cross_validation(
 def repeats(
     config: configuration.Config, methods: Sequence[str], num_seeds: int
 ) -> list[Run]:
-    """A run of every method with every seed, from the config's own on.
+    """Plans a run of every method with every seed, starting with the config's.
 
     Raises:
-      UserError: unless the config is of the official splits.
+      UserError: if the config does not use the official splits.
     """
     if config.data.fold != "official":
         raise UserError(
-            f"config.data.fold is {config.data.fold!r}, but repeats are of the "
-            "official splits; leave it out, or cross-validate."
+            f"config.data.fold is {config.data.fold!r}, but repeats use the official "
+            "splits; leave it out, or cross-validate."
         )
     seeds = range(config.seed, config.seed + num_seeds)
     return _runs(config, methods, seeds=seeds)
@@ -95,20 +95,20 @@ def learning_rates(
     rates: Sequence[float],
     num_seeds: int,
 ) -> list[Run]:
-    """A run of every method with every learning rate and every seed."""
+    """Plans a run of every method with every learning rate and every seed."""
     seeds = range(config.seed, config.seed + num_seeds)
     return _runs(config, methods, seeds=seeds, rates=rates)
 
 
 def share(runs: Sequence[Run], index: int, count: int) -> list[Run]:
-    """The runs of one of several machines, which together make all of them.
+    """Selects every `count`-th run, starting with the run at `index`.
 
     Raises:
       UserError: unless 0 <= index < count.
     """
     if not 0 <= index < count:
         raise UserError(
-            f"--shard={index}/{count} is none of 0/{count} to {count - 1}/{count}."
+            f"--shard={index}/{count} must be one of 0/{count} to {count - 1}/{count}."
         )
     return list(runs[index::count])
 
@@ -121,12 +121,12 @@ def _runs(
     seeds: Iterable[int] | None = None,
     rates: Sequence[float] | None = None,
 ) -> list[Run]:
-    """Every combination; what is not given is as in the config."""
+    """Plans a run of every combination; the config gives what is None."""
     combinations = itertools.product(
         [config.data.fold] if folds is None else folds,
         [config.seed] if seeds is None else seeds,
         [config.optimizer.learning_rate] if rates is None else rates,
-        # Methods last: what is finished first can be compared.
+        # Methods vary fastest, so that the first finished runs can be compared.
         methods,
     )
     runs = []
@@ -140,10 +140,10 @@ def _runs(
 
 def _checked(runs: list[Run]) -> list[Run]:
     if not runs:
-        raise UserError("There is nothing to run; name at least one of everything.")
+        raise UserError("There is nothing to run; name a method, a rate and a seed.")
     if len({run.name for run in runs}) < len(runs):
         raise UserError(
-            "Two of the runs are the same; name no method and no learning rate twice."
+            "Two runs are the same; name each method and each learning rate once."
         )
     return runs
 
@@ -152,17 +152,17 @@ def _config_of(config: configuration.Config, method: str) -> configuration.Confi
     config = copy.deepcopy(config)
     config.method.name = method
     if method == "two_stage":
-        # Res34-Unet, whatever the encoder of the others.
+        # Res34-Unet always has this encoder.
         if config.model.encoder != "resnet34":
-            # Weights of their encoder would not fit.
+            # The weights of the other methods' encoder would not fit.
             pretrained = config.model.pretrained
             own = config.method.two_stage_pretrained
             if pretrained and not own:
                 raise UserError(
-                    f"config.model.pretrained is {pretrained}, the weights of another "
-                    "encoder than two_stage's; import its own by "
+                    f"config.model.pretrained is {pretrained}, which does not fit the "
+                    "encoder of two_stage; import its weights with "
                     "scripts/import_weights.py --architecture=resnet34 and name their "
-                    "folder by --config.method.two_stage_pretrained, or leave "
+                    "folder with --config.method.two_stage_pretrained, or leave "
                     "two_stage out of --methods."
                 )
             config.model.pretrained = own if pretrained else ""

@@ -1,4 +1,4 @@
-"""What the runs of an experiment have come to: one row for each run and metric."""
+"""Reads and writes the results of an experiment: one row for each run and metric."""
 
 import json
 import pathlib
@@ -31,7 +31,7 @@ RISING = (
     "dice_disc",
     "dice_cup",
 )
-# Written when a run has been evaluated: with it, a run is finished.
+# The evaluation of a run writes this file. A run with it is finished.
 RESULT = "result.json"
 
 Row = dict[str, Any]
@@ -40,19 +40,19 @@ Row = dict[str, Any]
 def rows_of(
     run: Run, workdir: pathlib.Path, evaluations: Sequence[dict[str, Any]]
 ) -> list[Row]:
-    """The rows of a finished run.
+    """Makes the rows of a finished run.
 
     Args:
-      run: which it is.
-      workdir: of the run.
-      evaluations: what `evaluation.evaluate` said of it, once for each resolution.
+      run: the run.
+      workdir: folder of the run.
+      evaluations: results of `evaluation.evaluate`, one for each resolution.
 
     Returns:
-      Test metrics at each resolution; of the validation split, whatever the epoch, the
-      best value of each metric, the smallest loss of each task, and the best score, of
-      several networks the mean of theirs (none of two stages, of which the second is
-      validated around annotated discs); parameters and seconds a step. Nothing for what
-      could not be computed.
+      The test metrics at each resolution; the best value of each validation metric,
+      loss and score over the epochs; the parameters; the seconds a step. The score of
+      several networks is the mean of theirs. `two_stage` has no validation rows,
+      because its second stage is validated around annotated discs. A value that could
+      not be computed has no row.
     """
     key = {
         "method": run.method,
@@ -64,8 +64,8 @@ def rows_of(
 
     def add(split: str, resolution: str, metric: str, value: Any) -> None:
         if isinstance(value, int | float):
-            place = {"split": split, "resolution": resolution, "metric": metric}
-            rows.append({**key, **place, "value": float(value)})
+            measure = {"split": split, "resolution": resolution, "metric": metric}
+            rows.append({**key, **measure, "value": float(value)})
 
     for metrics in evaluations:
         for name in metrics["num_images"]:
@@ -79,13 +79,13 @@ def rows_of(
 
 
 def write(directory: pathlib.Path, rows: Iterable[Row]) -> None:
-    """Writes `results.csv` into the experiment's directory, at once or not at all."""
+    """Writes `results.csv` into the experiment's directory, whole or not at all."""
     text = pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False)
     files.write_text(directory / "results.csv", text)
 
 
 def read(directory: pathlib.Path) -> list[Row]:
-    """The rows of `results.csv`."""
+    """Reads the rows of `results.csv`."""
     rows = pd.read_csv(
         directory / "results.csv",
         dtype={"fold": str, "learning_rate": float, "value": float},
@@ -95,26 +95,26 @@ def read(directory: pathlib.Path) -> list[Row]:
 
 
 def finished(workdir: pathlib.Path) -> list[Row] | None:
-    """The rows of a run, or None if it is not finished."""
+    """Reads the rows of a run; None if it is not finished."""
     path = workdir / RESULT
     return json.loads(path.read_text()) if path.exists() else None
 
 
 def best_rates(rows: Sequence[Row]) -> dict[str, float]:
-    """By method the learning rate of the best validation score on the first fold."""
+    """Finds each method's learning rate with the best score on the first fold."""
     best: dict[str, tuple[float, float]] = {}
     for row in rows:
-        place = row["fold"], row["split"], row["metric"]
-        if place == ("0", "validation", "score"):
+        measure = row["fold"], row["split"], row["metric"]
+        if measure == ("0", "validation", "score"):
             own = row["value"], row["learning_rate"]
             best[row["method"]] = max(own, best.get(row["method"], own))
     return {method: rate for method, (_, rate) in best.items()}
 
 
 def at_best_rates(rows: Sequence[Row]) -> list[Row]:
-    """The rows of each method's best learning rate; all of a method with a single one.
+    """Selects the rows of a cross-validation at each method's best learning rate.
 
-    For cross-validations; see `best_rates`.
+    A method with one rate, or without a validation score, keeps all its rows.
     """
     best = best_rates(rows)
     return [
@@ -125,7 +125,7 @@ def at_best_rates(rows: Sequence[Row]) -> list[Row]:
 
 
 def _best_validation(workdir: pathlib.Path) -> dict[str, float]:
-    """Best values over the epochs; of several networks, each of the tasks it has."""
+    """Finds the best values over the epochs, over all networks of the run."""
     best: dict[str, float] = {}
     scores = []
     for log in sorted(workdir.rglob("metrics.jsonl")):

@@ -27,7 +27,6 @@ from mtl_jax.optim._paths import choose
 from mtl_jax.optim._pcgrad import PCGradState, pcgrad
 from mtl_jax.optim._per_task import per_task
 from mtl_jax.optim._random_grouping import RandomGroupingState, random_grouping
-from mtl_jax.optim._scale_where import scale_where
 from mtl_jax.optim._sequential import SequentialOptimizer
 from mtl_jax.optim._task_gradients import TaskGradients, task_gradients
 from mtl_jax.optim._weighted import LossWeighting, WeightedState, weighted
@@ -54,7 +53,6 @@ __all__ = [
     "per_task",
     "random_grouping",
     "scale_by_task",
-    "scale_where",
     "task_gradients",
     "weighted",
     "weighted_sum",

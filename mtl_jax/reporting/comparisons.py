@@ -27,7 +27,7 @@ def diagnoses(numbers: Mapping[RunKey, pd.DataFrame]) -> dict[RunKey, pd.DataFra
     """Selects the images that have both a diagnosis and a prediction of it.
 
     Args:
-      numbers: of each run, see `runs.image_numbers`.
+      numbers: numbers of each run, see `runs.image_numbers`.
 
     Returns:
       `probability` and `glaucoma` by image, of the runs that have both classes.
@@ -43,7 +43,7 @@ def table(rows: pd.DataFrame, diagnosed: Mapping[RunKey, pd.DataFrame]) -> Table
     """Compares every pair of methods.
 
     Args:
-      rows: of `results.csv`.
+      rows: rows of `results.csv`.
       diagnosed: see `diagnoses`.
     """
     methods = [name for name in METHODS if name in set(rows.method)]

@@ -1,4 +1,4 @@
-"""An evaluation with its pictures, and a submission to the REFUGE challenge."""
+"""Writes an evaluation with pictures, and a submission to the REFUGE challenge."""
 
 import pathlib
 from collections.abc import Sequence
@@ -18,25 +18,25 @@ def write(
     write_submission: pathlib.Path | None = None,
     **options: Any,
 ) -> tuple[pathlib.Path, dict[str, Any]]:
-    """Scores a checkpoint, see `evaluation.evaluate`, and draws what it says.
+    """Scores a checkpoint with `evaluation.evaluate`, and draws its predictions.
 
     Adds `roc.png` and `overlays/` to the folder of the evaluation.
 
     Args:
-      workdir: of the run.
+      workdir: folder of the run.
       checkpoint: `best`, `latest` or a step.
       write_submission: folder to write a REFUGE submission to, see `submission`.
-      **options: of `evaluation.evaluate`.
+      **options: further arguments of `evaluation.evaluate`.
 
     Returns:
       The folder, and what `metrics.json` holds.
 
     Raises:
-      UserError: if the checkpoint, the data set or the split cannot be had, or the
+      UserError: if the checkpoint, the data set or the split is missing, or the
         network cannot fill a submission.
     """
     if write_submission is not None:
-        # Before the work rather than after it.
+        # Refuse a network before its evaluation rather than after it.
         network = workdirs.load(workdir, checkpoint)
         submission.check_tasks(network.config.tasks)
         files.check_replaceable(write_submission, submission.CONTENTS)

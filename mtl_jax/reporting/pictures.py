@@ -1,4 +1,4 @@
-"""Pictures of predictions: ROC curves, one photograph, best, median and worst cases."""
+"""Draws ROC curves, single photographs, and the best, median and worst cases."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,12 @@ from mtl_jax.inference import scoring
 from mtl_jax.inference.prediction import Prediction, interpret
 from mtl_jax.reporting.drawing import overlay, roc
 
-# Pictures of each of the best, median and worst cases.
+# Number of best cases, of median cases and of worst cases.
 CASES = 3
 
 
 def plot_roc(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draws the ROC curves of the probabilities there are; nothing if there is none."""
+    """Draws a ROC curve of each known probability; writes nothing without any."""
     names = {
         "probability": "average",
         "probability_fc": "classifier",
@@ -34,7 +34,7 @@ def plot_roc(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def quality(row: Mapping[str, Any], image_size: int) -> float | None:
-    """How well one image was read, from 0 to 1; None if nothing is annotated.
+    """Scores the prediction of one image from 0 to 1; None without any annotation.
 
     The mean of both Dice, one minus the fovea error relative to the width, and the
     probability given to the true diagnosis, those there are.
@@ -55,7 +55,7 @@ def choose_cases(
     qualities = [(quality(row, image_size), i) for i, row in enumerate(rows)]
     known = sorted(pair for pair in qualities if pair[0] is not None)
     order = [index for _, index in reversed(known)]
-    # Of a few images each kind gets a third.
+    # If there are few images, each kind gets a third.
     count = min(CASES, max(len(order) // 3, 1))
     best, rest = order[:count], order[count:]
     worst, rest = rest[::-1][:count], rest[:-count]
@@ -87,7 +87,7 @@ def draw_cases(
 def _draw_case(
     network: workdirs.TrainedNetwork, table: pipeline.Table, index: int, caption: str
 ) -> np.ndarray:
-    """One case at the photograph's own proportions."""
+    """Draws one case at the photograph's own proportions."""
     batch = table.take([index] * network.batch_size)
     logits, _ = network(batch)
     details = table.details(index)

@@ -1,4 +1,4 @@
-"""Predictions on photographs as files: a table, masks at native size, overlays."""
+"""Writes predictions on photographs: a table, masks at native size, overlays."""
 
 import csv
 import pathlib
@@ -58,18 +58,18 @@ def write(
     a REFUGE submission, see `submission`. A photograph that cannot be read is left out.
 
     Args:
-      workdir: of the run.
+      workdir: folder of the run.
       photographs: a directory, a file, or a glob pattern.
       output: the folder to write; an earlier prediction there is replaced.
       checkpoint: `best`, `latest` or a step.
-      form: of the output, `table` or `refuge`.
+      form: format of the output, `table` or `refuge`.
 
     Returns:
       One sentence for every photograph that could not be read.
 
     Raises:
-      UserError: if there are no photographs, none of them can be read, or the
-        checkpoint cannot.
+      UserError: if there are no photographs, or none of them can be read, or the
+        checkpoint cannot be read.
     """
     paths = images.find_photographs(photographs)
     network = workdirs.load(workdir, checkpoint)
@@ -80,7 +80,7 @@ def write(
     with files.whole_directory(output, contents) as folder:
         predicted = predict(network, paths, failures)
         if form == "refuge":
-            # Names without extension, in which a dot begins none either.
+            # The names have no extension, and may have a dot all the same.
             submission.write(
                 folder, ((f"{name}.jpg", p) for name, _, _, p in predicted)
             )

@@ -1,4 +1,4 @@
-"""Results of Pascal et al. on REFUGE, which the tables of a report show beside its own.
+"""Holds the results of Pascal et al. on REFUGE, which reports show beside their own.
 
 They are of the test split at 256 x 256 pixels. AUC and Dice are in %, the fovea error
 in pixels of the model image. The numbers of parameters are those of VGG-13, in
@@ -11,7 +11,7 @@ which leaves open whether the encoder was pretrained.
 
 from collections.abc import Mapping
 
-# By method and metric the mean and, where it is known, the standard deviation.
+# Mean and, if known, standard deviation, by method and metric.
 Published = Mapping[str, Mapping[str, tuple[float, ...]]]
 
 _COST = ("num_parameters", "seconds_per_step")
@@ -39,7 +39,7 @@ def of(kind: str, *, is_pretrained: bool) -> Published:
     """Returns the paper's results that are comparable with an experiment's.
 
     Args:
-      kind: of the experiment, such as `cross_validation`.
+      kind: kind of the experiment, such as `cross_validation`.
       is_pretrained: whether the encoder starts from pretrained weights. The paper gives
         the cost of networks from scratch only.
     """

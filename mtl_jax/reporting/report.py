@@ -1,4 +1,4 @@
-"""The report of an experiment: tables, comparisons, figures and the page."""
+"""Writes the report of an experiment: tables, comparisons, figures and the page."""
 
 import json
 import pathlib
@@ -45,23 +45,21 @@ _SWEPT = {
     "loss_fovea": "smallest fovea loss",
 }
 
-# Methods in the order of the tables.
-
 # PNG files by the heading that the page gives them.
 Figures = dict[str, pathlib.Path]
 
 
 class _Experiment(NamedTuple):
-    """What the runs of an experiment came to.
+    """An experiment and the results of its runs.
 
     Attributes:
-      directory: of the experiment.
-      kind: such as `cross_validation`.
-      config: shared by its runs.
+      directory: folder of the experiment.
+      kind: kind of the experiment, such as `cross_validation`.
+      config: config that its runs share.
       everything: the rows of `results.csv`.
-      rows: those of the runs that the report compares.
-      names: what to call these runs.
-      numbers: what they say of the test images, see `runs.image_numbers`.
+      rows: the rows of the runs that the report compares.
+      names: the labels of these runs.
+      numbers: their numbers for the test images, see `runs.image_numbers`.
     """
 
     directory: pathlib.Path
@@ -86,8 +84,8 @@ def write(
     `case`, `fovea_map` and `saliency`, and `report.html`, which shows everything.
 
     Args:
-      directory: of the experiment.
-      data_dir: where data sets are, if not where the runs had them.
+      directory: folder of the experiment.
+      data_dir: folder of the data sets, if it has moved since the runs.
       case: the test image in these three figures. By default it is the glaucoma with
         the lowest predicted probability.
 
@@ -104,7 +102,7 @@ def write(
         builder = pipeline.open_dataset(data_dir or data.data_dir, data.dataset)
         test = builder.info.full_name, pipeline.open_split(builder, "test")
     except UserError as error:
-        missing = f"{error} Or name its folder by --data_dir."
+        missing = f"{error} Or name its folder with --data_dir."
     output = experiment.directory / "report"
     with files.whole_directory(output, CONTENTS) as folder:
         shown = _write_tables(folder, experiment)
@@ -121,15 +119,16 @@ def write(
 
 
 def _open(directory: pathlib.Path) -> _Experiment:
+    path = directory / "experiment.json"
     try:
-        record = json.loads((directory / "experiment.json").read_text())
+        record = json.loads(path.read_text())
         everything = results.read(directory)
         kind = record["kind"]
-        config = configuration.from_json(json.dumps(record["config"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        config = configuration.from_json(json.dumps(record["config"]), path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{directory} holds no results of an experiment ({str(error).strip()}); "
-            "name the folder that scripts/cross_validate.py or its like wrote."
+            "name a folder that scripts/cross_validate.py or a similar one wrote."
         ) from error
     if not everything:
         raise UserError(
@@ -234,7 +233,7 @@ def _draw_learning_rates(folder: pathlib.Path, experiment: _Experiment) -> Figur
 
 
 def _panels(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Best of each validation metric and loss, by method and learning rate."""
+    """Collects the best of each validation metric and loss, by method and rate."""
     rows = rows[rows.split == "validation"].sort_values(
         "method", key=lambda methods: methods.map(list(METHODS).index), kind="stable"
     )
@@ -255,12 +254,12 @@ def _write_page(
     """Writes the page, and the figures that show a photograph.
 
     Args:
-      folder: of the report.
-      experiment: that the report is of.
+      folder: folder of the report.
+      experiment: experiment to report.
       test: name of the data set, and its test split.
       case: see `write`.
       shown: tables by heading.
-      figures: those drawn already; the others are added.
+      figures: the figures drawn so far; this function adds the others.
     """
     data_set, split = test
     photographs = runs.photographs(split)
@@ -293,12 +292,12 @@ def _choose(
     numbers: Mapping[RunKey, pd.DataFrame],
     case: str | None,
 ) -> int:
-    """Index of the image that figures show: the one named, or the hardest glaucoma."""
+    """Chooses the image for the figures: the one named, or the hardest glaucoma."""
     ids = [photograph.image_id for photograph in photographs]
     if case is not None:
         if case not in ids:
             raise UserError(
-                f"There is no test image {case!r}; it has, among others, "
+                f"There is no test image {case!r}; choose one, such as "
                 f"{', '.join(ids[:3])}."
             )
         return ids.index(case)
@@ -334,7 +333,7 @@ def _draw_maps(
 ) -> Figures:
     """Draws maps of a photograph's fovea and diagnosis.
 
-    They are MTL-IO's where it has the task, else those of the first method that has it.
+    They are MTL-IO's if it has the task, or else the first method's that has it.
     """
     figures: Figures = {}
     pixels, fovea_xy = photograph.pixels, photograph.truth.fovea_xy
@@ -354,14 +353,14 @@ def _draw_maps(
         image = saliency.of_run(workdir, pixels)
         if image is not None:
             cases.plot_saliency(pixels, image, title, folder / "saliency")
-            heading = f"Gradient map: what its diagnosis by {name} hangs on"
+            heading = f"Gradient map: what its diagnosis by {name} depends on"
             figures[heading] = folder / "saliency.png"
             break
     return figures
 
 
 def _first_runs(experiment: _Experiment) -> list[RunKey]:
-    """The first run of each method, in the order of the tables."""
+    """Lists the first run of each method, in the order of the tables."""
     first = {run.method: run for run in reversed(list(experiment.names))}
     return [first[method] for method in METHODS if method in first]
 
@@ -372,7 +371,7 @@ def _title(photograph: Photograph) -> str:
 
 
 def _numbers(reading: Reading) -> str:
-    """What stands below a method's panel, in two lines."""
+    """Formats the two lines of numbers below a method's panel."""
     lines = (
         {"dice_disc": "disc {:.2f}", "dice_cup": "cup {:.2f}"},
         {"fovea_error": "fovea {:.1f} px", "probability": "P {:.2f}"},

@@ -1,4 +1,4 @@
-"""The runs of an experiment, and what each predicts for the test images."""
+"""Reads the runs of an experiment, and what each predicts for the test images."""
 
 import collections
 import contextlib
@@ -20,18 +20,18 @@ from mtl_jax.inference.outlines import Marks, trace
 from mtl_jax.methods import METHODS
 from mtl_jax.reporting.page import METRICS, Photograph, Reading
 
-# What is read from the log of a training.
+# The columns that are read from a training log.
 _LOGGED = ["epoch", "step", "train/seconds_per_step", "validation/score"]
 
 
 class RunKey(NamedTuple):
-    """What tells a run of an experiment from the others.
+    """What distinguishes a run of an experiment from the others.
 
     Attributes:
-      fold: held out for validation, or `official`.
-      seed: of the run.
-      learning_rate: of the run.
-      method: one of `plan.METHODS`.
+      fold: number of the fold held out for validation, or `official`.
+      seed: seed of the run.
+      learning_rate: learning rate of the run.
+      method: name from `methods.METHODS`.
     """
 
     fold: str
@@ -71,14 +71,14 @@ def labels(runs: Sequence[RunKey]) -> dict[RunKey, str]:
 
 
 def image_numbers(directory: pathlib.Path, run: RunKey) -> pd.DataFrame:
-    """Reads what a run says of the test images, at model resolution.
+    """Reads the numbers of a run for the test images, at model resolution.
 
     Returns:
       Floats, one row per image, indexed and sorted by `image_id`. The columns are those
       of `per_image.csv`, with NaN for an empty field, and `vcdr_error`.
 
     Raises:
-      UserError: its evaluation cannot be read.
+      UserError: if its evaluation cannot be read.
     """
     with _evaluation(directory, run) as folder:
         numbers = pd.read_csv(
@@ -116,10 +116,10 @@ def readings(
     """Reads what a run predicts for the images of a split.
 
     Args:
-      directory: of the experiment.
+      directory: folder of the experiment.
       run: one of its runs.
-      numbers: see `image_numbers`.
-      split: that was evaluated.
+      numbers: the run's numbers, see `image_numbers`.
+      split: the split that was evaluated.
 
     Returns:
       One reading per image, in the order of the split; None where the run lacks it.
@@ -158,7 +158,7 @@ def _reading(
 
 
 def scores(directory: pathlib.Path, run: RunKey) -> pd.Series:
-    """Reads the validation score by epoch; the mean where a run has several networks.
+    """Reads the validation score by epoch; the mean if a run has several networks.
 
     An epoch that one of the networks has not reached has no score.
     """
@@ -170,8 +170,8 @@ def scores(directory: pathlib.Path, run: RunKey) -> pd.Series:
 def minutes_per_epoch(directory: pathlib.Path, run: RunKey) -> float:
     """Computes how long the steps of the fastest epoch took, summed over networks.
 
-    What else the machine does only makes epochs slower. NaN where a network has no
-    seconds, as after a single step.
+    Other work on the machine only makes epochs slower. The result is NaN if a network
+    has no seconds, as after a single step.
     """
     seconds = "train/seconds_per_step"
     log = _log(directory, run).groupby(["network", "epoch"])
@@ -197,7 +197,7 @@ def _log(directory: pathlib.Path, run: RunKey) -> pd.DataFrame:
 def _evaluation(directory: pathlib.Path, run: RunKey) -> Iterator[pathlib.Path]:
     """Yields the folder of a run's evaluation, and says what to do if it is damaged."""
     workdir = run.workdir(directory)
-    advice = f"evaluate that run again by scripts/evaluate.py --workdir={workdir}."
+    advice = f"evaluate that run again with scripts/evaluate.py --workdir={workdir}."
     try:
         yield workdir / "evaluation" / "test-model"
     except OSError as error:

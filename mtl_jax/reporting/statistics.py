@@ -1,4 +1,4 @@
-"""How far differences between methods can be trusted: bootstrap intervals."""
+"""Computes bootstrap intervals of the differences between methods."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -17,7 +17,7 @@ class Difference(NamedTuple):
     """The mean difference between two methods, and how certain it is.
 
     Attributes:
-      mean: of the differences.
+      mean: mean of the differences.
       low: lower end of the 95 % interval.
       high: upper end of the 95 % interval.
       count: number of pairs of runs, or of images.
@@ -36,8 +36,8 @@ def paired_difference(values: pd.Series, reference: pd.Series) -> Difference | N
     folds it is too narrow.
 
     Args:
-      values: of one method, indexed by fold and seed; NaN where there is none.
-      reference: of the other method, with the same kind of index.
+      values: values of one method, indexed by fold and seed; NaN where there is none.
+      reference: values of the other method, with the same kind of index.
 
     Returns:
       Values minus reference; None with fewer than two pairs.
@@ -53,13 +53,12 @@ def auc_difference(
 ) -> Difference | None:
     """Compares the mean AUC of two methods' runs on the images of one test split.
 
-    The interval is the percentile bootstrap over images. It resamples glaucomas and
-    healthy eyes separately, and tells how the difference would vary with other
-    patients.
+    The interval is the percentile bootstrap over images, which resamples glaucomas and
+    healthy eyes separately. It tells how the difference would vary with other patients.
 
     Args:
       scores: [R, N] probabilities of glaucoma by the runs of one method.
-      reference: [S, N] those by the runs of the other.
+      reference: [S, N] probabilities by the runs of the other method.
       labels: [N] zeros and ones.
 
     Returns:
@@ -87,7 +86,7 @@ def _bootstrap(
     mean: float,
     count: int,
 ) -> Difference:
-    """Resamples each sample by itself; the same samples give the same interval."""
+    """Resamples each sample separately; the same samples give the same interval."""
     low, high = stats.bootstrap(
         samples,
         statistic,

@@ -1,10 +1,10 @@
-"""Results as the REFUGE challenge's evaluation program reads them.
+"""Writes results as the REFUGE challenge's evaluation program reads them.
 
-A folder with `segmentation/NAME.bmp` (the photograph's size; 0 cup, 128 rim, 255
-elsewhere), `classification_results.csv` and `fovea_location_results.csv`. That program
-reads the masks so: what is darker than 255 is disc, what is 0 is cup, so that cup
-outside the disc counts as disc; the ratio of an image without disc and cup is 0; a Dice
-of two empty masks is not a number there (the challenge's photographs all have a disc).
+A submission is a folder with `segmentation/NAME.bmp` (the photograph's size; 0 cup, 128
+rim, 255 elsewhere), `classification_results.csv` and `fovea_location_results.csv`. The
+program reads pixels below 255 as disc, and pixels of 0 as cup. Cup outside the disc
+therefore counts as disc. An image without disc and cup has the ratio 0. The Dice of two
+empty masks is NaN, but all of the challenge's photographs have a disc.
 
 Reference:
   Orlando et al., REFUGE Challenge, Medical Image Analysis 59:101570, 2020.
@@ -31,10 +31,10 @@ def check_tasks(names: Iterable[str]) -> None:
     """Refuses a network that cannot fill a submission.
 
     Args:
-      names: of the network's tasks.
+      names: names of the network's tasks.
 
     Raises:
-      UserError: naming what it lacks.
+      UserError: if it lacks a task. The message names the missing tasks.
     """
     missing = [name for name in tasks.NAMES if name not in names]
     if missing:
@@ -48,13 +48,13 @@ def write(folder: pathlib.Path, predictions: Iterable[tuple[str, Prediction]]) -
     """Writes a submission.
 
     Args:
-      folder: an empty one.
-      predictions: of each photograph at its own size, with the name of its file; all
-        four tasks are needed. The challenge's photographs are JPEG files, and so the
-        tables name them, whatever the extension here.
+      folder: an empty folder.
+      predictions: file name and prediction of each photograph, at its own size and with
+        all four tasks. The tables give every name the extension `.jpg`, like those of
+        the challenge's photographs.
 
     Raises:
-      UserError: if two photographs have one name but for their extensions.
+      UserError: if the names of two photographs differ only in their extensions.
     """
     (folder / "segmentation").mkdir()
     risks, foveas = [], []

@@ -1,4 +1,4 @@
-"""The paper's tables, from the rows of `results.csv`: Markdown, LaTeX and CSV."""
+"""Makes the paper's tables from `results.csv`, as Markdown, LaTeX and CSV."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -49,8 +49,8 @@ def summarize(rows: pd.DataFrame, resolution: str = "model") -> pd.DataFrame:
     """Summarizes the runs of each method, at each of its learning rates.
 
     Args:
-      rows: of `results.csv`.
-      resolution: of the test metrics.
+      rows: rows of `results.csv`.
+      resolution: resolution of the test metrics.
 
     Returns:
       One row per cell of the table, line by line, with the columns `method`, `line`

@@ -1,4 +1,4 @@
-"""The metrics of an evaluation as text for the terminal."""
+"""Formats the metrics of an evaluation for the terminal."""
 
 from collections.abc import Mapping
 from typing import Any

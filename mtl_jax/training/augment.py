@@ -8,6 +8,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.scipy import ndimage
 
 from mtl_jax.tasks import NAMES, Batch
 
@@ -124,20 +125,9 @@ def _warp(layers, fovea_xy, matrix, inverse, shift):
     # Coordinates do not bear the rounding that accelerators use for products.
     source = jnp.matmul(target, inverse.T, precision="highest") + centre
     moved = jnp.matmul(matrix, fovea_xy - centre, precision="highest") + centre + shift
-    return _sample(layers, source[..., 0], source[..., 1]), moved
 
+    def sample(layer):
+        # Transposed, as the points are (x, y).
+        return ndimage.map_coordinates(layer.T, [source[..., 0], source[..., 1]], 1)
 
-def _sample(layers, x, y):
-    """Values of [H, W, C] layers at the points (x, y), bilinear, zero outside."""
-    height, width, channels = layers.shape
-    pixels = layers.reshape(-1, channels)
-    left, top = jnp.floor(x), jnp.floor(y)
-    total = jnp.zeros((*x.shape, channels))
-    for dx in (0, 1):
-        for dy in (0, 1):
-            column, row = left + dx, top + dy
-            weight = (1 - jnp.abs(x - column)) * (1 - jnp.abs(y - row))
-            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-            index = jnp.where(inside, row * width + column, 0).astype(jnp.int32)
-            total += pixels[index] * jnp.where(inside, weight, 0.0)[..., None]
-    return total
+    return jax.vmap(sample, -1, -1)(layers), moved

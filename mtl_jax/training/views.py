@@ -15,7 +15,7 @@ import numpy as np
 
 from mtl_jax.tasks import Batch
 
-KINDS = ("", "whole", "disc")
+KINDS = ("", "whole", "crop")
 # The logit of what lies outside of the window: nothing is there.
 OUTSIDE = -20.0
 
@@ -25,7 +25,7 @@ class View:
     """How images become those that a network is trained on.
 
     Attributes:
-      kind: `whole` image, or the square around the optic `disc`.
+      kind: `whole` image, or a `crop`: the square around the optic disc.
       size: pixels a side of what the network sees, whatever the window.
       margin: side of the square, in times the disc's larger side.
       jitter: in training the square is moved by up to this fraction of its side either
@@ -40,7 +40,7 @@ class View:
     def windows(self, batch: Batch) -> jax.Array:
         """The windows [B, 3]: around the true discs, unless the batch brings others.
 
-        A batch's own are its key `window`; they take effect on the kind `disc` only.
+        A batch's own are its key `window`; they take effect on the kind `crop` only.
         """
         if self.kind == "whole":
             batch_size, side = batch["image"].shape[:2]
@@ -61,7 +61,7 @@ class View:
           The batch with images and masks [B, size, size] and foveas to match.
         """
         windows = self.windows(batch)
-        if self.kind == "disc" and self.jitter:
+        if self.kind == "crop" and self.jitter:
             side = batch["image"].shape[1]
 
             def moved(window, index):

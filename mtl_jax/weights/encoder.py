@@ -5,7 +5,9 @@ import json
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
+from flax import traverse_util
 
 from mtl_jax import files
 from mtl_jax.errors import UserError
@@ -30,7 +32,7 @@ _NORM_NAMES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Encoder:
+class EncoderWeights:
     """Pretrained variables of an encoder.
 
     Attributes:
@@ -59,7 +61,7 @@ class Encoder:
         return self.architecture.removesuffix("_bn")
 
 
-def save(encoder: Encoder, output: pathlib.Path) -> None:
+def save(encoder: EncoderWeights, output: pathlib.Path) -> None:
     """Writes an encoder's folder, completely or not at all.
 
     Raises:
@@ -69,7 +71,8 @@ def save(encoder: Encoder, output: pathlib.Path) -> None:
 
     with files.whole_directory(output, CONTENTS) as folder:
         variables = {"params": encoder.params, "batch_stats": encoder.batch_stats}
-        save_file(_flatten(variables), folder / _TENSORS)
+        tensors = traverse_util.flatten_dict(variables, sep="/")
+        save_file(tensors, folder / _TENSORS)
         files.write_json(
             folder / _RECORD,
             {
@@ -84,7 +87,7 @@ def save(encoder: Encoder, output: pathlib.Path) -> None:
         )
 
 
-def load(folder: pathlib.Path) -> Encoder:
+def load(folder: pathlib.Path) -> EncoderWeights:
     """Reads a folder that `save` wrote.
 
     Raises:
@@ -103,8 +106,9 @@ def load(folder: pathlib.Path) -> Encoder:
         record = json.loads((folder / _RECORD).read_text())
         if record["norm"] not in _SUITABLE:
             raise ValueError(f"its norm is {record['norm']!r}")
-        variables = _unflatten(load_file(folder / _TENSORS))
-        return Encoder(
+        tensors = load_file(folder / _TENSORS)
+        variables = traverse_util.unflatten_dict(tensors, sep="/")
+        return EncoderWeights(
             architecture=record["architecture"],
             params=variables["params"],
             batch_stats=variables.get("batch_stats", {}),
@@ -121,7 +125,7 @@ def load(folder: pathlib.Path) -> Encoder:
 
 
 def check_suitable(
-    encoder: Encoder, encoder_name: str, norm: str, width: float = 1.0
+    encoder: EncoderWeights, encoder_name: str, norm: str, width: float = 1.0
 ) -> None:
     """Refuses a network that these weights do not fit.
 
@@ -154,7 +158,9 @@ def check_suitable(
         )
 
 
-def start_from(encoder: Encoder, params: Any, batch_stats: Any) -> tuple[Any, Any]:
+def start_from(
+    encoder: EncoderWeights, params: Any, batch_stats: Any
+) -> tuple[Any, Any]:
     """Replaces the encoder of a fresh network.
 
     Args:
@@ -169,8 +175,9 @@ def start_from(encoder: Encoder, params: Any, batch_stats: Any) -> tuple[Any, An
     Raises:
       UserError: if the encoder's layers differ from the network's in name or shape.
     """
-    theirs, ours = (_flatten(x) for x in (encoder.params, params["encoder"]))
-    if {k: v.shape for k, v in theirs.items()} != {k: v.shape for k, v in ours.items()}:
+    if jax.tree.map(np.shape, encoder.params) != jax.tree.map(
+        np.shape, params["encoder"]
+    ):
         raise UserError(
             f"The layers of {encoder.architecture} in config.model.pretrained are not "
             "those of the network; import the weights again."
@@ -181,24 +188,3 @@ def start_from(encoder: Encoder, params: Any, batch_stats: Any) -> tuple[Any, An
     if "input" in batch_stats:
         batch_stats["input"] = {"mean": encoder.input_mean}
     return {**params, "encoder": encoder.params}, batch_stats
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}/")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def _unflatten(flat: dict[str, np.ndarray]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, last = path.split("/")
-        node = tree
-        for name in parents:
-            node = node.setdefault(name, {})
-        node[last] = value
-    return tree

@@ -7,7 +7,7 @@ import numpy as np
 from mtl_jax.errors import UserError
 from mtl_jax.models import unet
 from mtl_jax.weights import names, tensors
-from mtl_jax.weights.encoder import Encoder
+from mtl_jax.weights.encoder import EncoderWeights
 
 ARCHITECTURES = ("vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "resnet34")
 
@@ -15,7 +15,7 @@ ARCHITECTURES = ("vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "resnet34")
 _KERAS_MEAN = np.array([123.68, 116.779, 103.939])
 
 
-def import_encoder(source: pathlib.Path, architecture: str) -> Encoder:
+def import_encoder(source: pathlib.Path, architecture: str) -> EncoderWeights:
     """Reads the convolutions of a VGG or a ResNet.
 
     Args:
@@ -74,7 +74,7 @@ def import_encoder(source: pathlib.Path, architecture: str) -> Encoder:
         first = params["block1_conv1"]["conv"]
         first["kernel"] = _fold(first["kernel"])
         input_mean = (_KERAS_MEAN / 255).astype(np.float32)
-    return Encoder(
+    return EncoderWeights(
         architecture=architecture,
         params=params,
         batch_stats=batch_stats,

@@ -1,6 +1,6 @@
 """Workdirs: the folders that networks are trained into and read back from.
 
-A workdir holds one network, or, if its method trains several, a folder for each.
+A workdir holds one network. If its method trains several, it holds a folder for each.
 """
 
 from mtl_jax.workdirs._claim import claim

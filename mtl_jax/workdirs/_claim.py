@@ -1,6 +1,6 @@
-"""A run's folder: whose it is, and where its networks are.
+"""Claims the folder of a run, and finds its networks.
 
-A workdir holds one network, or, of a method that trains several, a folder for each.
+A workdir holds one network. If its method trains several, it holds a folder for each.
 """
 
 import pathlib
@@ -12,31 +12,33 @@ from mtl_jax.training.checkpoints import Checkpoints
 
 
 def networks(workdir: pathlib.Path) -> list[pathlib.Path]:
-    """The folders with checkpoints: the workdir itself, or those of its networks."""
+    """Lists the folders with checkpoints: the workdir, or those of its networks."""
     parts = (*tasks.NAMES, *configuration.STAGES)
-    places = [workdir, *(workdir / name for name in parts)]
+    folders = [workdir, *(workdir / name for name in parts)]
     return [
-        place for place in places if Checkpoints(place, read_only=True).steps() != []
+        folder
+        for folder in folders
+        if Checkpoints(folder, read_only=True).steps() != []
     ]
 
 
 def claim(workdir: pathlib.Path, config: configuration.Config, resume: bool) -> None:
-    """Makes the workdir this run's own, unless it is another's.
+    """Claims the workdir for a run by writing its config there.
 
     Raises:
-      UserError: if it holds a run of another config, or one of this config that is not
-        to be resumed, or cannot be written.
+      UserError: if the workdir holds a run of another config, or a run of this config
+        and `resume` is False, or if it cannot be written.
     """
     path = workdir / "config.json"
     if path.exists():
         try:
-            theirs = configuration.from_json(path.read_text())
+            theirs = configuration.from_json(path.read_text(), path)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{path} cannot be read ({error}); name another workdir."
             ) from error
         fields = configuration.differences(config, theirs)
-        # Data that have moved are the same data.
+        # The same data may have moved to another folder.
         fields = [field for field in fields if field != "data.data_dir"]
         is_begun = networks(workdir) != []
         if fields and is_begun:
@@ -46,7 +48,7 @@ def claim(workdir: pathlib.Path, config: configuration.Config, resume: bool) -> 
             )
         if not resume and is_begun:
             raise UserError(
-                f"{workdir} holds a run of this config already; go on with it by "
+                f"{workdir} already holds a run of this config; continue it with "
                 "--resume, or name another workdir."
             )
     if not parallel.is_first_process():

@@ -1,4 +1,4 @@
-"""A workdir for a network that another program trained."""
+"""Writes a workdir for a network that another program trained."""
 
 import pathlib
 from typing import Any
@@ -14,7 +14,7 @@ from mtl_jax.training.checkpoints import Checkpoints
 from mtl_jax.weights.glaucoma_mtl import OriginalNetwork
 
 CONTENTS = ("config.json", "checkpoints/0/*")
-# What the network is, whatever else a config says.
+# Config fields whose values the imported network determines.
 _NEEDED = {
     "model.encoder": "vgg13",
     "model.norm": "batch_no_average",
@@ -28,15 +28,15 @@ def write_imported(
     network: OriginalNetwork,
     image_size: int = 256,
 ) -> None:
-    """Writes a workdir that is evaluated, predicted with and resumed like a run's.
+    """Writes a workdir for an imported network, which works like that of a run.
 
-    The network is checkpoint 0: a run that resumes it begins its epochs there, with
-    fresh optimizer states.
+    The network is checkpoint 0. A run that resumes it starts at epoch 0 with fresh
+    optimizer states.
 
     Args:
-      workdir: to write, whole or not at all.
-      config: of the run, such as `configs/refuge.py:authors`.
-      network: as imported.
+      workdir: folder to write, whole or not at all.
+      config: config of the run, such as `configs/refuge.py:authors`.
+      network: the imported network.
       image_size: pixels a side of the images it was trained on.
 
     Raises:
@@ -73,13 +73,13 @@ def write_network(
     """Writes a workdir whose checkpoint 0 is a network; see `write_imported`.
 
     Args:
-      workdir: to write, whole or not at all.
-      config: of the run.
-      params: of its network.
-      image_size: pixels a side of the images that it is for.
-      batch_stats: of its network; None where there are none.
-      classifier: on the vertical cup-to-disc ratio.
-      origin: JSON values that say where the network comes from.
+      workdir: folder to write, whole or not at all.
+      config: config of the run.
+      params: parameters of the network.
+      image_size: pixels a side of the network's images.
+      batch_stats: batch statistics of the network; None if it has none.
+      classifier: classifier on the vertical cup-to-disc ratio.
+      origin: JSON values that tell where the network comes from.
 
     Raises:
       UserError: if the workdir holds something else or cannot be written.
@@ -106,7 +106,7 @@ def _check_config(config: configuration.Config, network: OriginalNetwork) -> Non
     if config.method.name == "single":
         raise UserError(
             f"config.method.name is 'single', but {network.source} holds one network "
-            "for all tasks; choose another method to go on training by."
+            "for all tasks; choose another method for further training."
         )
     for field, value in _NEEDED.items():
         part, name = field.split(".")
@@ -119,6 +119,6 @@ def _check_config(config: configuration.Config, network: OriginalNetwork) -> Non
     theirs = jax.tree.map(np.shape, network.params)
     if jax.tree.map(lambda x: x.shape, shapes["params"]) != theirs:
         raise UserError(
-            f"The config describes another network than that of {network.source}, by "
-            "its tasks or model.width; see configs/refuge.py:authors."
+            f"The network of {network.source} does not fit the config's tasks or "
+            "model.width; see configs/refuge.py:authors."
         )

@@ -1,4 +1,4 @@
-"""Trains what a config describes into a workdir."""
+"""Trains the networks of a config in a workdir."""
 
 import contextlib
 import pathlib
@@ -27,13 +27,13 @@ def train(
     """Trains the network of a config, or each of its networks in turn.
 
     Args:
-      config: as in `configs/default.py`.
-      workdir: gets `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`; with
-        a method of several networks, a folder with these for each.
-      resume: go on from the latest checkpoint of this workdir, if there is one.
+      config: config with the fields of `configs/default.py`.
+      workdir: folder that gets `config.json`, `metrics.jsonl`, `tensorboard/` and
+        `checkpoints/`. Each of several networks has a folder with these.
+      resume: whether to continue from the latest checkpoint of this workdir, if any.
 
     Raises:
-      UserError: for an unsuitable config, data set or workdir.
+      UserError: if the config, the data set or the workdir is unsuitable.
       NotFinite: if a loss or a parameter is not finite.
     """
     configuration.check(config)
@@ -45,21 +45,21 @@ def train(
     for number, (name, part) in enumerate(parts.items()):
 
         def claim_folders(number=number, name=name, part=part):
-            # The first network's data and weights are those of all networks: they are
-            # looked at before the run leaves a trace.
+            # All networks have the first one's data and weights, which are checked
+            # before the run writes anything.
             if number == 0:
                 claim(workdir, config, resume)
-            # A network that is finished is found finished.
+            # A finished network is kept.
             claim(workdir / name, part, resume=True)
 
         _train_network(part, workdir / name, claim_folders)
 
 
-def load_pretrained(config: configuration.Config) -> weights.Encoder | None:
-    """The weights that the encoder starts from; None if it starts from scratch.
+def load_pretrained(config: configuration.Config) -> weights.EncoderWeights | None:
+    """Loads the weights that the encoder starts from; None if from scratch.
 
     Raises:
-      UserError: if the config's folder has none, or they do not fit the network.
+      UserError: if the config's folder has no weights, or they do not fit the network.
     """
     if not config.model.pretrained:
         return None
@@ -72,7 +72,7 @@ def load_pretrained(config: configuration.Config) -> weights.Encoder | None:
 def _train_network(
     config: configuration.Config, folder: pathlib.Path, claim_folder: Callable[[], None]
 ) -> None:
-    """Trains one network; its folder is claimed when all else is found in order."""
+    """Trains one network; claims its folder after all other checks."""
     experiment = configuration.build(config)
     dataset = pipeline.open_dataset(config.data.data_dir, config.data.dataset)
     side = pipeline.image_size(dataset)
@@ -101,7 +101,7 @@ def _train_network(
         if latest is not None:
             _check_data(train, checkpoints.restore_metadata(latest))
             if latest >= config.num_epochs * steps_per_epoch:
-                # Finished; that it can be read is all there is to find out.
+                # The run is finished. Only check that its network can be read.
                 checkpoints.restore_model(latest, experiment.variable_shapes())
                 return
         batches = pipeline.training_batches(train, config.batch_size, config.seed)
@@ -109,8 +109,8 @@ def _train_network(
         if latest is not None:
             state = checkpoints.restore(latest, state, batches)
         classifier = None
-        # The second of two stages says nothing of glaucoma.
-        if config.view.kind != "disc":
+        # The second of two stages does not predict glaucoma.
+        if config.view.kind != "crop":
             classifier = scoring.fit_vcdr_classifier(
                 train, config.evaluation.vcdr_C, experiment.post
             )
@@ -127,7 +127,7 @@ def _train_network(
 
 
 def _initial_state(
-    seed: int, training: Training, pretrained: weights.Encoder | None
+    seed: int, training: Training, pretrained: weights.EncoderWeights | None
 ) -> TrainState:
     state = steps.create_train_state(
         training.model, training.optimizer, jax.random.key(seed)
@@ -141,7 +141,7 @@ def _initial_state(
 
 
 def _check_data(train: pipeline.Table, saved: Mapping[str, Any]) -> None:
-    """Refuses to go on with other data than the run began with."""
+    """Refuses to continue a run with other data than it began with."""
     if saved["num_training_images"] not in (None, len(train)):
         raise UserError(
             f"{train.name} has {len(train)} images, but this run began with "
@@ -155,7 +155,7 @@ def _validation(
     classifier: VcdrClassifier | None,
     image_size: int,
 ) -> Validate:
-    """Scores a network on the validation split, if there is one."""
+    """Makes the function that scores a network on the validation split, if any."""
     config = experiment.config
 
     def validate(network: Network) -> dict[str, float | None]:

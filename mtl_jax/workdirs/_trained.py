@@ -1,4 +1,4 @@
-"""A trained network, read back from its workdir."""
+"""Reads a trained network from its workdir."""
 
 import copy
 import dataclasses
@@ -23,28 +23,28 @@ from mtl_jax.training.checkpoints import Checkpoints
 from mtl_jax.training.step import evaluation_step
 from mtl_jax.workdirs._claim import networks
 
-# Of an imported network, what was fitted here.
+# The classifier that was fitted here for an imported network.
 _CLASSIFIER = "vcdr_classifier.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedNetwork:
-    """All that evaluation and prediction need, from the checkpoint alone.
+    """A trained network with all that evaluation and prediction need.
 
     Calling it maps a batch in host memory to logits and losses in host memory, on all
-    local devices. The networks of a run that trains several are one model here: those
-    of `single` stand side by side, of those of `two_stage` the second looks where the
+    local devices. If the run trained several networks, they form one model here. Those
+    of `single` stand side by side. The second network of `two_stage` looks where the
     first one found the optic disc.
 
     Attributes:
-      experiment: what the run's config describes; of several networks the first one's
-        objects, with a config of all tasks.
-      checkpoint: the step it was read from; of several networks, theirs.
-      metadata: of the checkpoint, see `workdirs.train`.
+      experiment: objects that the run's config describes. For several networks they are
+        the first one's, with a config of all tasks.
+      checkpoint: step of the checkpoint, or the steps of several networks.
+      metadata: metadata of the checkpoint, see `workdirs.train`.
       image_size: pixels a side of the images it was trained on.
-      batch_size: images at a time.
-      classifier: on the vertical cup-to-disc ratio, fitted on the training split.
-      num_parameters: of the network, or of all of them.
+      batch_size: number of images in a batch.
+      classifier: classifier on the cup-to-disc ratio, fitted on the training split.
+      num_parameters: number of parameters of all networks.
       networks: pairs of a function mapped over the devices, and its variables there.
     """
 
@@ -59,17 +59,17 @@ class TrainedNetwork:
 
     @property
     def config(self) -> configuration.Config:
-        """Of the run."""
+        """Config of the run."""
         return self.experiment.config
 
     @property
     def post(self) -> PostProcessing:
-        """How its maps become masks and points."""
+        """Rules that turn its maps into masks and points."""
         return self.experiment.post
 
     def __call__(self, batch: Batch) -> tuple[Logits, dict[str, Any]]:
-        """Logits and losses of a batch of `batch_size` images."""
-        if self.config.view.kind == "disc":
+        """Computes logits and losses of a batch of `batch_size` images."""
+        if self.config.view.kind == "crop":
             raise UserError(
                 "This network was trained on crops around discs and does not find them "
                 "by itself; name the workdir with both stages."
@@ -85,36 +85,36 @@ class TrainedNetwork:
         return logits, losses
 
     def _windows(self, logits: np.ndarray) -> np.ndarray:
-        """Where the second of two stages looks, [B, 3]: around the discs found."""
+        """Finds where the second of two stages looks: [B, 3], around the discs."""
         discs = np.stack([postprocess.segment(one, None, self.post) for one in logits])
         return np.asarray(views.around(discs, self.config.view.margin))
 
 
-def load(place: pathlib.Path, checkpoint: str = "best") -> TrainedNetwork:
-    """Reads a network back.
+def load(workdir: pathlib.Path, checkpoint: str = "best") -> TrainedNetwork:
+    """Reads the trained network of a workdir.
 
     Args:
-      place: workdir of a run.
-      checkpoint: `best`, `latest`, or a step; of several networks, each its own.
+      workdir: workdir of a run.
+      checkpoint: `best`, `latest` or a step, chosen for each of several networks.
 
     Raises:
       UserError: if there is no such checkpoint or it cannot be read.
     """
-    place = pathlib.Path(place)
-    if not place.is_dir():
-        raise UserError(f"There is no workdir {place}; name that of a trained run.")
-    folders = networks(place)
+    workdir = pathlib.Path(workdir)
+    if not workdir.is_dir():
+        raise UserError(f"There is no workdir {workdir}; name one of a trained run.")
+    folders = networks(workdir)
     if not folders:
-        raise UserError(f"{place} holds no checkpoint; name the workdir of a run.")
-    stages = [folder.name for folder in folders if folder != place]
+        raise UserError(f"{workdir} holds no checkpoint; name the workdir of a run.")
+    stages = [folder.name for folder in folders if folder != workdir]
     if set(stages) & set(configuration.STAGES) and len(stages) < 2:
         raise UserError(
-            f"{place} holds one of two stages only; train the other by --resume."
+            f"{workdir} holds one of two stages only; train the other with --resume."
         )
     return _join([_load_one(folder, checkpoint) for folder in folders])
 
 
-def load_task(place: pathlib.Path, task: str) -> TrainedNetwork | None:
+def load_task(workdir: pathlib.Path, task: str) -> TrainedNetwork | None:
     """Reads back the network of a run that has a task, at its best checkpoint.
 
     Returns:
@@ -123,7 +123,7 @@ def load_task(place: pathlib.Path, task: str) -> TrainedNetwork | None:
     Raises:
       UserError: if a checkpoint cannot be read.
     """
-    for folder in networks(pathlib.Path(place)):
+    for folder in networks(pathlib.Path(workdir)):
         network = _load_one(folder, "best")
         if task in network.config.tasks:
             return network
@@ -139,7 +139,7 @@ def _load_one(folder: pathlib.Path, checkpoint: str) -> TrainedNetwork:
         configuration.check(config, is_part=True)
     except UserError as error:
         raise UserError(
-            f"{checkpoints.path(step)} is of another version of mtl_jax: {error}"
+            f"{checkpoints.path(step)} is from another version of mtl_jax: {error}"
         ) from error
     experiment = configuration.build(config)
     variables = checkpoints.restore_model(step, experiment.variable_shapes())
@@ -163,23 +163,22 @@ def _load_one(folder: pathlib.Path, checkpoint: str) -> TrainedNetwork:
     )
 
 
-def encoder_of(network: TrainedNetwork) -> weights.Encoder:
-    """The encoder of a network, for others to start from.
+def encoder_of(network: TrainedNetwork) -> weights.EncoderWeights:
+    """Returns the encoder of a network, for other runs to start from.
 
     Raises:
       UserError: if there are several networks.
     """
     if len(network.networks) > 1:
         raise UserError(
-            "There are several networks in this workdir; name the folder of one of "
-            "them."
+            "This workdir holds several networks; name the folder of one of them."
         )
     ((_, variables),) = network.networks
     variables = parallel.unreplicate(variables)
     statistics = variables["batch_stats"]
     mean = statistics.get("input", {}).get("mean", unet.IMAGENET_MEAN)
     model = network.config.model
-    return weights.Encoder(
+    return weights.EncoderWeights(
         architecture=model.encoder,
         params=variables["params"]["encoder"],
         batch_stats=statistics.get("encoder", {}),
@@ -195,26 +194,26 @@ def _read_classifier(path: pathlib.Path) -> dict[str, float]:
         return VcdrClassifier(**json.loads(path.read_text()))._asdict()
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
-            f"{path} cannot be read ({error}); delete it to have it made again."
+            f"{path} cannot be read ({error}); delete it, and evaluate again."
         ) from error
 
 
 def fit_missing_classifier(
     network: TrainedNetwork,
-    place: pathlib.Path,
+    workdir: pathlib.Path,
     builder: tfds.core.DatasetBuilder,
     fold: folds.Fold | None,
 ) -> TrainedNetwork:
-    """Gives an imported network the classifier that did not come along.
+    """Fits the classifier that an imported network lacks.
 
     Args:
-      network: as `load` returned it.
-      place: its workdir, where the classifier is kept for next time.
-      builder: of the data set whose training split the classifier is fitted on.
-      fold: as for `pipeline.open_split`.
+      network: network that `load` returned.
+      workdir: its workdir, which keeps the classifier for later.
+      builder: builder of the data set; the classifier is fitted on its training split.
+      fold: fold of the split, as for `pipeline.open_split`.
 
     Returns:
-      The network, as it was if it has a classifier or none can be fitted.
+      The network with a classifier; unchanged if it has one or none can be fitted.
     """
     is_missing = network.classifier is None and "imported" in network.metadata
     if not is_missing or "train" not in builder.info.splits:
@@ -225,20 +224,20 @@ def fit_missing_classifier(
     )
     if classifier is None:
         return network
-    files.write_json(pathlib.Path(place) / _CLASSIFIER, classifier._asdict())
+    files.write_json(pathlib.Path(workdir) / _CLASSIFIER, classifier._asdict())
     return dataclasses.replace(network, classifier=classifier)
 
 
 def _join(members: list[TrainedNetwork]) -> TrainedNetwork:
-    """Several networks for different tasks as one."""
+    """Joins networks for different tasks into one."""
     first, *others = members
     if not others:
         return first
-    is_two_stage = any(member.config.view.kind == "disc" for member in members)
+    is_two_stage = any(member.config.view.kind == "crop" for member in members)
     if len({member.image_size for member in members}) > 1:
         raise UserError(
             "The networks of this workdir were trained on images of different sizes; "
-            "train them by one run."
+            "train them in one run."
         )
     config = copy.deepcopy(first.config)
     config.method.name = "two_stage" if is_two_stage else "single"
@@ -249,7 +248,7 @@ def _join(members: list[TrainedNetwork]) -> TrainedNetwork:
     return dataclasses.replace(
         first,
         experiment=dataclasses.replace(first.experiment, config=config),
-        # As in the paper, Res34-Unet says nothing of glaucoma.
+        # As in the paper, Res34-Unet does not predict glaucoma.
         classifier=None if is_two_stage else first.classifier,
         checkpoint="-".join(member.checkpoint for member in members),
         metadata={

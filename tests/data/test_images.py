@@ -121,7 +121,7 @@ def test_reads_a_still_gif(tmp_path):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif"])
+@pytest.mark.parametrize("name", ["a.jpg", "a.mpo", "a.png", "a.tif", "a.webp"])
 def test_orientation_is_applied_once(tmp_path, name, orientation):
     upright = gradient()
     # What a camera held that way has on its sensor, by the EXIF standard's definitions.
@@ -135,7 +135,11 @@ def test_orientation_is_applied_once(tmp_path, name, orientation):
         7: np.rot90(upright, 2).transpose(1, 0, 2),
         8: np.rot90(upright, -1),
     }[orientation]
-    options = {"quality": 95} if name.endswith("jpg") else {}
+    options = {
+        "a.jpg": {"quality": 95},
+        "a.mpo": {"quality": 95, "append_images": [Image.new("RGB", (8, 8))]},
+        "a.webp": {"lossless": True},
+    }.get(name, {})
     save_oriented(tmp_path / name, stored.copy(), orientation, **options)
     photograph = images.read_photograph(tmp_path / name)
     assert photograph.shape == upright.shape
@@ -146,6 +150,16 @@ def test_orientation_is_applied_once(tmp_path, name, orientation):
 def test_broken_exif_does_not_lose_the_picture(tmp_path):
     Image.fromarray(gradient()).save(tmp_path / "a.jpg", exif=b"Exif\0\0nonsense")
     assert images.read_photograph(tmp_path / "a.jpg").shape == (48, 64, 3)
+
+
+def test_a_broken_field_beside_the_orientation_does_not_hide_it(tmp_path):
+    """The width is text here, which Pillow reads but cannot write again."""
+    fields = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    fields = struct.pack("<HHI4s", 0x0100, 2, 2, b"a") + fields
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 2) + fields + bytes(4)
+    stored = np.rot90(gradient(), 1).copy()
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    assert (images.read_photograph(tmp_path / "a.png") == gradient()).all()
 
 
 def test_one_bit_mask_becomes_black_and_white(tmp_path):

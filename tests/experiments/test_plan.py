@@ -29,11 +29,11 @@ def test_plans(make_config):
     assert sorted(run.name for part in parts for run in part) == sorted(
         run.name for run in runs
     )
-    with pytest.raises(UserError, match="--shard=3/3 is none of 0/3 to 2/3"):
+    with pytest.raises(UserError, match="--shard=3/3 must be one of 0/3 to 2/3"):
         plan.share(runs, 3, 3)
     with pytest.raises(UserError, match="nothing to run"):
         plan.repeats(config, METHODS, 0)
-    with pytest.raises(UserError, match="no learning rate twice"):
+    with pytest.raises(UserError, match="each learning rate once"):
         plan.learning_rates(config, METHODS, [1e-3, 1e-3], 1)
     everything = make_config({"evaluation.score": "fovea_error"})
     (run,) = plan.repeats(everything, ["two_stage"], 1)

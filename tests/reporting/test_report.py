@@ -153,7 +153,7 @@ def test_the_case_shown_is_the_hardest_glaucoma(written, lines):
 def test_the_maps_are_those_of_mtl_io(written):
     text = (written / "report.html").read_text()
     assert "Map of its fovea by MTL-IO<" in text
-    assert "what its diagnosis by MTL-IO hangs on<" in text
+    assert "what its diagnosis by MTL-IO depends on<" in text
 
 
 def test_without_a_network_for_the_fovea_there_is_no_map_of_it(experiment, tmp_path):
@@ -166,7 +166,7 @@ def test_without_a_network_for_the_fovea_there_is_no_map_of_it(experiment, tmp_p
     assert "saliency.png" in names
     assert not any(name.startswith("fovea_map") for name in names)
     text = (output / "report.html").read_text()
-    assert "what its diagnosis by Vanilla MTL hangs on<" in text
+    assert "what its diagnosis by Vanilla MTL depends on<" in text
     assert "Map of its fovea" not in text
 
 
@@ -176,7 +176,9 @@ def test_a_case_by_name_and_data_that_have_moved(experiment, lines, tmp_path):
     name = lines["vanilla"][-1]["image_id"]
     output, _ = report.write(directory, case=name)
     assert f"{name} as methods read it" in (output / "report.html").read_text()
-    with pytest.raises(UserError, match="no test image 'eye'.*among others, test-"):
+    with pytest.raises(
+        UserError, match="no test image 'eye'.*choose one, such as test-"
+    ):
         report.write(directory, case="eye")
     # The report there was is still there.
     assert (output / "report.html").exists()

@@ -72,11 +72,11 @@ def test_numbers_of_images_are_exact_and_names_stay_text(tmp_path):
 )
 def test_numbers_of_images_that_cannot_be_right(tmp_path, line):
     write_numbers(tmp_path, "a,0,0.1,1,1,1,0.5,0.5,1", line)
-    with pytest.raises(UserError, match="is damaged.*evaluate that run again by"):
+    with pytest.raises(UserError, match="is damaged.*evaluate that run again with"):
         runs.image_numbers(tmp_path, RUN)
 
 
 def test_a_file_without_a_column_is_damaged(tmp_path):
     write_numbers(tmp_path, "a,0", columns="glaucoma")
-    with pytest.raises(UserError, match="is damaged.*evaluate that run again by"):
+    with pytest.raises(UserError, match="is damaged.*evaluate that run again with"):
         runs.image_numbers(tmp_path, RUN)

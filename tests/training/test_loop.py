@@ -205,7 +205,7 @@ def test_a_workdir_of_another_config_is_refused(glaucoma_run, tmp_path, resume):
 def test_a_workdir_of_this_config_needs_resume(glaucoma_run, tmp_path):
     workdir = glaucoma_run.copy(tmp_path / "run")
     before = contents(workdir)
-    with pytest.raises(UserError, match="this config already.*--resume"):
+    with pytest.raises(UserError, match="already holds.*--resume"):
         workdirs.train(glaucoma_run.config, workdir)
     assert contents(workdir) == before
 

@@ -117,7 +117,7 @@ def test_gradnorm_looks_at_the_deepest_convolution_of_the_encoder(encoder):
         ({"method.name": "random_grouping", "method.num_groups": 0}, "from 1 to"),
         ({"method.gradnorm_learning_rate": 0.0}, "must lie between 1e-12 and"),
         ({"method.gradnorm_alpha": -1.0}, "must lie between"),
-        ({"interference_every": -1}, "must lie between"),
+        ({"interference_every": -1}, "must be at least 0"),
     ],
 )
 def test_bad_values_are_named(fields, message):
@@ -230,7 +230,7 @@ def test_single_task_networks_are_one_model(single, tmp_path):
 
 def test_single_task_networks_resume(single, tmp_path):
     config, workdir = single.config, single.copy(tmp_path / "run")
-    with pytest.raises(UserError, match="holds a run of this config already"):
+    with pytest.raises(UserError, match="already holds a run of this config"):
         workdirs.train(config, workdir)
     before = {name: lines_of(workdir / name) for name in ("glaucoma", "fovea")}
     workdirs.train(config, workdir, resume=True)

@@ -49,7 +49,7 @@ def test_the_config_of_the_paper_describes_two_unets():
     config = refuge.get_config("two_stage")
     whole, crop = configuration.part_configs(config).values()
     assert (whole.view.kind, tuple(whole.tasks)) == ("whole", ("disc",))
-    assert (crop.view.kind, tuple(crop.tasks)) == ("disc", ("disc", "cup"))
+    assert (crop.view.kind, tuple(crop.tasks)) == ("crop", ("disc", "cup"))
     for one in (whole, crop):
         configuration.check(one, is_part=True)
         assert configuration.build(one).model.encoder == "resnet34"
@@ -127,11 +127,17 @@ def test_one_stage_alone_is_no_model(run, tmp_path):
             r"\('disc', 'fovea'\), but .* two_stage",
         ),
         ({"view.kind": "whole"}, "view.kind is 'whole', but .* leave it empty"),
-        ({"view.kind": "half"}, "view.kind has 'half'; choose from '', whole, disc"),
-        ({"method.name": "vanilla", "view.kind": "disc"}, "open who finds the disc"),
-        ({"evaluation.score": "auc"}, "two_stage says nothing of glaucoma"),
+        ({"view.kind": "half"}, "view.kind has 'half'; choose from '', whole, crop"),
+        (
+            {"method.name": "vanilla", "view.kind": "crop"},
+            "no other network finds the disc",
+        ),
+        ({"evaluation.score": "auc"}, "two_stage does not predict glaucoma"),
         ({"view.size": 40}, "view.size is 40 pixels, which does not fit .* of 16"),
-        ({"model.encoder": "resnet34", "view.size": 48}, "resnet34; a multiple of 32"),
+        (
+            {"model.encoder": "resnet34", "view.size": 48},
+            "resnet34; choose a multiple of 32",
+        ),
         ({"view.margin": 0.5}, "view.margin is 0.5; it must lie between 1"),
     ],
 )

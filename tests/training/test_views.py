@@ -107,7 +107,7 @@ def centre_of_mass(mask):
     return xs.mean(), ys.mean()
 
 
-@pytest.mark.parametrize("kind", ["whole", "disc"])
+@pytest.mark.parametrize("kind", ["whole", "crop"])
 def test_masks_and_fovea_move_with_the_image(kind):
     view = views.View(kind, size=32, margin=2.0, jitter=0.2)
     seen = jax.jit(view)(jax.random.key(0), batch_of(), jnp.arange(4))
@@ -130,7 +130,7 @@ def test_masks_and_fovea_move_with_the_image(kind):
 
 
 def test_what_is_seen_of_an_image_does_not_depend_on_its_neighbours():
-    view = views.View("disc", size=32, jitter=0.2)
+    view = views.View("crop", size=32, jitter=0.2)
     look = jax.jit(view)
     everything = look(jax.random.key(1), batch_of(), jnp.arange(4))
     last = {key: value[3:] for key, value in batch_of().items()}
@@ -140,7 +140,7 @@ def test_what_is_seen_of_an_image_does_not_depend_on_its_neighbours():
 
 def test_given_windows_take_the_place_of_true_discs():
     batch = {**batch_of(2), "window": jnp.float32([[1, 2, 30], [0, 0, 48]])}
-    view = views.View("disc", size=32)
+    view = views.View("crop", size=32)
     np.testing.assert_array_equal(view.windows(batch), batch["window"])
     np.testing.assert_array_equal(
         views.View("whole", size=32).windows(batch), [[0, 0, SIZE]] * 2

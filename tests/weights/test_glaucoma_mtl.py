@@ -325,7 +325,7 @@ def test_training_goes_on_from_it(make_config, random_variables, tmp_path):
     )
     network = small_network(config, random_variables)
     workdirs.write_imported(tmp_path / "run", config, network, 32)
-    with pytest.raises(UserError, match="go on with it by --resume"):
+    with pytest.raises(UserError, match="continue it with --resume"):
         workdirs.train(config, tmp_path / "run")
     config.optimizer.learning_rate = 1e-30
     configuration.check(config)
@@ -349,7 +349,7 @@ def test_a_config_of_another_network_is_refused(
     for fields, said in (
         ({"model.norm": "batch"}, "norm is 'batch', but .*small.pth needs 'batch_no"),
         ({"model.encoder": "vgg16"}, "encoder is 'vgg16', but .* needs 'vgg13'"),
-        ({"model.width": 0.25}, "another network than that of small.pth"),
+        ({"model.width": 0.25}, "of small.pth does not fit the config.s tasks"),
         ({"method.name": "single"}, "one network for all tasks"),
     ):
         other = make_config({"model.norm": "batch_no_average", **fields})

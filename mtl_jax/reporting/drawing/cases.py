@@ -42,11 +42,11 @@ def plot_case(
 
     Args:
       photograph: uint8 [H, W, 3].
-      title: above it.
+      title: title above it.
       truth: the annotated marks, in pixels of the photograph.
-      found: by method, its marks and its numbers as text. The fovea is drawn for the
+      found: marks of each method, and its numbers as text. The fovea is drawn for the
         first two.
-      path: without its ending; a PNG and a PDF are written.
+      path: path without suffix; a PNG and a PDF are written.
     """
     panels = {"annotated": (truth, ""), **found}
     # At this size the text is as large as that around the figure in print.
@@ -87,11 +87,11 @@ def plot_fovea_maps(
 
     Args:
       photograph: uint8 [H, W, 3].
-      title: above it.
+      title: title above it.
       fovea_xy: the annotated fovea in pixels of the photograph, marked in every panel;
         None where it is not annotated.
       maps: float [H, W] in [0, 1] by title; at least one.
-      path: without its ending; a PNG and a PDF are written.
+      path: path without suffix; a PNG and a PDF are written.
     """
     figure = Figure(figsize=(2.6 * (1 + len(maps)) + 0.5, 3.0), layout="constrained")
     first, *others = figure.subplots(1, 1 + len(maps))
@@ -115,8 +115,8 @@ def plot_saliency(
     Args:
       photograph: uint8 [H, W, 3].
       saliency: float [H, W], clipped at its 99th percentile.
-      title: above the photograph.
-      path: without its ending; a PNG and a PDF are written.
+      title: title above the photograph.
+      path: path without suffix; a PNG and a PDF are written.
     """
     figure = Figure(figsize=(5.2, 2.9), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -164,7 +164,7 @@ def _mark_annotated(axes: Axes, fovea_xy: np.ndarray | None) -> None:
 def _window(
     shape: tuple[int, ...], marks: list[Marks]
 ) -> tuple[float, float, float] | None:
-    """Left, top and side of a square around the discs of the first marks with any."""
+    """Finds (left, top, side) of a square around the first marks that have a disc."""
     for one in marks:
         if len(one.disc):
             points = np.concatenate(list(one.disc))

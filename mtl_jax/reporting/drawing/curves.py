@@ -30,7 +30,7 @@ def plot_mean_roc(
 
     Args:
       curves: name of the method to (scores [N], labels [N]) of its runs.
-      path: without its ending; a PNG and a PDF are written.
+      path: path without suffix; a PNG and a PDF are written.
     """
     figure = Figure(figsize=(5.6, 5.6), layout="constrained")
     axes = figure.add_subplot()
@@ -65,8 +65,8 @@ def plot_learning_rates(panels: Mapping[str, pd.DataFrame], path: pathlib.Path) 
     their number beside it. A curve looks the same in all panels.
 
     Args:
-      panels: by the label of their vertical axis; drawn four in a row.
-      path: without its ending; a PNG and a PDF are written.
+      panels: panels by the label of their vertical axis; drawn four in a row.
+      path: path without suffix; a PNG and a PDF are written.
     """
     drawn = [("learning rate", label, panel) for label, panel in panels.items()]
     _plot_panels(drawn, "log", path)
@@ -83,7 +83,7 @@ def plot_progress(
     Args:
       epochs: scores by epoch.
       minutes: scores by minutes of training; empty if no time is known.
-      path: without its ending; a PNG and a PDF are written.
+      path: path without suffix; a PNG and a PDF are written.
     """
     drawn = [
         ("epochs", "validation score", epochs),
@@ -95,7 +95,7 @@ def plot_progress(
 def _plot_panels(
     panels: Sequence[tuple[str, str, pd.DataFrame]], scale: str, path: pathlib.Path
 ) -> None:
-    """Draws panels, each after its two labels; `scale` is the horizontal one."""
+    """Draws panels (xlabel, ylabel, table); `scale` is that of the x axis."""
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(3.2 * columns, 2.8 * rows), layout="constrained")
@@ -153,7 +153,7 @@ def _draw_means(
 
 
 def save(figure: Figure, path: pathlib.Path) -> None:
-    """Writes a figure as PNG and as PDF; `path` is without its ending."""
+    """Writes a figure as PNG and as PDF; `path` has no suffix."""
     FigureCanvasAgg(figure).print_figure(path.with_suffix(".png"), dpi=200)
-    # Without a date the same numbers give the same file.
+    # Without a date, the same numbers give the same file.
     figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})

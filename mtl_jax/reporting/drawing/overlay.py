@@ -206,7 +206,7 @@ def _dashes(line: np.ndarray, length: float) -> list[np.ndarray]:
 
 
 def _strip(width: int, marks: Sequence[_Mark], caption: str | None) -> Image.Image:
-    """The strip below a photograph: a legend of `marks`, then the caption."""
+    """Draws the strip below a photograph: a legend of `marks`, then the caption."""
     text_size = max(11, round(width / 48))
     font = _font(text_size)
     line_height, margin = round(1.6 * text_size), text_size

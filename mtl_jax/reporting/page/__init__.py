@@ -1,9 +1,9 @@
-"""The report of an experiment as one web page.
+"""Writes the report of an experiment as one web page.
 
 The page is a single file that opens from disk and fetches nothing. It holds every
 photograph and figure, and its Content-Security-Policy forbids all else. Each photograph
-is in it once. The browser draws the outlines that a run found as paths on it, so that a
-few megabytes hold all runs of an experiment.
+is in it once. The browser draws the outlines that a run found as paths on it, so a few
+megabytes hold all runs of an experiment.
 
 `page.html` is the Jinja2 template. This module prepares what it shows.
 """
@@ -50,8 +50,8 @@ class Metric(NamedTuple):
     Attributes:
       name: what the page calls it.
       meaning: one sentence that explains it.
-      better: which values are better; None where neither are.
-      digits: how many are shown after the point.
+      better: which values are better; None if neither are.
+      digits: number of digits after the point.
     """
 
     name: str
@@ -104,7 +104,7 @@ class Reading(NamedTuple):
 
     Attributes:
       marks: the predicted disc, cup and fovea.
-      numbers: by key of `METRICS`. A number that could not be computed is None or
+      numbers: numbers by key of `METRICS`. One that could not be computed is None or
         absent. The page ignores other keys.
     """
 
@@ -130,11 +130,11 @@ class Content(NamedTuple):
     """Everything that a page shows.
 
     Attributes:
-      title: of the page.
+      title: title of the page.
       facts: name to text, shown below the title.
-      tables: by heading.
+      tables: tables by heading.
       figures: PNG files by heading.
-      photographs: in any order.
+      photographs: photographs in any order.
       readings: for each run, by its label, one reading per photograph in the same
         order; None for a photograph that the run was not applied to. There is at least
         one run, and the page opens with the first two.
@@ -187,7 +187,7 @@ def _figure(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _data(content: Content) -> dict[str, Any]:
-    """What `page.js` works on; that file describes it."""
+    """Makes the data that `page.js` reads; that file describes them."""
     sizes = [photograph.pixels.shape[:2] for photograph in content.photographs]
     return {
         "metrics": [{"key": key, **m._asdict()} for key, m in METRICS.items()],
@@ -242,7 +242,7 @@ def _marks_data(marks: Marks, native_size: tuple[int, int]) -> dict[str, Any]:
 
 
 def _path(outline: np.ndarray) -> str:
-    """A closed outline [n, 2] as an SVG path of fewer points, in tenths of a pixel."""
+    """Writes a closed outline [n, 2] as an SVG path of fewer points, to 0.1 pixels."""
     line = Polyline(np.concatenate([outline, outline[:1]]))
     line.simplify_threshold = _TOLERANCE
     # The last vertex is matplotlib's mark for the end of the path.
