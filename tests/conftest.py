@@ -17,9 +17,9 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from mtl_jax.models import MultiTaskUNet
 
-# Test files import from this plugin before they name it; pytest rewrites the assertions
-# only of what it knows of before its first import.
-pytest.register_assert_rewrite("training_fixtures")
+# Test files import from these plugins before they name them; pytest rewrites the
+# assertions only of what it knows of before its first import.
+pytest.register_assert_rewrite("training_fixtures", "browser")
 
 # Shared machines: no example has a time limit. Derandomized: a failure comes again.
 hypothesis.settings.register_profile(
