@@ -34,6 +34,7 @@ def choose(
       >>> put_back([20])
       {'encoder': {'bias': 20, 'kernel': 1}, 'head': 3}
     """
+    # Not flax.traverse_util, which refuses trees that are no dict.
     paths_and_leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
     names = [name(path) for path, _ in paths_and_leaves]
     leaves = [leaf for _, leaf in paths_and_leaves]
