@@ -13,7 +13,7 @@ from mtl_jax.training.checkpoints import Checkpoints
 
 def networks(workdir: pathlib.Path) -> list[pathlib.Path]:
     """The folders with checkpoints: the workdir itself, or those of its networks."""
-    parts = (*tasks.NAMES, *configuration.STAGES)
+    parts = (*tasks.TASKS, *configuration.STAGES)
     places = [workdir, *(workdir / name for name in parts)]
     return [
         place for place in places if Checkpoints(place, read_only=True).steps() != []
