@@ -177,6 +177,7 @@ class Metric:
       reduce: maps these columns to the number, or None; without it, the number is not
         of a data set.
       title: in the terminal, if not the heading.
+      curve: in the legend of ROC curves; empty if there is none.
       meaning: one sentence for the page.
       task: that it is of; empty if it is of several.
       is_constant: whether all runs of a method share it.
@@ -190,6 +191,7 @@ class Metric:
     columns: tuple[str, ...] = ()
     reduce: Callable[..., float | None] | None = None
     title: str = ""
+    curve: str = ""
     meaning: str = ""
     task: str = ""
     is_constant: bool = False
@@ -229,6 +231,7 @@ METRICS: list[Metric | tasks.Kind] = [
         ("probability", DIAGNOSIS),
         auc,
         title="AUC, averaged",
+        curve="average",
     ),
     Metric(
         "auc_fc",
@@ -239,6 +242,7 @@ METRICS: list[Metric | tasks.Kind] = [
         ("probability_fc", DIAGNOSIS),
         auc,
         title="AUC, classifier",
+        curve="classifier",
     ),
     "classification",
     Metric(
@@ -250,6 +254,7 @@ METRICS: list[Metric | tasks.Kind] = [
         ("probability_vcdr", DIAGNOSIS),
         auc,
         title="AUC, vCDR",
+        curve="vCDR",
     ),
     Metric(
         "sensitivity_at_85_specificity",
@@ -308,6 +313,7 @@ def _of_classification(task: tasks.Task) -> list[Metric]:
             (score, task.name),
             auc,
             title=f"AUC, {task.title}",
+            curve=task.title,
             task=task.name,
         ),
         Metric(
@@ -429,11 +435,12 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     metrics: dict[str, Any] = {}
     num_images: dict[str, int] = {}
-    for name, metric in every().items():
+    # Derived metrics stand first.
+    for metric in sorted(every().values(), key=lambda m: bool(m.task)):
         if metric.reduce is not None:
             values = columns(rows, *metric.columns)
-            metrics[name] = metric.reduce(*values)
-            num_images[name] = len(values[0])
+            metrics[metric.name] = metric.reduce(*values)
+            num_images[metric.name] = len(values[0])
     return {**metrics, "num_images": num_images}
 
 

@@ -21,10 +21,10 @@ def plot_roc(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Draws the ROC curves of the probabilities there are; nothing if there is none."""
     curves = {}
     for metric in metrics.every().values():
-        if metric.reduce is metrics.auc:
+        if metric.curve:
             scores, labels = metrics.columns(rows, *metric.columns)
             if len(scores):
-                curves[metric.title.removeprefix("AUC, ")] = scores, labels
+                curves[metric.curve] = scores, labels
     if curves:
         roc.plot_roc(curves, path)
 
