@@ -4,6 +4,7 @@ Every loss maps logits and targets to one number per image, [B] float32. `masked
 averages them over the labelled images of the batch, on all devices together.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
@@ -18,6 +19,27 @@ FOVEA_SIGMA = 50**0.5 / 256
 
 Reduction = Literal["mean", "sum"]
 Peak = Literal["point", "pixel"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a config says of the losses.
+
+    Attributes:
+      focal_gamma: gamma of classifications, see `focal_loss`.
+      fovea_sigma: sigma of the target map of a point, as a fraction of the width.
+      fovea_reduction: reduction over the pixels of that map, `mean` or `sum`.
+      fovea_peak: maximum of that map, `point` or `pixel`.
+    """
+
+    focal_gamma: float = 2.0
+    fovea_sigma: float = FOVEA_SIGMA
+    fovea_reduction: Reduction = "mean"
+    fovea_peak: Peak = "point"
+
+    def map_of(self, points: jax.Array, size: tuple[int, int]) -> jax.Array:
+        """The target maps [B, H, W] of points [B, 2], see `fovea_map`."""
+        return fovea_map(points, size, self.fovea_sigma, self.fovea_peak)
 
 
 def focal_loss(logits: jax.Array, labels: jax.Array, gamma: float = 2.0) -> jax.Array:

@@ -1,6 +1,8 @@
 """Metrics of the paper and of the REFUGE challenge, from per-image rows.
 
-A metric without labels is None (JSON null), never 0.
+A metric is one `Metric`; all that is said of it anywhere is in its entry. `METRICS` has
+those of derived quantities, and the kind of a task gives it others. A metric without
+labels is None (JSON null), never 0.
 
 References:
   Pascal et al., Multi-task deep learning for glaucoma detection from color fundus
@@ -9,24 +11,26 @@ References:
   evaluation program published with it.
 """
 
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from mtl_jax import tasks
+
 # The challenge's operating point.
 SPECIFICITY = 0.85
 
-# The score in a row from which each area under the ROC curve is computed.
-_AUC_SCORES = {
-    "auc": "probability",
-    "auc_fc": "probability_fc",
-    "auc_vcdr": "probability_vcdr",
-}
+# The task whose probability is averaged with that of the vertical cup-to-disc ratio.
+DIAGNOSIS = "glaucoma"
 
-_MEANS = ("dice_disc", "dice_cup", "fovea_error", "fovea_error_native")
+# Where a metric is shown: a line in the terminal; a column of the table at model or
+# native resolution; the differences between methods; during training, as a score of
+# checkpoints, in their mean, and against the learning rate; beside each image.
+Place = Literal["terminal", "model", "native", "comparison", "validation", "page"]
 
 
 def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
@@ -51,7 +55,7 @@ def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
     return 2 * np.count_nonzero(prediction & truth) / total
 
 
-def fovea_distance(predicted_xy: ArrayLike, true_xy: ArrayLike) -> float:
+def distance(predicted_xy: ArrayLike, true_xy: ArrayLike) -> float:
     """Computes the Euclidean distance of two points (x, y), in their pixels."""
     return math.dist(predicted_xy, true_xy)
 
@@ -132,42 +136,311 @@ def has_both_classes(labels: ArrayLike) -> bool:
     return len(np.unique(np.asarray(labels))) == 2
 
 
+def _mean(values: ArrayLike) -> float | None:
+    return float(np.mean(values)) if len(values) else None
+
+
+def _mean_distance(values: np.ndarray, references: np.ndarray) -> float | None:
+    return _mean(np.abs(values - references))
+
+
+class Unit(NamedTuple):
+    """A unit of numbers in tables.
+
+    Attributes:
+      name: follows the heading; may be empty.
+      factor: converts values to it.
+      digits: after the point.
+    """
+
+    name: str = ""
+    factor: float = 1.0
+    digits: int = 3
+
+
+PERCENT = Unit("%", 100.0, 2)
+PIXELS = Unit("px", digits=2)
+NATIVE_PIXELS = Unit("native px", digits=2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A number that is said of a network, or of what it predicts for an image.
+
+    Attributes:
+      name: in `metrics.json` and `results.csv`, or the column of `per_image.csv`.
+      heading: in tables.
+      unit: in tables.
+      better: which values are better; None where neither are.
+      places: where it is shown.
+      columns: of the rows of images that have all of them, it is `reduce`.
+      reduce: maps these columns to the number, or None; without it, the number is not
+        of a data set.
+      title: in the terminal, if not the heading.
+      curve: in the legend of ROC curves; empty if there is none.
+      meaning: one sentence for the page.
+      task: that it is of; empty if it is of several.
+      is_constant: whether all runs of a method share it.
+    """
+
+    name: str
+    heading: str
+    unit: Unit = Unit()
+    better: Literal["higher", "lower"] | None = None
+    places: tuple[Place, ...] = ()
+    columns: tuple[str, ...] = ()
+    reduce: Callable[..., float | None] | None = None
+    title: str = ""
+    curve: str = ""
+    meaning: str = ""
+    task: str = ""
+    is_constant: bool = False
+
+    @property
+    def column(self) -> str:
+        """The heading with the unit, as above a column of a table."""
+        return ", ".join(filter(None, (self.heading, self.unit.name)))
+
+    @property
+    def digits(self) -> int:
+        """Digits after the point of the number itself, in no unit of its own."""
+        return self.unit.digits if self.unit.factor == 1 else Unit().digits
+
+    @property
+    def label(self) -> str:
+        """The heading of the number itself, with the unit if that is its own."""
+        return self.column if self.unit.factor == 1 else self.heading
+
+
+# In the order of tables; a kind stands for the metrics of all tasks of it.
+METRICS: list[Metric | tasks.Kind] = [
+    Metric(
+        "num_parameters",
+        "#P",
+        Unit("millions", 1e-6, 1),
+        places=("model", "native"),
+        is_constant=True,
+    ),
+    Metric("seconds_per_step", "s/iteration", places=("model", "native")),
+    Metric(
+        "auc",
+        "AUC",
+        PERCENT,
+        "higher",
+        ("terminal", "model", "native", "comparison", "validation"),
+        ("probability", DIAGNOSIS),
+        auc,
+        title="AUC, averaged",
+        curve="average",
+    ),
+    Metric(
+        "auc_fc",
+        "AUC of the classifier",
+        PERCENT,
+        "higher",
+        ("terminal",),
+        ("probability_fc", DIAGNOSIS),
+        auc,
+        title="AUC, classifier",
+        curve="classifier",
+    ),
+    "classification",
+    Metric(
+        "auc_vcdr",
+        "AUC of the vCDR",
+        PERCENT,
+        "higher",
+        ("terminal",),
+        ("probability_vcdr", DIAGNOSIS),
+        auc,
+        title="AUC, vCDR",
+        curve="vCDR",
+    ),
+    Metric(
+        "sensitivity_at_85_specificity",
+        "sensitivity at 85 % specificity",
+        PERCENT,
+        "higher",
+        ("terminal",),
+        ("probability", DIAGNOSIS),
+        sensitivity_at_specificity,
+    ),
+    Metric(
+        "probability",
+        f"P({DIAGNOSIS})",
+        places=("page",),
+        meaning=f"Probability of {DIAGNOSIS}; from 0.5 on it is a diagnosis.",
+    ),
+    "segmentation",
+    "localisation",
+    Metric(
+        "vcdr",
+        "vCDR",
+        places=("page",),
+        meaning="Vertical cup-to-disc ratio that was predicted.",
+    ),
+    Metric(
+        "vcdr_error",
+        "vCDR error",
+        better="lower",
+        places=("page",),
+        meaning="Distance of that ratio from the annotated one.",
+    ),
+    Metric(
+        "vcdr_mae",
+        "vCDR error",
+        Unit(),
+        "lower",
+        ("terminal", "model", "native", "comparison"),
+        ("vcdr", "vcdr_true"),
+        _mean_distance,
+    ),
+]
+
+
+def _of_classification(task: tasks.Task) -> list[Metric]:
+    # Those of the diagnosis are derived: they stand in `METRICS`.
+    if task.name == DIAGNOSIS:
+        return []
+    score = probability_of(task)
+    return [
+        Metric(
+            f"auc_{task.name}",
+            f"{task.name} AUC",
+            PERCENT,
+            "higher",
+            ("terminal", "model", "native", "comparison", "validation"),
+            (score, task.name),
+            auc,
+            title=f"AUC, {task.title}",
+            curve=task.title,
+            task=task.name,
+        ),
+        Metric(
+            score,
+            f"P({task.name})",
+            places=("page",),
+            meaning=f"Probability of {task.title}.",
+            task=task.name,
+        ),
+    ]
+
+
+def _of_segmentation(task: tasks.Task) -> list[Metric]:
+    name = f"dice_{task.name}"
+    return [
+        Metric(
+            name,
+            f"{task.name} Dice",
+            PERCENT,
+            "higher",
+            get_args(Place),
+            (name,),
+            _mean,
+            title=f"{task.title} Dice",
+            meaning=f"Overlap of the {task.title} with the annotated one.",
+            task=task.name,
+        )
+    ]
+
+
+def _of_localisation(task: tasks.Task) -> list[Metric]:
+    name = f"{task.name}_error"
+    return [
+        Metric(
+            name,
+            f"{task.name} error",
+            PIXELS,
+            "lower",
+            ("terminal", "model", "comparison", "validation", "page"),
+            (name,),
+            _mean,
+            title=f"{task.title} error, model pixels",
+            meaning=f"Distance from the annotated {task.title}, in pixels of the model "
+            "image.",
+            task=task.name,
+        ),
+        Metric(
+            f"{name}_native",
+            f"{task.name} error",
+            NATIVE_PIXELS,
+            "lower",
+            ("terminal", "native"),
+            (f"{name}_native",),
+            _mean,
+            title=f"{task.title} error, native pixels",
+            task=task.name,
+        ),
+    ]
+
+
+_OF_KIND: dict[tasks.Kind, Callable[[tasks.Task], list[Metric]]] = {
+    "classification": _of_classification,
+    "segmentation": _of_segmentation,
+    "localisation": _of_localisation,
+}
+
+
+def register(metric: Metric) -> None:
+    """Makes a metric known, at the end of tables.
+
+    Raises:
+      ValueError: if there is a metric of that name.
+    """
+    if metric.name in every():
+        raise ValueError(f"{metric.name!r} is taken")
+    METRICS.append(metric)
+
+
+def every() -> dict[str, Metric]:
+    """All metrics by name, in the order of tables: of each task, and derived."""
+    found = {}
+    for entry in METRICS:
+        own = [entry]
+        if not isinstance(entry, Metric):
+            own = [m for task in tasks.of_kind(entry) for m in _OF_KIND[entry](task)]
+        found |= {metric.name: metric for metric in own}
+    return found
+
+
+def at(place: Place) -> dict[str, Metric]:
+    """The metrics by name that are shown at a place, in the order of tables."""
+    return {name: m for name, m in every().items() if place in m.places}
+
+
+def rising() -> set[str]:
+    """Names of the metrics of which larger is better."""
+    return {name for name, metric in every().items() if metric.better == "higher"}
+
+
+def probability_of(task: tasks.Task) -> str:
+    """The column with the probability of a classification: of the diagnosis, the mean.
+
+    The column of the true class has the name of the task.
+    """
+    return "probability" if task.name == DIAGNOSIS else f"probability_{task.name}"
+
+
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Reduces per-image rows to the metrics of a data set.
 
     Args:
-      rows: one mapping per image. None or an absent key stands for "not annotated" or
-        "not predicted". The keys are `glaucoma` (truth, 0 or 1), `probability`
-        (averaged), `probability_fc`, `probability_vcdr`, `vcdr`, `vcdr_true`,
-        `dice_disc`, `dice_cup`, `fovea_error` (model pixels) and `fovea_error_native`
-        (native pixels).
+      rows: one mapping per image, with the columns of the metrics as keys. None or an
+        absent key stands for "not annotated" or "not predicted".
 
     Returns:
-      `auc`, `auc_fc`, `auc_vcdr` and `sensitivity_at_85_specificity` (of the averaged
-      probability) over the images with a diagnosis and that score. `vcdr_mae`,
-      `dice_disc`, `dice_cup`, `fovea_error` and `fovea_error_native` are means over the
-      images that have them. A metric without images is None. `num_images` maps each of
-      these names to its number of images. If it is positive and an AUC is None, all
-      images were of one class.
+      Each metric over the images that have all of its columns. A metric without images
+      is None. `num_images` maps each name to its number of images. If it is positive
+      and an AUC is None, all images were of one class.
     """
     metrics: dict[str, Any] = {}
     num_images: dict[str, int] = {}
-    for name, score in _AUC_SCORES.items():
-        scores, labels = _columns(rows, score, "glaucoma")
-        metrics[name] = auc(scores, labels)
-        num_images[name] = len(scores)
-    scores, labels = _columns(rows, "probability", "glaucoma")
-    metrics["sensitivity_at_85_specificity"] = sensitivity_at_specificity(
-        scores, labels
-    )
-    num_images["sensitivity_at_85_specificity"] = len(scores)
-    predicted, true = _columns(rows, "vcdr", "vcdr_true")
-    metrics["vcdr_mae"] = _mean(np.abs(predicted - true))
-    num_images["vcdr_mae"] = len(predicted)
-    for name in _MEANS:
-        (values,) = _columns(rows, name)
-        metrics[name] = _mean(values)
-        num_images[name] = len(values)
+    # Derived metrics stand first.
+    for metric in sorted(every().values(), key=lambda m: bool(m.task)):
+        if metric.reduce is not None:
+            values = columns(rows, *metric.columns)
+            metrics[metric.name] = metric.reduce(*values)
+            num_images[metric.name] = len(values[0])
     return {**metrics, "num_images": num_images}
 
 
@@ -176,28 +449,31 @@ def validation_score(metrics: Mapping[str, Any], image_size: int) -> float | Non
 
     Args:
       metrics: result of `summarize`.
-      image_size: pixels a side of the model image, which scale the fovea error.
+      image_size: pixels a side of the model image, which scale errors in pixels.
 
     Returns:
-      The mean of `auc`, `dice_disc`, `dice_cup` and 1 - `fovea_error` / `image_size`,
-      without those that are None; None if all are.
+      The mean of the metrics shown in validation, those in pixels as 1 - error /
+      `image_size`, without those that are None; None if all are.
     """
-    parts = [metrics.get(name) for name in ("auc", "dice_disc", "dice_cup")]
-    fovea_error = metrics.get("fovea_error")
-    if fovea_error is not None:
-        parts.append(1 - fovea_error / image_size)
-    return _mean([part for part in parts if part is not None])
+    return _mean(shares(metrics, at("validation").values(), image_size))
 
 
-def _columns(rows: Sequence[Mapping[str, Any]], *keys: str) -> list[np.ndarray]:
-    """float64 columns `keys` of the rows that have all of them."""
+def shares(
+    values: Mapping[str, Any], metrics: Iterable[Metric], image_size: int
+) -> list[float]:
+    """Converts metrics to numbers that are 1 at best; without those that are None."""
+    return [
+        values[m.name] if m.better == "higher" else 1 - values[m.name] / image_size
+        for m in metrics
+        if values.get(m.name) is not None
+    ]
+
+
+def columns(rows: Sequence[Mapping[str, Any]], *keys: str) -> list[np.ndarray]:
+    """Returns the float64 columns `keys` of the rows that have all of them."""
     complete = [
         values
         for values in ([row.get(key) for key in keys] for row in rows)
         if all(value is not None for value in values)
     ]
     return list(np.array(complete, np.float64).reshape(-1, len(keys)).T)
-
-
-def _mean(values: ArrayLike) -> float | None:
-    return float(np.mean(values)) if len(values) else None

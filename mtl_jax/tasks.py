@@ -1,12 +1,13 @@
-"""The tasks as data: each has a head of the network, labels and a loss.
+"""The tasks: what each learns from a photograph's annotations.
 
-`build` makes the tasks of Pascal et al. 2022, in the order glaucoma, optic disc, optic
-cup, fovea. docs/extending.md shows how to add a task.
+A task is one `Task` in `TASKS`. How it is trained, what its output becomes, and how
+that is scored and drawn follow from its kind. `register` adds a task, and
+`config.tasks` chooses some.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
@@ -14,8 +15,38 @@ from mtl_jax import losses
 
 Batch = Mapping[str, jax.Array]
 Kind = Literal["classification", "segmentation", "localisation"]
+# Maps logits, targets and settings to one loss per image, [B].
+Criterion = Callable[[jax.Array, Any, losses.Settings], jax.Array]
 
-NAMES = ("glaucoma", "disc", "cup", "fovea")
+# What a photograph may be annotated with, in the order of the columns of `has_label`,
+# and its key in a batch.
+ANNOTATIONS = {
+    "glaucoma": "glaucoma",
+    "disc": "disc_mask",
+    "cup": "cup_mask",
+    "fovea": "fovea_xy",
+}
+LABELS = tuple(ANNOTATIONS)
+
+# Okabe and Ito's, which differ under every form of colour blindness.
+COLOURS = {
+    "blue": (86, 180, 233),
+    "green": (0, 158, 115),
+    "yellow": (240, 228, 66),
+    "purple": (204, 121, 167),
+    "orange": (230, 159, 0),
+    "vermilion": (213, 94, 0),
+}
+
+_CRITERIA: dict[Kind, Criterion] = {
+    "classification": lambda logits, labels, settings: losses.focal_loss(
+        logits, labels, settings.focal_gamma
+    ),
+    "segmentation": lambda logits, masks, _: losses.pixel_cross_entropy(logits, masks),
+    "localisation": lambda logits, points, settings: losses.heatmap_l1(
+        logits, settings.map_of(points, logits.shape[1:]), settings.fovea_reduction
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,68 +54,137 @@ class Task:
     """One task of the network.
 
     Attributes:
-      name: name of the task and of its head.
-      kind: classification uses only the encoder; the others also use the decoder.
-      labels: columns of the batch's `has_label`. An image counts for the task if it has
-        all of them.
-      loss: maps the head's logits and the batch to one loss per image, [B]. Images
-        without the labels are left out later, but their targets must be finite.
+      name: name of the task, of its head, and in columns and metrics.
+      title: its name in full.
+      kind: a classification uses only the encoder; the others also use the decoder.
+      labels: the annotations of `ANNOTATIONS` that the target is made of. An image
+        counts for the task if it has all of them.
+      target: maps annotations, by their keys in a batch, to the class (0 or 1), the
+        mask (1 inside), or the point (x, y). The annotations are those of one image or
+        of a batch, at the model's or the photograph's size, JAX or NumPy arrays. Of an
+        image without the labels it must be finite.
+      colour: of `COLOURS`, in pictures; a classification has none.
+      criterion: the loss of logits and targets; None for that of the kind.
+      settings: of the loss, see `build`.
     """
 
     name: str
+    title: str
     kind: Kind
-    labels: tuple[int, ...]
-    loss: Callable[[jax.Array, Batch], jax.Array]
+    labels: tuple[str, ...]
+    target: Callable[[Mapping[str, Any]], Any]
+    colour: str = ""
+    criterion: Criterion | None = None
+    settings: losses.Settings = losses.Settings()
 
     @property
     def is_dense(self) -> bool:
         """Whether the head predicts a map, not one number per image."""
         return self.kind != "classification"
 
+    @property
+    def rgb(self) -> tuple[int, int, int]:
+        """The colour's RGB bytes."""
+        return COLOURS[self.colour]
+
     def is_labelled(self, batch: Batch) -> jax.Array:
         """Tells which images of a batch have the task's labels, bool [B]."""
-        return batch["has_label"][:, list(self.labels)].all(axis=-1)
+        columns = [LABELS.index(label) for label in self.labels]
+        return batch["has_label"][:, columns].all(axis=-1)
+
+    def loss(self, logits: jax.Array, batch: Batch) -> jax.Array:
+        """Maps the head's logits and a batch to one loss per image, [B].
+
+        Those of images without the labels are left out later.
+        """
+        criterion = self.criterion or _CRITERIA[self.kind]
+        return criterion(logits, self.target(batch), self.settings)
+
+
+# In the order of tables.
+TASKS: dict[str, Task] = {}
+
+
+def register(task: Task) -> None:
+    """Makes a task known to configs, evaluations and reports.
+
+    Raises:
+      ValueError: if there is a task of that name, or no such annotation or colour.
+    """
+    if task.name in TASKS:
+        raise ValueError(f"{task.name!r} is taken")
+    if unknown := set(task.labels) - set(LABELS):
+        raise ValueError(f"{min(unknown)!r} is no annotation; there are {LABELS}")
+    if task.is_dense and task.colour not in COLOURS:
+        raise ValueError(f"{task.colour!r} is no colour; there are {(*COLOURS,)}")
+    TASKS[task.name] = task
+
+
+def of_kind(kind: Kind) -> list[Task]:
+    """The registered tasks of a kind, in the order of tables."""
+    return [task for task in TASKS.values() if task.kind == kind]
 
 
 def build(
-    names: Sequence[str] = NAMES,
-    *,
-    focal_gamma: float = 2.0,
-    fovea_sigma: float = losses.FOVEA_SIGMA,
-    fovea_reduction: losses.Reduction = "mean",
-    fovea_peak: losses.Peak = "point",
+    names: Sequence[str] | None = None, settings: losses.Settings | None = None
 ) -> tuple[Task, ...]:
-    """Makes the tasks called `names`, in the order of `NAMES`.
+    """Chooses the tasks called `names`, in the order of `TASKS`.
 
     Args:
-      names: some of `NAMES`.
-      focal_gamma: gamma of the glaucoma loss, see `losses.focal_loss`.
-      fovea_sigma: sigma of the fovea's target map, as a fraction of the image width.
-      fovea_reduction: reduction of the fovea loss over pixels, `mean` or `sum`.
-      fovea_peak: maximum of the fovea's target map, `point` or `pixel`.
+      names: some of `TASKS`; None for all.
+      settings: of their losses; None for the defaults.
 
     Raises:
       ValueError: for an unknown name, a repeated name, or no name.
     """
-    if not names or len(set(names)) != len(names) or not set(names) <= set(NAMES):
-        raise ValueError(f"tasks must be distinct names among {NAMES}, got {names}")
-
-    def glaucoma(logits: jax.Array, batch: Batch) -> jax.Array:
-        return losses.focal_loss(logits, batch["glaucoma"], focal_gamma)
-
-    def segmentation(key: str) -> Callable[[jax.Array, Batch], jax.Array]:
-        return lambda logits, batch: losses.pixel_cross_entropy(logits, batch[key])
-
-    def fovea(logits: jax.Array, batch: Batch) -> jax.Array:
-        target = losses.fovea_map(
-            batch["fovea_xy"], logits.shape[1:], fovea_sigma, fovea_peak
+    names = list(TASKS) if names is None else names
+    if not names or len(set(names)) != len(names) or not set(names) <= set(TASKS):
+        raise ValueError(
+            f"tasks must be distinct names among {tuple(TASKS)}, got {names}"
         )
-        return losses.heatmap_l1(logits, target, fovea_reduction)
-
-    everything = (
-        Task("glaucoma", "classification", (0,), glaucoma),
-        Task("disc", "segmentation", (1,), segmentation("disc_mask")),
-        Task("cup", "segmentation", (2,), segmentation("cup_mask")),
-        Task("fovea", "localisation", (3,), fovea),
+    return tuple(
+        dataclasses.replace(task, settings=settings or task.settings)
+        for task in TASKS.values()
+        if task.name in names
     )
-    return tuple(task for task in everything if task.name in names)
+
+
+register(
+    Task(
+        "glaucoma",
+        "glaucoma",
+        "classification",
+        labels=("glaucoma",),
+        target=lambda annotations: annotations["glaucoma"],
+    )
+)
+register(
+    Task(
+        "disc",
+        "optic disc",
+        "segmentation",
+        labels=("disc",),
+        target=lambda annotations: annotations["disc_mask"],
+        colour="blue",
+    )
+)
+register(
+    Task(
+        "cup",
+        "optic cup",
+        "segmentation",
+        labels=("cup",),
+        target=lambda annotations: annotations["cup_mask"],
+        colour="green",
+    )
+)
+register(
+    Task(
+        "fovea",
+        "fovea",
+        "localisation",
+        labels=("fovea",),
+        target=lambda annotations: annotations["fovea_xy"],
+        colour="yellow",
+    )
+)

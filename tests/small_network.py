@@ -13,7 +13,7 @@ class SmallNetwork(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, images, *, heads=tasks.NAMES, train=False):
+    def __call__(self, images, *, heads=tuple(tasks.TASKS), train=False):
         x = nn.Conv(4, (3, 3), name="trunk")(images)
         x = nn.BatchNorm(
             use_running_average=not train,
@@ -23,7 +23,7 @@ class SmallNetwork(nn.Module):
         x = Dropout(self.dropout, self.axis_name)(nn.relu(x), train=train)
         decoded = nn.relu(nn.Dense(4, name="decoder")(x))
         logits = {}
-        for head in tasks.NAMES:
+        for head in tasks.TASKS:
             features = x.max((1, 2)) if head == "glaucoma" else decoded
             logits[head] = nn.Dense(1, name=f"head_{head}")(features)[..., 0]
         return {head: logits[head] for head in heads}

@@ -3,7 +3,14 @@
 import pathlib
 import re
 
+import jax
 import numpy as np
+import optax
+
+from mtl_jax import metrics, optim, tasks
+from mtl_jax.data import pipeline
+from mtl_jax.models import MultiTaskUNet
+from mtl_jax.training import step
 
 pytest_plugins = ("training_fixtures",)
 
@@ -31,7 +38,7 @@ def test_library_example_runs_and_learns():
 
 
 def test_a_new_aggregator(tiny_batch):
-    aggregator, _ = blocks("docs/extending.md")
+    aggregator, *_ = blocks("docs/extending.md")
     page = run(aggregator)
     state, first = page["train_step"](page["state"], tiny_batch)
     for _ in range(15):
@@ -51,10 +58,40 @@ def test_a_new_aggregator(tiny_batch):
 
 
 def test_a_new_task(synthetic_data):
-    _, task = blocks("docs/extending.md")
-    page = run(task)
-    state, history = page["train"](*synthetic_data, num_steps=12)
+    _, task, _ = blocks("docs/extending.md")
+    run(task)
+    try:
+        built = tasks.build(["disc", "cup", "rim"])
+    finally:
+        del tasks.TASKS["rim"]
+    model = MultiTaskUNet(
+        encoder="vgg13",
+        width=1 / 16,
+        classification_heads=(),
+        dense_heads=("disc", "cup", "rim"),
+    )
+    optimizer = optim.independent(optax.adam(1e-2), len(built))
+    state = step.create_train_state(model, optimizer, jax.random.key(0))
     assert set(state.params) >= {"head_disc", "head_cup", "head_rim"}
+    train_step = jax.jit(step.sequential_step(model, built, optimizer))
+    table = pipeline.open_split(pipeline.open_dataset(*synthetic_data), "train")
+    batches = pipeline.training_batches(table, batch_size=4, seed=0)
+    history = []
+    for _ in range(12):
+        state, found = train_step(state, next(batches))
+        history.append(found["loss"])
     history = np.array(history)
     assert history.shape == (12, 3)
     assert (history[-3:].mean(0) < history[:3].mean(0)).all()
+
+
+def test_a_new_metric():
+    *_, metric = blocks("docs/extending.md")
+    run(metric)
+    try:
+        summary = metrics.summarize([{"vcdr": 0.5, "vcdr_true": 0.75}, {"vcdr": 0.1}])
+        assert summary["vcdr_bias"] == -0.25
+        assert metrics.summarize([])["vcdr_bias"] is None
+        assert list(metrics.at("model"))[-1] == "vcdr_bias"
+    finally:
+        metrics.METRICS.pop()

@@ -153,10 +153,10 @@ def test_perfect_classifier_of_the_challenges_size():
 
 @FAST
 @given(st.tuples(*[st.floats(-1e3, 1e3, width=32)] * 4))
-def test_fovea_distance(numbers):
+def test_distance_of_points(numbers):
     a, b, c, d = numbers
     expected = math.sqrt((a - c) ** 2 + (b - d) ** 2)
-    found = metrics.fovea_distance(np.array([a, b], np.float32), (c, d))
+    found = metrics.distance(np.array([a, b], np.float32), (c, d))
     assert found == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 

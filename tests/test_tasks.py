@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtl_jax import tasks
+from mtl_jax import losses, tasks
 
 ORDER = ("glaucoma", "disc", "cup", "fovea")
 
@@ -17,8 +17,8 @@ def random_logits(task, batch, seed=0):
 
 def test_all_tasks_are_built_in_the_methods_order():
     built = tasks.build()
-    assert tuple(task.name for task in built) == tasks.NAMES == ORDER
-    assert [task.labels for task in built] == [(0,), (1,), (2,), (3,)]
+    assert tuple(task.name for task in built) == tuple(tasks.TASKS) == ORDER
+    assert [task.labels for task in built] == [(name,) for name in ORDER]
     assert [task.kind for task in built] == [
         "classification",
         "segmentation",
@@ -33,10 +33,10 @@ def test_all_tasks_are_built_in_the_methods_order():
     [p for n in range(1, 5) for p in itertools.permutations(ORDER, n)],
     ids="-".join,
 )
-def test_a_choice_of_tasks_keeps_order_and_label_columns(names):
+def test_a_choice_of_tasks_keeps_order_and_labels(names):
     built = tasks.build(names)
     assert [task.name for task in built] == [n for n in ORDER if n in names]
-    assert [task.labels for task in built] == sorted((ORDER.index(n),) for n in names)
+    assert [task.labels for task in built] == [(n,) for n in ORDER if n in names]
 
 
 @pytest.mark.parametrize(
@@ -87,12 +87,12 @@ def test_perfect_logits_have_almost_no_loss(tiny_batch):
 
 
 def test_options_reach_their_losses(tiny_batch):
-    gamma_0 = {t.name: t for t in tasks.build(focal_gamma=0.0)}["glaucoma"]
+    (gamma_0,) = tasks.build(["glaucoma"], losses.Settings(focal_gamma=0.0))
     np.testing.assert_allclose(
         gamma_0.loss(jnp.zeros(4), tiny_batch), np.log(2), rtol=1e-5
     )
     mean, total, wide = (
-        tasks.build(["fovea"], **options)[0].loss
+        tasks.build(["fovea"], losses.Settings(**options))[0].loss
         for options in ({}, {"fovea_reduction": "sum"}, {"fovea_sigma": 0.2})
     )
     logits = jnp.full((4, 32, 32), -20.0)
@@ -118,10 +118,10 @@ def test_losses_can_be_differentiated_and_compiled(tiny_batch):
 
 def test_an_image_needs_all_labels_of_a_task():
     has_label = np.array([[0, 1, 1, 0], [1, 1, 0, 1], [0, 0, 1, 0], [1, 1, 1, 1]], bool)
-    rim = tasks.Task("rim", "segmentation", (1, 2), loss=None)
+    rim = tasks.Task("rim", "rim", "segmentation", ("disc", "cup"), target=None)
     found = rim.is_labelled({"has_label": has_label})
     assert found.tolist() == [True, False, False, True]
     for task in tasks.build():
-        (column,) = task.labels
+        column = ORDER.index(task.name)
         found = task.is_labelled({"has_label": has_label})
         assert found.tolist() == has_label[:, column].tolist()

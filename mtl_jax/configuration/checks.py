@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection
 from typing import Any, get_args
 
-from mtl_jax import losses, methods, tasks
+from mtl_jax import losses, methods, metrics, tasks
 from mtl_jax.configuration import defaults
 from mtl_jax.configuration.text import flatten
 from mtl_jax.configuration.values import (
@@ -12,9 +12,8 @@ from mtl_jax.configuration.values import (
     NORMALIZE_INPUT,
     OPTIMIZERS,
     SCHEDULES,
-    SCORED,
-    SCORES,
     Config,
+    scores,
 )
 from mtl_jax.data import folds, geometry
 from mtl_jax.errors import UserError
@@ -36,7 +35,6 @@ _CHOICES = {
     "loss.fovea_peak": get_args(losses.Peak),
     "optimizer.name": OPTIMIZERS,
     "optimizer.schedule": SCHEDULES,
-    "evaluation.score": SCORES,
     "evaluation.connectivity": get_args(postprocess.Connectivity),
     "evaluation.empty": get_args(postprocess.Empty),
     "evaluation.vcdr": get_args(postprocess.Vcdr),
@@ -86,7 +84,7 @@ def check(config: Config, *, is_part: bool = False) -> None:
     _check_fields(config)
     values = flatten(config)
     _check_choice("method.name", config.method.name, methods.METHODS)
-    choices, ranges = dict(_CHOICES), dict(_RANGES)
+    choices, ranges = {**_CHOICES, "evaluation.score": scores()}, dict(_RANGES)
     for name, field in methods.fields().items():
         if field.choices:
             choices[f"method.{name}"] = field.choices
@@ -121,7 +119,7 @@ def check(config: Config, *, is_part: bool = False) -> None:
 
 def _check_tasks(config: Config) -> None:
     for name in config.tasks:
-        _check_choice("tasks", name, tasks.NAMES)
+        _check_choice("tasks", name, tasks.TASKS)
     if not config.tasks or len(set(config.tasks)) < len(config.tasks):
         raise UserError(
             f"config.tasks is {tuple(config.tasks)}; name at least one task, and each "
@@ -135,10 +133,10 @@ def _check_together(config: Config) -> None:
     _check_points(config)
     fold_names = ("official", *map(str, range(config.data.num_folds)))
     _check_choice("data.fold", config.data.fold, fold_names)
-    needed = SCORED.get(config.evaluation.score)
-    if needed and needed not in config.tasks:
+    score = metrics.every().get(config.evaluation.score)
+    if score and score.task and score.task not in config.tasks:
         raise UserError(
-            f"config.evaluation.score is {config.evaluation.score!r}, but {needed} is "
+            f"config.evaluation.score is {score.name!r}, but {score.task} is "
             "not among config.tasks; choose mean or loss."
         )
     groups = config.method.num_groups
@@ -172,7 +170,8 @@ def _check_views(config: Config) -> None:
 
 def _check_points(config: Config) -> None:
     """Refuses to turn or rescale images if their foveas would not move with them."""
-    if config.data.pixel_origin == "centre" or "fovea" not in config.tasks:
+    has_foveas = any("fovea" in task.labels for task in tasks.build(config.tasks))
+    if config.data.pixel_origin == "centre" or not has_foveas:
         return
     moving = [
         f"augmentation.{name}"

@@ -55,7 +55,8 @@ def get_config() -> Config:
 
     # Seeds the initialisation, the image order, the dropout and the augmentation.
     config.seed = 0
-    # Some of these; with a single task the network shrinks to that task's route.
+    # Some of mtl_jax/tasks.py, here the paper's; with a single task the network shrinks
+    # to that task's route.
     config.tasks = ("glaucoma", "disc", "cup", "fovea")
 
     config.data = ml_collections.ConfigDict()
@@ -142,7 +143,7 @@ def get_config() -> Config:
     config.interference_every = 0
 
     config.evaluation = ml_collections.ConfigDict()
-    # What chooses the best checkpoint: mean (of AUC, both Dice, 1 - relative fovea
+    # What chooses the best checkpoint: mean (of AUC, each Dice, 1 - relative fovea
     # error, those there are), or auc, dice_disc, dice_cup, fovea_error, loss.
     config.evaluation.score = "mean"
     config.evaluation.vcdr_C = 1.0  # of the logistic regression on the vCDR

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtl_jax import methods, optim, tasks
+from mtl_jax import losses, methods, optim, tasks
 from mtl_jax.configuration.values import DTYPES, Config
 from mtl_jax.data import folds
 from mtl_jax.inference.postprocess import PostProcessing
@@ -24,7 +24,7 @@ class Experiment:
 
     Attributes:
       config: the config itself.
-      tasks: tasks to train, in the order of `tasks.NAMES`.
+      tasks: tasks to train, in the order of `tasks.TASKS`.
       model: the network, with a head for each task.
       augment: augmentation of training images; None for none.
       view: the part of an image that the network sees; None for the whole image.
@@ -83,13 +83,7 @@ class Experiment:
 
 def build(config: Config) -> Experiment:
     """Builds the objects of a config that `check` has accepted."""
-    chosen = tasks.build(
-        config.tasks,
-        focal_gamma=config.loss.focal_gamma,
-        fovea_sigma=config.loss.fovea_sigma,
-        fovea_reduction=config.loss.fovea_reduction,
-        fovea_peak=config.loss.fovea_peak,
-    )
+    chosen = tasks.build(config.tasks, losses.Settings(**config.loss))
     view = views.View(**config.view) if config.view.kind else None
     return Experiment(
         config=config,

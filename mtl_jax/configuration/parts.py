@@ -1,12 +1,10 @@
 """Makes the configs of the networks that a method trains one after the other."""
 
 import copy
+from collections.abc import Collection
 
-from mtl_jax import tasks
-from mtl_jax.configuration.values import SCORED, STAGES, Config
-
-# The AUC does not score a network without the glaucoma task.
-_SCORED = {**SCORED, "auc": "glaucoma"}
+from mtl_jax import metrics, tasks
+from mtl_jax.configuration.values import STAGES, Config
 
 
 def part_configs(config: Config) -> dict[str, Config]:
@@ -28,18 +26,26 @@ def _stage_configs(config: Config) -> dict[str, Config]:
         one = configs[stage] = copy.deepcopy(config)
         one.method.name = "vanilla"
         one.view.kind, one.tasks = stage, seen
-        if _SCORED.get(one.evaluation.score, "disc") not in seen:
-            one.evaluation.score = "mean"
+        _choose_score(one, seen)
     return configs
 
 
 def _single_task_configs(config: Config) -> dict[str, Config]:
     configs = {}
-    for name in tasks.NAMES:
+    for name in tasks.TASKS:
         if name in config.tasks:
             one = configs[name] = copy.deepcopy(config)
             one.tasks = (name,)
             one.method.name = "independent"
-            if _SCORED.get(one.evaluation.score, name) != name:
-                one.evaluation.score = "mean"
+            _choose_score(one, one.tasks)
     return configs
+
+
+def _choose_score(config: Config, names: Collection[str]) -> None:
+    """Scores a network of these tasks by their mean, if not by one of them.
+
+    The scores of several tasks need the diagnosis.
+    """
+    score = metrics.every().get(config.evaluation.score)
+    if score and (score.task or metrics.DIAGNOSIS) not in names:
+        config.evaluation.score = "mean"

@@ -9,7 +9,7 @@ import contextlib
 import copy
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent import futures
 from typing import Any
 
@@ -23,6 +23,7 @@ from mtl_jax.data import geometry, schema
 from mtl_jax.data.building import quiet_tfds
 from mtl_jax.data.folds import Fold
 from mtl_jax.errors import UserError
+from mtl_jax.tasks import ANNOTATIONS, LABELS
 
 TRAINING_KEYS = (
     "image",
@@ -220,31 +221,41 @@ class Table:
     def diagnoses(self) -> list[int]:
         """Returns 1 for glaucoma, 0 for healthy, -1 for images without that label."""
         records = (self._record(i) for i in range(len(self)))
-        column = schema.LABELS.index("glaucoma")
+        column = LABELS.index("glaucoma")
         return [int(r["glaucoma"]) if r["has_label"][column] else -1 for r in records]
 
     def details(self, index: int) -> dict[str, Any]:
         """Describes the photograph of one record.
 
         Returns:
-          `image_id` and `file_name` (str), `native_size` (height, width),
-          `native_fovea_xy` float64 [2].
+          `image_id` and `file_name` (str), `native_size` (height, width).
         """
         record = self._record(index)
         return {
             "image_id": record["image_id"].decode(),
             "file_name": record["file_name"].decode(),
             "native_size": tuple(int(n) for n in record["native_size"]),
-            "native_fovea_xy": record["native_fovea_xy"],
         }
 
-    def native_masks(self, index: int) -> dict[str, np.ndarray]:
-        """Decodes `disc` and `cup` of one record, uint8 [h, w] at native size."""
+    def native(self, index: int, labels: Iterable[str]) -> dict[str, np.ndarray]:
+        """Reads annotations of one record at native size.
+
+        Args:
+          index: of the record.
+          labels: of `tasks.ANNOTATIONS`, whose keys the result has. Decoding a mask
+            takes as long as resizing a photograph.
+
+        Returns:
+          Masks uint8 [h, w], the fovea float64 [2], the diagnosis.
+        """
         record = self._record(index)
-        return {
-            "disc": schema.decode_png(record["native_disc_mask"]),
-            "cup": schema.decode_png(record["native_cup_mask"]),
-        }
+        found = {}
+        for key in (ANNOTATIONS[label] for label in labels):
+            name = f"native_{key}"
+            value = record.get(name, record[key])
+            is_mask = name in schema.NATIVE_MASKS
+            found[key] = schema.decode_png(value) if is_mask else value
+        return found
 
     def _record(self, index: int) -> dict[str, Any]:
         return self._source[int(self._rows[index])]

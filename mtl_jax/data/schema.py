@@ -17,11 +17,9 @@ from PIL import Image
 
 from mtl_jax.data import geometry
 from mtl_jax.errors import UserError
+from mtl_jax.tasks import LABELS
 
 SPLITS = ("train", "validation", "test")
-
-# The order of `has_label`, the same in all data sets and for all tasks.
-LABELS = ("glaucoma", "disc", "cup", "fovea")
 
 # Encoded masks; only evaluation at native resolution decodes them.
 NATIVE_MASKS = ("native_disc_mask", "native_cup_mask")
@@ -64,7 +62,7 @@ def features(image_size: int) -> tfds.features.FeaturesDict:
             "cup_mask": mask(square),
             "fovea_xy": tfds.features.Tensor(shape=(2,), dtype=np.float32),
             "glaucoma": np.float32,
-            "has_label": tfds.features.Tensor(shape=(4,), dtype=np.bool_),
+            "has_label": tfds.features.Tensor(shape=(len(LABELS),), dtype=np.bool_),
             "native_size": tfds.features.Tensor(shape=(2,), dtype=np.int32),
             # As bytes: otherwise TFDS stores float32.
             "native_fovea_xy": tfds.features.Tensor(

@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from mtl_jax import files, workdirs
+from mtl_jax import files, tasks, workdirs
 from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
 from mtl_jax.inference import outlines, scoring
@@ -111,11 +111,12 @@ def _check_image_size(builder: tfds.core.DatasetBuilder, expected: int) -> None:
 
 def _outlines(prediction: Prediction) -> dict[str, list[list[list[float]]]]:
     """Closed polylines of (x, y), of each mask that there is."""
-    masks = {"disc": prediction.disc, "cup": prediction.cup}
+    found = prediction.found
+    masks = {t.name for t in tasks.of_kind("segmentation")} & found.keys()
+    marks = outlines.marks_of({name: found[name] for name in masks})
     return {
-        name: [line.round(1).tolist() for line in outlines.trace(mask)]
-        for name, mask in masks.items()
-        if mask is not None
+        name: [line.round(1).tolist() for line in lines]
+        for name, lines in marks.items()
     }
 
 

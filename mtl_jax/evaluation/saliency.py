@@ -1,4 +1,4 @@
-"""Which pixels a diagnosis of glaucoma hangs on: a gradient map.
+"""A gradient map: the pixels that a diagnosis depends on.
 
 It is ours, the paper has none; what its figure 6 calls a saliency map is the fovea's
 target map, see `fovea_map`.
@@ -64,7 +64,7 @@ def saliency(
 
 
 def of_run(workdir: pathlib.Path, image: np.ndarray) -> np.ndarray | None:
-    """What a run's diagnosis of an image hangs on, see `saliency`.
+    """Computes what a run's first classification depends on, see `saliency`.
 
     Args:
       workdir: of the run.
@@ -73,16 +73,17 @@ def of_run(workdir: pathlib.Path, image: np.ndarray) -> np.ndarray | None:
     Returns:
       float32 [H, W]; None if the run has no classifier.
     """
-    network = workdirs.load_task(workdir, "glaucoma")
-    if network is None:
+    loaded = workdirs.load_kind(workdir, "classification")
+    if loaded is None:
         return None
+    network, task = loaded
     model, view = network.experiment.model, network.experiment.view
 
     def logit(variables, images):
         if view is not None:
             batch = {"image": images}
             images = view.look(batch, view.windows(batch))["image"]
-        return model.apply(variables, images, heads=["glaucoma"])["glaucoma"]
+        return model.apply(variables, images, heads=[task.name])[task.name]
 
     ((_, variables),) = network.networks
     return saliency(logit, parallel.unreplicate(variables), image)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax import configuration, workdirs
+from mtl_jax import configuration, metrics, workdirs
 from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluate
@@ -33,8 +33,7 @@ VARIANTS: dict[str, Callable[[str], bool]] = {
     "all": lambda path: True,
 }
 
-METRICS = ("auc", "dice_disc", "dice_cup", "fovea_error")
-# A cup of less Dice than this has not been found.
+# The cup is what a bad initialisation loses; of less Dice it has not been found.
 FOUND = 0.1
 
 
@@ -82,7 +81,7 @@ def ablate(
       UserError: if the config is unsuitable or differs from that of an earlier run.
 
     Returns:
-      For each run `variant`, `seed` and `METRICS` on the test split.
+      For each run `variant`, `seed` and the metrics of validation, on the test split.
     """
     configuration.check(config)
     if config.model.pretrained:
@@ -102,9 +101,9 @@ def ablate(
                 rows.append(json.loads(result.read_text()))
                 continue
             _train(one, workdir, variant)
-            _, metrics = evaluate.evaluate(workdir)
+            _, found = evaluate.evaluate(workdir)
             row = {"variant": variant, "seed": seed}
-            rows.append(row | {name: metrics[name] for name in METRICS})
+            rows.append(row | {name: found[name] for name in metrics.at("validation")})
             write_json(result, rows[-1])
     return rows
 
@@ -124,17 +123,16 @@ def _train(config: configuration.Config, workdir: pathlib.Path, variant: str) ->
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Formats means over the seeds, and how many runs found the cup, as Markdown."""
-    lines = [
-        "| He-uniform | AUC | disc Dice | cup Dice | fovea px | cup found |",
-        "|---|---|---|---|---|---|",
-    ]
+    shown = metrics.at("validation")
+    heads = ["He-uniform", *(metric.label for metric in shown.values()), "cup found"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for variant in dict.fromkeys(row["variant"] for row in rows):
         own = [row for row in rows if row["variant"] == variant]
         cells = []
-        for name in METRICS:
+        for name, metric in shown.items():
             values = [row[name] for row in own if row[name] is not None]
-            digits = 2 if name == "fovea_error" else 3
-            cells.append(f"{np.mean(values):.{digits}f}" if values else "-")
+            text = f"{np.mean(values):.{metric.digits}f}" if values else "-"
+            cells.append(text)
         found = sum((row["dice_cup"] or 0) >= FOUND for row in own)
         lines.append(f"| {variant} | {' | '.join(cells)} | {found} of {len(own)} |")
     return "\n".join(lines)

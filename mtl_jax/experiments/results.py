@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from mtl_jax import files
+from mtl_jax import files, metrics
 from mtl_jax.experiments.plan import Run
 
 COLUMNS = (
@@ -22,15 +22,6 @@ COLUMNS = (
     "value",
 )
 
-# Larger is better; of all others, losses and errors, smaller is.
-RISING = (
-    "auc",
-    "auc_fc",
-    "auc_vcdr",
-    "sensitivity_at_85_specificity",
-    "dice_disc",
-    "dice_cup",
-)
 # The evaluation of a run writes this file. A run with it is finished.
 RESULT = "result.json"
 
@@ -67,9 +58,9 @@ def rows_of(
             measure = {"split": split, "resolution": resolution, "metric": metric}
             rows.append({**key, **measure, "value": float(value)})
 
-    for metrics in evaluations:
-        for name in metrics["num_images"]:
-            add(metrics["split"], metrics["resolution"], name, metrics[name])
+    for found in evaluations:
+        for name in found["num_images"]:
+            add(found["split"], found["resolution"], name, found[name])
     if run.config.method.name != "two_stage":
         for name, value in _best_validation(workdir).items():
             add("validation", "model", name, value)
@@ -138,11 +129,13 @@ def _best_validation(workdir: pathlib.Path) -> dict[str, float]:
 
 def _best_of(log: pathlib.Path) -> dict[str, float]:
     best: dict[str, float] = {}
+    # Of all others, losses and errors, smaller is better.
+    rising = {*metrics.rising(), "score"}
     for line in log.read_text().splitlines():
         for key, value in json.loads(line).items():
             split, _, name = key.partition("/")
             if split != "validation" or value is None:
                 continue
-            choose = max if name in (*RISING, "score") else min
+            choose = max if name in rising else min
             best[name] = choose(best.get(name, value), value)
     return best

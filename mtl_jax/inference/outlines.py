@@ -1,38 +1,39 @@
 """Outlines of masks, as overlays and pages draw them."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from contourpy import contour_generator
 
+from mtl_jax import tasks
 
-class Marks(NamedTuple):
-    """Disc, cup and fovea of a photograph. Pixel centres are at whole numbers.
-
-    Attributes:
-      disc: closed outlines [n, 2] of points (x, y), each with or without its first
-        point again at the end. The list is empty if there is no disc.
-      cup: the same for the optic cup.
-      fovea_xy: [2]; None if there is no fovea.
-    """
-
-    disc: Sequence[np.ndarray]
-    cup: Sequence[np.ndarray]
-    fovea_xy: np.ndarray | None
+# What is drawn of an image by task, with pixel centres at whole numbers. Of a
+# segmentation closed outlines [n, 2] of points (x, y), each with or without its first
+# point again at the end; of a localisation the point [2]. A task that is absent has
+# nothing to draw.
+Marks = Mapping[str, Sequence[np.ndarray] | np.ndarray]
 
 
-def trace(mask: np.ndarray | None) -> list[np.ndarray]:
+def marks_of(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Turns masks and points by task, some of them None, into marks."""
+    draw = {"segmentation": trace, "localisation": np.asarray}
+    return {
+        task.name: draw[task.kind](found[task.name])
+        for task in tasks.TASKS.values()
+        if task.kind in draw and found.get(task.name) is not None
+    }
+
+
+def trace(mask: np.ndarray) -> list[np.ndarray]:
     """Traces a mask half-way between its pixels.
 
     Args:
-      mask: [H, W], non-zero inside; None gives no outline.
+      mask: [H, W], non-zero inside.
 
     Returns:
       Closed outlines [n, 2] of points (x, y).
     """
-    if mask is None:
-        return []
     inside = np.asarray(mask) != 0
     ys, xs = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
     if not len(ys):

@@ -1,130 +1,160 @@
-"""Turns the logits of one image into masks, ratio, fovea and risk of glaucoma."""
+"""Turns the logits of one image into masks, points and probabilities.
+
+What a task finds follows from its kind. From what the tasks disc, cup and glaucoma find
+come the vertical cup-to-disc ratio, the averaged diagnosis, and the mask with three
+values; only this module and `reporting.submission` know them by name.
+"""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from scipy.special import expit
 
+from mtl_jax import tasks
 from mtl_jax.data import geometry
 from mtl_jax.inference import postprocess, vcdr
 from mtl_jax.inference.postprocess import PAPER, PostProcessing
 from mtl_jax.inference.vcdr import VcdrClassifier
+from mtl_jax.metrics import DIAGNOSIS
 
-# REFUGE's grey values of a mask that shows both structures.
+_DISC, _CUP = "disc", "cup"
+
+# REFUGE's grey values of a mask that shows both structures, and which these are.
 CUP, RIM, BACKGROUND = 0, 128, 255
+IN_GREY_MASK = (_DISC, _CUP)
+
+Size = tuple[int, int]
+# By task, what its kind gives: a probability (float), a mask (uint8 [h, w]), or a point
+# (x, y); None, or no entry, where there is none.
+Found = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """The prediction for one image; None where the network has no such task.
+    """The prediction for one image.
 
     Attributes:
-      size: (height, width) of the image that masks and fovea refer to.
-      disc: uint8 [h, w] mask.
-      cup: uint8 [h, w] mask.
-      fovea_xy: (x, y) in pixels.
-      vcdr: vertical cup-to-disc ratio. From masks, it is None if both are empty. From
-        probabilities, it belongs to the network's image for any `size`.
-      probability_fc: probability of glaucoma from the network's classifier.
+      size: (height, width) of the image that masks and points refer to.
+      found: by task of the network, what it says of the image.
+      vcdr: vertical cup-to-disc ratio; None where the network lacks disc or cup. From
+        masks, it is None if both are empty. From probabilities, it belongs to the
+        network's image for any `size`.
       probability_vcdr: probability of glaucoma from the ratio; without a ratio, the
         share of glaucomas among the training images.
-      probability: mean of the two, or the only one.
+      probability: mean of this and the classifier's, or the only one.
     """
 
-    size: tuple[int, int]
-    disc: np.ndarray | None = None
-    cup: np.ndarray | None = None
-    fovea_xy: np.ndarray | None = None
+    size: Size
+    found: Found = dataclasses.field(default_factory=dict)
     vcdr: float | None = None
-    probability_fc: float | None = None
     probability_vcdr: float | None = None
     probability: float | None = None
 
     @property
-    def glaucoma(self) -> bool | None:
-        """The diagnosis."""
+    def probability_fc(self) -> float | None:
+        """Probability of glaucoma from the network's classifier."""
+        return self.found.get(DIAGNOSIS)
+
+    @property
+    def diagnosis(self) -> bool | None:
+        """Whether it is glaucoma."""
         return vcdr.diagnose(self.probability)
+
+
+def _probability(logit: np.ndarray, size: Size, post: PostProcessing) -> float:
+    return float(expit(logit))
+
+
+def _point(logits: np.ndarray, size: Size, post: PostProcessing) -> np.ndarray:
+    point = np.array(postprocess.centre_of_mass(logits))
+    return geometry.rescale_xy(point, logits.shape, size, post.pixel_origin)
+
+
+_READ: dict[tasks.Kind, Callable[[np.ndarray, Size, PostProcessing], Any]] = {
+    "classification": _probability,
+    "segmentation": postprocess.segment,
+    "localisation": _point,
+}
 
 
 def interpret(
     logits: Mapping[str, np.ndarray],
     classifier: VcdrClassifier | None,
-    size: tuple[int, int],
+    size: Size,
     post: PostProcessing = PAPER,
 ) -> Prediction:
     """Post-processes the logits of one image as Pascal et al. 2022 do.
 
     Args:
-      logits: logits by task: a number for glaucoma, [H, W] for the others.
+      logits: logits by task: a number for a classification, [H, W] for the others.
       classifier: classifier on the vertical cup-to-disc ratio; None if not fitted.
-      size: (height, width) for masks and fovea: that of the network's image, or that
+      size: (height, width) for masks and points: that of the network's image, or that
         of the photograph.
       post: conventions of the paper's text or of its authors' program.
     """
-    disc, cup = (
-        postprocess.segment(logits[name], size, post) if name in logits else None
-        for name in ("disc", "cup")
-    )
-    fovea_xy = None
-    if "fovea" in logits:
-        point = np.array(postprocess.centre_of_mass(logits["fovea"]))
-        fovea_xy = geometry.rescale_xy(
-            point, logits["fovea"].shape, size, post.pixel_origin
-        )
-    fc = float(expit(logits["glaucoma"])) if "glaucoma" in logits else None
+    found = {
+        name: _READ[tasks.TASKS[name].kind](values, size, post)
+        for name, values in logits.items()
+    }
+    disc, cup = found.get(_DISC), found.get(_CUP)
     ratio, from_ratio = None, None
     if disc is not None and cup is not None:
         if post.vcdr == "probabilities":
-            ratio = postprocess.probability_cdr(logits["disc"], logits["cup"])
+            ratio = postprocess.probability_cdr(logits[_DISC], logits[_CUP])
         # Empty masks have no ratio: 0 would be that of a healthy eye.
         elif disc.any() or cup.any():
-            ratio = cup_to_disc_ratio(disc, cup)
+            ratio = cup_to_disc_ratio(found)
         if classifier is not None:
             from_ratio = vcdr.predict_probability(classifier, ratio)
     return Prediction(
         size=size,
-        disc=disc,
-        cup=cup,
-        fovea_xy=fovea_xy,
+        found=found,
         vcdr=ratio,
-        probability_fc=fc,
         probability_vcdr=from_ratio,
-        probability=vcdr.combine(fc, from_ratio),
+        probability=vcdr.combine(found.get(DIAGNOSIS), from_ratio),
     )
 
 
 def cup_to_disc_ratio(
-    disc: np.ndarray | None,
-    cup: np.ndarray | None,
-    convention: postprocess.Vcdr = "masks",
+    found: Found, convention: postprocess.Vcdr = "masks"
 ) -> float | None:
-    """Computes the vertical ratio of two masks; None if one of them is None.
+    """Computes the vertical ratio of disc and cup; None if one of them is None.
 
     The cup counts as part of the disc, as in the challenge's mask with three values.
     Otherwise a cup without a disc would give a ratio of millions. With the convention
     `probabilities` the cup is not added: the authors' program treats annotated masks as
     maps of probabilities.
     """
+    if convention == "masks":
+        found = with_cup(found)
+    disc, cup = found.get(_DISC), found.get(_CUP)
     if disc is None or cup is None:
         return None
-    if convention == "masks":
-        disc = with_cup(disc, cup)
     return postprocess.vertical_cdr(disc, cup)
 
 
-def with_cup(disc: np.ndarray | None, cup: np.ndarray | None) -> np.ndarray | None:
-    """Adds the cup to a disc mask, uint8 [h, w]; None without a disc mask."""
+def with_cup(found: Found) -> dict[str, Any]:
+    """Adds the cup to the disc, if there are both, as in one mask with three values."""
+    disc, cup = found.get(_DISC), found.get(_CUP)
     if disc is None or cup is None:
-        return disc
-    return ((disc > 0) | (cup > 0)).astype(np.uint8)
+        return dict(found)
+    return {**found, _DISC: ((disc > 0) | (cup > 0)).astype(np.uint8)}
 
 
-def grey_mask(prediction: Prediction) -> np.ndarray:
-    """Draws disc and cup into one uint8 mask with REFUGE's values, the cup on top."""
-    mask = np.full(prediction.size, BACKGROUND, np.uint8)
-    if prediction.disc is not None:
-        mask[prediction.disc > 0] = RIM
-    if prediction.cup is not None:
-        mask[prediction.cup > 0] = CUP
-    return mask
+def grey_mask(prediction: Prediction) -> np.ndarray | None:
+    """Draws disc and cup into one uint8 mask with REFUGE's values, the cup on top.
+
+    Returns:
+      None if the network has neither.
+    """
+    values = {_DISC: RIM, _CUP: CUP}
+    masks = {name: prediction.found.get(name) for name in values}
+    if all(mask is None for mask in masks.values()):
+        return None
+    grey = np.full(prediction.size, BACKGROUND, np.uint8)
+    for name, mask in masks.items():
+        if mask is not None:
+            grey[mask > 0] = values[name]
+    return grey

@@ -6,18 +6,19 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from mtl_jax import metrics
+from mtl_jax import metrics, tasks
 from mtl_jax.data import geometry, pipeline
-from mtl_jax.data.schema import LABELS
 from mtl_jax.errors import NotFinite
 from mtl_jax.inference import vcdr
 from mtl_jax.inference.postprocess import PAPER, PostProcessing
 from mtl_jax.inference.prediction import (
+    Found,
     Prediction,
     cup_to_disc_ratio,
     interpret,
     with_cup,
 )
+from mtl_jax.tasks import ANNOTATIONS, LABELS
 
 Resolution = Literal["model", "native"]
 Batch = dict[str, np.ndarray]
@@ -35,8 +36,9 @@ class Case(NamedTuple):
       details: details of the photograph, see `pipeline.Table.details`.
       model_size: (height, width) of the model image.
       prediction: the network's prediction.
-      truth: annotations by task, or None. Masks have the prediction's size, the fovea
-        is in pixels of the model image.
+      truth: annotations by task, or None. Masks have the prediction's size, points are
+        in pixels of the model image.
+      native_points: annotated points by task, in pixels of the photograph.
       losses: losses of the annotated tasks.
     """
 
@@ -44,7 +46,8 @@ class Case(NamedTuple):
     details: dict[str, Any]
     model_size: tuple[int, int]
     prediction: Prediction
-    truth: dict[str, Any]
+    truth: Found
+    native_points: Found
     losses: dict[str, float]
 
 
@@ -86,16 +89,16 @@ def cases(
                 details["native_size"] if is_native else model_size,
                 post,
             )
+            native = native_truth(table, index, truth, "localisation")
             if is_native:
-                masks = table.native_masks(index)
-                truth |= {k: m for k, m in masks.items() if truth[k] is not None}
+                truth |= native_truth(table, index, truth, "segmentation")
                 prediction, truth = as_one_mask(prediction, truth)
             annotated = {
                 task: float(values[row])
                 for task, values in losses.items()
                 if truth[task] is not None
             }
-            yield Case(index, details, model_size, prediction, truth, annotated)
+            yield Case(index, details, model_size, prediction, truth, native, annotated)
 
 
 def _check_finite(logits: Logits, table: pipeline.Table) -> None:
@@ -112,13 +115,10 @@ def _check_finite(logits: Logits, table: pipeline.Table) -> None:
             )
 
 
-def as_one_mask(
-    prediction: Prediction, truth: Mapping[str, Any]
-) -> tuple[Prediction, dict[str, Any]]:
+def as_one_mask(prediction: Prediction, truth: Found) -> tuple[Prediction, Found]:
     """Adds the cup to the disc in both, as in one mask with three values."""
-    disc = with_cup(prediction.disc, prediction.cup)
-    true_disc = with_cup(truth["disc"], truth["cup"])
-    return dataclasses.replace(prediction, disc=disc), {**truth, "disc": true_disc}
+    found = with_cup(prediction.found)
+    return dataclasses.replace(prediction, found=found), with_cup(truth)
 
 
 def score_split(
@@ -139,13 +139,39 @@ def score_split(
 def truth_of(batch: Batch, row: int) -> dict[str, Any]:
     """Returns the annotations of one image of a batch by task, or None."""
     labelled = dict(zip(LABELS, batch["has_label"][row], strict=True))
-    values = {
-        "glaucoma": int(batch["glaucoma"][row]),
-        "disc": batch["disc_mask"][row],
-        "cup": batch["cup_mask"][row],
-        "fovea": batch["fovea_xy"][row],
+    annotations = {key: batch[key][row] for key in ANNOTATIONS.values()}
+    return {
+        task.name: _truth(task, annotations)
+        if all(labelled[label] for label in task.labels)
+        else None
+        for task in tasks.TASKS.values()
     }
-    return {name: values[name] if labelled[name] else None for name in LABELS}
+
+
+def native_truth(
+    table: pipeline.Table, index: int, truth: Found, *kinds: tasks.Kind
+) -> dict[str, Any]:
+    """Returns the annotations of one image at the photograph's size.
+
+    Args:
+      table: the split.
+      index: of the image.
+      truth: its annotations, see `truth_of`, of which those that are None are left out.
+      kinds: of the tasks that are wanted.
+    """
+    annotated = [
+        task
+        for task in tasks.TASKS.values()
+        if task.kind in kinds and truth[task.name] is not None
+    ]
+    labels = {label for task in annotated for label in task.labels}
+    annotations = table.native(index, labels)
+    return {task.name: _truth(task, annotations) for task in annotated}
+
+
+def _truth(task: tasks.Task, annotations: Mapping[str, Any]) -> Any:
+    target = task.target(annotations)
+    return int(target) if task.kind == "classification" else np.asarray(target)
 
 
 def score_case(case: Case, post: PostProcessing = PAPER) -> dict[str, Any]:
@@ -157,45 +183,73 @@ def score_case(case: Case, post: PostProcessing = PAPER) -> dict[str, Any]:
 
     Returns:
       The prediction's numbers and scores; None where there is nothing to compare. The
-      keys are those of `metrics.summarize`, and `loss_TASK` of each annotated task.
-      Fovea coordinates are in pixels of the photograph, `fovea_error` is in pixels of
-      the model image. If neither disc nor cup is found, the ratio of masks is 0, as in
-      REFUGE's program.
+      keys are `image_id`; those of the derived quantities; of every registered task
+      those of its kind; and `loss_TASK` of each annotated task. If neither disc nor cup
+      is found, the ratio of masks is 0, as in REFUGE's program.
     """
-    details, model_size, prediction, truth = case[1:5]
-    native_size = details["native_size"]
+    prediction, truth = case.prediction, case.truth
     ratio = prediction.vcdr
     if post.vcdr == "masks":
-        ratio = cup_to_disc_ratio(prediction.disc, prediction.cup)
+        ratio = cup_to_disc_ratio(prediction.found)
     row = {
-        "image_id": details["image_id"],
-        "glaucoma": truth["glaucoma"],
+        "image_id": case.details["image_id"],
+        metrics.DIAGNOSIS: truth[metrics.DIAGNOSIS],
         "probability": prediction.probability,
         "probability_fc": prediction.probability_fc,
         "probability_vcdr": prediction.probability_vcdr,
         "vcdr": ratio,
-        "vcdr_true": cup_to_disc_ratio(truth["disc"], truth["cup"], post.vcdr),
+        "vcdr_true": cup_to_disc_ratio(truth, post.vcdr),
     }
-    for name in ("disc", "cup"):
-        predicted, true = getattr(prediction, name), truth[name]
-        comparable = predicted is not None and true is not None
-        row[f"dice_{name}"] = metrics.dice(predicted, true) if comparable else None
-    names = ("fovea_x", "fovea_y", "fovea_error", "fovea_error_native")
-    row |= dict.fromkeys(names)
-    if prediction.fovea_xy is not None:
-        native_xy = geometry.rescale_xy(
-            prediction.fovea_xy, prediction.size, native_size, post.pixel_origin
+    for task in tasks.TASKS.values():
+        row |= _SCORE[task.kind](task, case, post)
+    return row | {f"loss_{name}": loss for name, loss in case.losses.items()}
+
+
+def _score_class(
+    task: tasks.Task, case: Case, post: PostProcessing
+) -> dict[str, float | None]:
+    if task.name == metrics.DIAGNOSIS:
+        return {}
+    probability = case.prediction.found.get(task.name)
+    return {
+        task.name: case.truth[task.name],
+        metrics.probability_of(task): probability,
+    }
+
+
+def _score_mask(
+    task: tasks.Task, case: Case, post: PostProcessing
+) -> dict[str, float | None]:
+    predicted, true = case.prediction.found.get(task.name), case.truth[task.name]
+    comparable = predicted is not None and true is not None
+    return {f"dice_{task.name}": metrics.dice(predicted, true) if comparable else None}
+
+
+def _score_point(
+    task: tasks.Task, case: Case, post: PostProcessing
+) -> dict[str, float | None]:
+    """The point in pixels of the photograph, its error in those of both images."""
+    keys = [f"{task.name}_{key}" for key in ("x", "y", "error", "error_native")]
+    predicted, true = case.prediction.found.get(task.name), case.truth[task.name]
+    if predicted is None:
+        return dict.fromkeys(keys)
+    native_size, origin = case.details["native_size"], post.pixel_origin
+    native = geometry.rescale_xy(predicted, case.prediction.size, native_size, origin)
+    errors: tuple[float | None, float | None] = (None, None)
+    if true is not None:
+        model = geometry.rescale_xy(native, native_size, case.model_size, origin)
+        errors = (
+            metrics.distance(model, true),
+            metrics.distance(native, case.native_points[task.name]),
         )
-        row["fovea_x"], row["fovea_y"] = (float(value) for value in native_xy)
-        if truth["fovea"] is not None:
-            model_xy = geometry.rescale_xy(
-                native_xy, native_size, model_size, post.pixel_origin
-            )
-            row["fovea_error"] = metrics.fovea_distance(model_xy, truth["fovea"])
-            row["fovea_error_native"] = metrics.fovea_distance(
-                native_xy, details["native_fovea_xy"]
-            )
-    return row | {f"loss_{task}": loss for task, loss in case.losses.items()}
+    return dict(zip(keys, (*map(float, native), *errors), strict=True))
+
+
+_SCORE: dict[tasks.Kind, Callable[[tasks.Task, Case, PostProcessing], dict]] = {
+    "classification": _score_class,
+    "segmentation": _score_mask,
+    "localisation": _score_point,
+}
 
 
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -223,7 +277,7 @@ def score_of(summary: Mapping[str, Any], name: str, image_size: int) -> float | 
         terms = [value for key, value in summary.items() if key.startswith("loss_")]
         return -sum(terms) if terms else None
     value = summary[name]
-    return -value if name == "fovea_error" and value is not None else value
+    return value if value is None or name in metrics.rising() else -value
 
 
 def fit_vcdr_classifier(
@@ -244,8 +298,8 @@ def fit_vcdr_classifier(
     for indices, batch in pipeline.evaluation_batches(table, min(chunk, len(table))):
         for row in range(len(indices)):
             truth = truth_of(batch, row)
-            ratio = cup_to_disc_ratio(truth["disc"], truth["cup"], post.vcdr)
-            if ratio is not None and truth["glaucoma"] is not None:
+            ratio = cup_to_disc_ratio(truth, post.vcdr)
+            if ratio is not None and truth[metrics.DIAGNOSIS] is not None:
                 ratios.append(ratio)
-                labels.append(truth["glaucoma"])
+                labels.append(truth[metrics.DIAGNOSIS])
     return vcdr.fit(ratios, labels, C)

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from mtl_jax import metrics
 from mtl_jax.methods import METHODS
-from mtl_jax.reporting import statistics, tables
+from mtl_jax.metrics import DIAGNOSIS, Metric
+from mtl_jax.reporting import statistics
 from mtl_jax.reporting.page import Table
 from mtl_jax.reporting.runs import RunKey
 
@@ -19,8 +21,6 @@ NOTE = (
 )
 
 _HEADS = ("metric", "methods", "difference", "95 % interval", "n")
-_COMPARED = ("auc", "dice_disc", "dice_cup", "fovea_error", "vcdr_mae")
-_COLUMNS = {column.metric: column for column in tables.COLUMNS}
 
 
 def diagnoses(numbers: Mapping[RunKey, pd.DataFrame]) -> dict[RunKey, pd.DataFrame]:
@@ -33,10 +33,12 @@ def diagnoses(numbers: Mapping[RunKey, pd.DataFrame]) -> dict[RunKey, pd.DataFra
       `probability` and `glaucoma` by image, of the runs that have both classes.
     """
     found = {
-        run: images[["probability", "glaucoma"]].dropna()
+        run: images[["probability", DIAGNOSIS]].dropna()
         for run, images in numbers.items()
     }
-    return {run: cases for run, cases in found.items() if cases.glaucoma.nunique() == 2}
+    return {
+        run: cases for run, cases in found.items() if cases[DIAGNOSIS].nunique() == 2
+    }
 
 
 def table(rows: pd.DataFrame, diagnosed: Mapping[RunKey, pd.DataFrame]) -> Table:
@@ -47,19 +49,20 @@ def table(rows: pd.DataFrame, diagnosed: Mapping[RunKey, pd.DataFrame]) -> Table
       diagnosed: see `diagnoses`.
     """
     methods = [name for name in METHODS if name in set(rows.method)]
+    compared = metrics.at("comparison")
     values = (
         rows[(rows.split == "test") & (rows.resolution == "model")]
         .pivot(index=["fold", "seed"], columns=["metric", "method"], values="value")
-        .reindex(columns=pd.MultiIndex.from_product([_COMPARED, methods]))
+        .reindex(columns=pd.MultiIndex.from_product([list(compared), methods]))
     )
     lines = []
     for first, second in itertools.combinations(methods, 2):
-        for metric in _COMPARED:
-            pair = values[metric, first], values[metric, second]
+        for name, metric in compared.items():
+            pair = values[name, first], values[name, second]
             if difference := statistics.paired_difference(*pair):
                 lines.append(_line(metric, first, second, difference, "runs"))
         if difference := _auc_difference(diagnosed, first, second):
-            lines.append(_line("auc", first, second, difference, "images"))
+            lines.append(_line(compared["auc"], first, second, difference, "images"))
     return Table(_HEADS, lines, NOTE)
 
 
@@ -77,16 +80,20 @@ def _auc_difference(
     if not cases or any(not each.index.equals(cases[0].index) for each in cases):
         return None
     scores = np.split(np.stack([each.probability for each in cases]), 2)
-    return statistics.auc_difference(*scores, cases[0].glaucoma)
+    return statistics.auc_difference(*scores, cases[0][DIAGNOSIS])
 
 
 def _line(
-    metric: str, first: str, second: str, difference: statistics.Difference, unit: str
+    metric: Metric,
+    first: str,
+    second: str,
+    difference: statistics.Difference,
+    counted: str,
 ) -> tuple[str, ...]:
-    column = _COLUMNS[metric]
     mean, low, high = (
-        f"{column.factor * value:+.{column.digits}f}" for value in difference[:3]
+        f"{metric.unit.factor * value:+.{metric.unit.digits}f}"
+        for value in difference[:3]
     )
     methods = f"{METHODS[first].heading} minus {METHODS[second].heading}"
-    count = f"{difference.count} {unit}"
-    return column.head, methods, mean, f"{low} to {high}", count
+    count = f"{difference.count} {counted}"
+    return metric.column, methods, mean, f"{low} to {high}", count

@@ -1,16 +1,16 @@
 """Draws ROC curves, single photographs, and the best, median and worst cases."""
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from mtl_jax import workdirs
+from mtl_jax import metrics, tasks, workdirs
 from mtl_jax.data import geometry, pipeline
 from mtl_jax.inference import scoring
-from mtl_jax.inference.prediction import Prediction, interpret
+from mtl_jax.inference.prediction import interpret
 from mtl_jax.reporting.drawing import overlay, roc
 
 # Number of best cases, of median cases and of worst cases.
@@ -19,16 +19,12 @@ CASES = 3
 
 def plot_roc(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Draws a ROC curve of each known probability; writes nothing without any."""
-    names = {
-        "probability": "average",
-        "probability_fc": "classifier",
-        "probability_vcdr": "vCDR",
-    }
     curves = {}
-    for key, label in names.items():
-        known = [r for r in rows if None not in (r[key], r["glaucoma"])]
-        if known:
-            curves[label] = ([r[key] for r in known], [r["glaucoma"] for r in known])
+    for metric in metrics.every().values():
+        if metric.curve:
+            scores, labels = metrics.columns(rows, *metric.columns)
+            if len(scores):
+                curves[metric.curve] = scores, labels
     if curves:
         roc.plot_roc(curves, path)
 
@@ -36,15 +32,15 @@ def plot_roc(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def quality(row: Mapping[str, Any], image_size: int) -> float | None:
     """Scores the prediction of one image from 0 to 1; None without any annotation.
 
-    The mean of both Dice, one minus the fovea error relative to the width, and the
-    probability given to the true diagnosis, those there are.
+    The mean of each Dice, one minus each error relative to the width, and each
+    probability given to the true class, those there are.
     """
-    parts = [row["dice_disc"], row["dice_cup"]]
-    if row["fovea_error"] is not None:
-        parts.append(1 - row["fovea_error"] / image_size)
-    if None not in (row["glaucoma"], row["probability"]):
-        parts.append(1 - abs(row["glaucoma"] - row["probability"]))
-    parts = [part for part in parts if part is not None]
+    shown = [m for m in metrics.at("page").values() if m.task and m.better]
+    parts = metrics.shares(row, shown, image_size)
+    for task in tasks.of_kind("classification"):
+        probability, truth = row[metrics.probability_of(task)], row[task.name]
+        if None not in (probability, truth):
+            parts.append(1 - abs(truth - probability))
     return float(np.mean(parts)) if parts else None
 
 
@@ -99,39 +95,49 @@ def _draw_case(
         network.post,
     )
     truth = scoring.truth_of(batch, 0)
-    masks = table.native_masks(index)
-    return draw_prediction(
-        geometry.resize_photograph(batch["image"][0], native),
-        prediction,
-        caption,
-        true_disc=masks["disc"] if truth["disc"] is not None else None,
-        true_cup=masks["cup"] if truth["cup"] is not None else None,
-        true_fovea_xy=None if truth["fovea"] is None else details["native_fovea_xy"],
-    )
-
-
-def draw_prediction(
-    photograph: np.ndarray, prediction: Prediction, caption: str, **truth: Any
-) -> np.ndarray:
-    """Draws a prediction of the photograph's size on it; see `overlay.draw`."""
     return overlay.draw(
-        photograph,
-        disc=prediction.disc,
-        cup=prediction.cup,
-        fovea_xy=prediction.fovea_xy,
-        caption=caption,
-        **truth,
+        geometry.resize_photograph(batch["image"][0], native),
+        prediction.found,
+        scoring.native_truth(table, index, truth, "segmentation", "localisation"),
+        caption,
     )
 
 
 def _caption(row: Mapping[str, Any]) -> str:
-    parts = [str(row["image_id"])]
-    if row["probability"] is not None:
-        truth = {None: "", 0: " (healthy)", 1: " (glaucoma)"}[row["glaucoma"]]
-        parts.append(f"P(glaucoma) {row['probability']:.2f}{truth}")
-    for name in ("disc", "cup"):
-        if row[f"dice_{name}"] is not None:
-            parts.append(f"{name} Dice {row[f'dice_{name}']:.2f}")
-    if row["fovea_error_native"] is not None:
-        parts.append(f"fovea off by {row['fovea_error_native']:.1f} px")
-    return ", ".join(parts)
+    return ", ".join(
+        [
+            str(row["image_id"]),
+            *(
+                text
+                for kind, describe in _DESCRIBE.items()
+                for task in tasks.of_kind(kind)
+                if (text := describe(task.name, row))
+            ),
+        ]
+    )
+
+
+def _describe_class(name: str, row: Mapping[str, Any]) -> str:
+    probability = row[metrics.probability_of(tasks.TASKS[name])]
+    if probability is None:
+        return ""
+    negative = "healthy" if name == metrics.DIAGNOSIS else f"no {name}"
+    truth = {None: "", 0: f" ({negative})", 1: f" ({name})"}[row[name]]
+    return f"P({name}) {probability:.2f}{truth}"
+
+
+def _describe_mask(name: str, row: Mapping[str, Any]) -> str:
+    dice = row[f"dice_{name}"]
+    return "" if dice is None else f"{name} Dice {dice:.2f}"
+
+
+def _describe_point(name: str, row: Mapping[str, Any]) -> str:
+    error = row[f"{name}_error_native"]
+    return "" if error is None else f"{name} off by {error:.1f} px"
+
+
+_DESCRIBE: dict[tasks.Kind, Callable[[str, Mapping[str, Any]], str]] = {
+    "classification": _describe_class,
+    "segmentation": _describe_mask,
+    "localisation": _describe_point,
+}

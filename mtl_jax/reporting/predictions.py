@@ -8,36 +8,14 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from mtl_jax import files, workdirs
+from mtl_jax import files, metrics, tasks, workdirs
 from mtl_jax.data import images
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.predict import Predicted, predict
 from mtl_jax.inference import postprocess
-from mtl_jax.inference.prediction import Prediction, grey_mask
+from mtl_jax.inference.prediction import IN_GREY_MASK, Prediction, grey_mask
 from mtl_jax.reporting import submission
-from mtl_jax.reporting.pictures import draw_prediction
-
-CONTENTS = ("predictions.csv", "masks/*.png", "overlays/*.png")
-
-COLUMNS = (
-    "image",
-    "file",
-    "glaucoma",
-    "probability",
-    "probability_fc",
-    "probability_vcdr",
-    "vcdr",
-    "fovea_x",
-    "fovea_y",
-    "disc_height",
-    "cup_height",
-    "disc_area",
-    "cup_area",
-    "width",
-    "height",
-    "mask",
-    "overlay",
-)
+from mtl_jax.reporting.drawing import overlay
 
 Form = Literal["table", "refuge"]
 
@@ -52,10 +30,11 @@ def write(
 ) -> list[str]:
     """Predicts on photographs of any size, and writes the results.
 
-    Writes into `output`, as a table: `predictions.csv` with `COLUMNS` (coordinates,
+    Writes into `output`, as a table: `predictions.csv` with `columns()` (coordinates,
     heights and areas in the photograph's own pixels; empty where the network has no
-    such task), `masks/NAME.png` with REFUGE's grey values, and `overlays/NAME.png`. Or
-    a REFUGE submission, see `submission`. A photograph that cannot be read is left out.
+    such task), `masks/NAME.png` with REFUGE's grey values, `TASK_masks/NAME.png` (255
+    inside) of each mask that these do not show, and `overlays/NAME.png`. Or a REFUGE
+    submission, see `submission`. A photograph that cannot be read is left out.
 
     Args:
       workdir: folder of the run.
@@ -76,7 +55,7 @@ def write(
     if form == "refuge":
         submission.check_tasks(network.config.tasks)
     failures: list[str] = []
-    contents = CONTENTS if form == "table" else submission.CONTENTS
+    contents = _contents() if form == "table" else submission.CONTENTS
     with files.whole_directory(output, contents) as folder:
         predicted = predict(network, paths, failures)
         if form == "refuge":
@@ -91,11 +70,51 @@ def write(
     return failures
 
 
+def columns() -> tuple[str, ...]:
+    """The columns of `predictions.csv`."""
+    masks = [task.name for task in tasks.of_kind("segmentation")]
+    return (
+        "image",
+        "file",
+        metrics.DIAGNOSIS,
+        "probability",
+        "probability_fc",
+        "probability_vcdr",
+        *(metrics.probability_of(task) for task in _other_classes()),
+        "vcdr",
+        *(f"{t.name}_{axis}" for t in tasks.of_kind("localisation") for axis in "xy"),
+        *(f"{name}_height" for name in masks),
+        *(f"{name}_area" for name in masks),
+        "width",
+        "height",
+        "mask",
+        *(f"{name}_mask" for name in _other_masks()),
+        "overlay",
+    )
+
+
+def _other_classes() -> list[tasks.Task]:
+    """The classifications that are no part of the diagnosis."""
+    classes = tasks.of_kind("classification")
+    return [task for task in classes if task.name != metrics.DIAGNOSIS]
+
+
+def _other_masks() -> list[str]:
+    """The segmentations that the grey mask does not show."""
+    names = (task.name for task in tasks.of_kind("segmentation"))
+    return [name for name in names if name not in IN_GREY_MASK]
+
+
+def _contents() -> tuple[str, ...]:
+    folders = ["masks", *(f"{name}_masks" for name in _other_masks()), "overlays"]
+    return ("predictions.csv", *(f"{folder}/*.png" for folder in folders))
+
+
 def _write_table(folder: pathlib.Path, predicted: Iterable[Predicted]) -> None:
     (folder / "masks").mkdir()
     (folder / "overlays").mkdir()
     with (folder / "predictions.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="")
+        writer = csv.DictWriter(file, columns(), restval="")
         writer.writeheader()
         for name, path, photograph, prediction in predicted:
             row = _write_row(folder, name, photograph, prediction)
@@ -110,28 +129,40 @@ def _write_row(
         "image": name,
         "height": photograph.shape[0],
         "width": photograph.shape[1],
-        "glaucoma": None if prediction.glaucoma is None else int(prediction.glaucoma),
         "probability": prediction.probability,
         "probability_fc": prediction.probability_fc,
         "probability_vcdr": prediction.probability_vcdr,
         "vcdr": prediction.vcdr,
         "overlay": f"overlays/{name}.png",
     }
-    if prediction.fovea_xy is not None:
-        row["fovea_x"], row["fovea_y"] = (round(v, 2) for v in prediction.fovea_xy)
-    for part in ("disc", "cup"):
-        mask = getattr(prediction, part)
-        if mask is not None:
-            row[f"{part}_height"] = postprocess.mask_height(mask)
-            row[f"{part}_area"] = int((mask > 0).sum())
-    if prediction.disc is not None or prediction.cup is not None:
-        row["mask"] = f"masks/{name}.png"
-        Image.fromarray(grey_mask(prediction)).save(folder / row["mask"])
+    if prediction.diagnosis is not None:
+        row[metrics.DIAGNOSIS] = int(prediction.diagnosis)
+    for task in _other_classes():
+        row[metrics.probability_of(task)] = prediction.found.get(task.name)
+    for task in tasks.of_kind("localisation"):
+        if task.name in prediction.found:
+            for axis, value in zip("xy", prediction.found[task.name], strict=True):
+                row[f"{task.name}_{axis}"] = round(value, 2)
+    for task in tasks.of_kind("segmentation"):
+        if task.name in prediction.found:
+            mask = prediction.found[task.name]
+            row[f"{task.name}_height"] = postprocess.mask_height(mask)
+            row[f"{task.name}_area"] = int((mask > 0).sum())
+    masks = {"mask": ("masks", grey_mask(prediction))}
+    for part in _other_masks():
+        if part in prediction.found:
+            mask = 255 * prediction.found[part]
+            masks[f"{part}_mask"] = f"{part}_masks", mask
+    for column, (place, pixels) in masks.items():
+        if pixels is not None:
+            row[column] = f"{place}/{name}.png"
+            (folder / place).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(folder / row[column])
     caption = name
     if prediction.probability is not None:
-        caption += f", P(glaucoma) {prediction.probability:.2f}"
+        caption += f", P({metrics.DIAGNOSIS}) {prediction.probability:.2f}"
     if prediction.vcdr is not None:
         caption += f", vCDR {prediction.vcdr:.2f}"
-    picture = draw_prediction(photograph, prediction, caption)
+    picture = overlay.draw(photograph, prediction.found, {}, caption)
     Image.fromarray(picture).save(folder / row["overlay"])
     return row

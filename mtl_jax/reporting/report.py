@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from mtl_jax import configuration, files
+from mtl_jax import configuration, files, metrics, tasks
 from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import fovea_map, saliency
@@ -34,17 +34,6 @@ _TITLES = {
     "repeats": "Repeats with several seeds",
     "learning_rates": "Learning rates",
 }
-_SWEPT = {
-    "auc": "best AUC",
-    "dice_disc": "best disc Dice",
-    "dice_cup": "best cup Dice",
-    "fovea_error": "smallest fovea error, px",
-    "loss_glaucoma": "smallest glaucoma loss",
-    "loss_disc": "smallest disc loss",
-    "loss_cup": "smallest cup loss",
-    "loss_fovea": "smallest fovea loss",
-}
-
 # PNG files by the heading that the page gives them.
 Figures = dict[str, pathlib.Path]
 
@@ -185,7 +174,7 @@ def _draw_roc(
     scores: dict[str, list[tuple[pd.Series, pd.Series]]] = {}
     for run in sorted(diagnosed, key=lambda run: list(METHODS).index(run.method)):
         images = diagnosed[run]
-        own = images["probability"], images["glaucoma"]
+        own = images["probability"], images[metrics.DIAGNOSIS]
         scores.setdefault(METHODS[run.method].heading, []).append(own)
     curves.plot_mean_roc(scores, folder / "roc")
     return {"Glaucoma": folder / "roc.png"}
@@ -239,7 +228,12 @@ def _panels(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     )
     curve = rows.method.map(headings())
     points = pd.DataFrame({"curve": curve, "x": rows.learning_rate, "y": rows.value})
-    panels = {label: points[rows.metric == name] for name, label in _SWEPT.items()}
+    labels = {
+        name: f"{'best' if m.better == 'higher' else 'smallest'} {m.label}"
+        for name, m in metrics.at("validation").items()
+    }
+    labels |= {f"loss_{name}": f"smallest {name} loss" for name in tasks.TASKS}
+    panels = {label: points[rows.metric == name] for name, label in labels.items()}
     return {label: panel for label, panel in panels.items() if len(panel)}
 
 
@@ -304,7 +298,8 @@ def _choose(
     is_glaucoma = np.array([photograph.glaucoma == 1 for photograph in photographs])
     means = pd.concat(numbers.values()).groupby(level=0).mean().reindex(ids)
     # Without diagnosis or glaucoma, the hardest has the lowest Dice.
-    dice = means[["dice_disc", "dice_cup"]].mean(axis=1)
+    masks = [f"dice_{task.name}" for task in tasks.of_kind("segmentation")]
+    dice = means.reindex(columns=masks).mean(axis=1)
     ease = means["probability"].where(is_glaucoma).fillna(dice).fillna(np.inf)
     return int(np.lexsort([ease, ~is_glaucoma])[0])
 
@@ -331,23 +326,24 @@ def _draw_case(
 def _draw_maps(
     folder: pathlib.Path, experiment: _Experiment, photograph: Photograph
 ) -> Figures:
-    """Draws maps of a photograph's fovea and diagnosis.
+    """Draws maps of a photograph's first point and diagnosis, the fovea and glaucoma.
 
     They are MTL-IO's if it has the task, or else the first method's that has it.
     """
     figures: Figures = {}
-    pixels, fovea_xy = photograph.pixels, photograph.truth.fovea_xy
+    pixels = photograph.pixels
     title = _title(photograph)
     first = _first_runs(experiment)
     first.sort(key=lambda run: run.method != "independent")
     networks = {experiment.names[r]: r.workdir(experiment.directory) for r in first}
     for name, workdir in networks.items():
-        if maps := fovea_map.of_run(workdir, pixels, fovea_xy):
+        if maps := fovea_map.of_run(workdir, pixels, photograph.truth):
             panels = {f"predicted by {name}": maps.predicted}
             if maps.target is not None:
                 panels = {"target map": maps.target, **panels}
-            cases.plot_fovea_maps(pixels, title, fovea_xy, panels, folder / "fovea_map")
-            figures[f"Map of its fovea by {name}"] = folder / "fovea_map.png"
+            point = {k: xy for k, xy in photograph.truth.items() if k == maps.task}
+            cases.plot_fovea_maps(pixels, title, point, panels, folder / "fovea_map")
+            figures[f"Map of its {maps.task} by {name}"] = folder / "fovea_map.png"
             break
     for name, workdir in networks.items():
         image = saliency.of_run(workdir, pixels)
@@ -372,15 +368,17 @@ def _title(photograph: Photograph) -> str:
 
 def _numbers(reading: Reading) -> str:
     """Formats the two lines of numbers below a method's panel."""
+    masks, points = map(tasks.of_kind, ("segmentation", "localisation"))
     lines = (
-        {"dice_disc": "disc {:.2f}", "dice_cup": "cup {:.2f}"},
-        {"fovea_error": "fovea {:.1f} px", "probability": "P {:.2f}"},
+        {f"dice_{task.name}": f"{task.name} {{:.2f}}" for task in masks},
+        {f"{task.name}_error": f"{task.name} {{:.1f}} px" for task in points}
+        | {"probability": "P {:.2f}"},
     )
     return "\n".join(
         ", ".join(
             form.format(value)
             for name, form in line.items()
-            if (value := reading.numbers[name]) is not None
+            if (value := reading.numbers.get(name)) is not None
         )
         for line in lines
     )

@@ -11,14 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from mtl_jax import metrics, tasks
 from mtl_jax.data import geometry, pipeline
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.experiments import plan
 from mtl_jax.inference import scoring
-from mtl_jax.inference.outlines import Marks, trace
+from mtl_jax.inference.outlines import marks_of
 from mtl_jax.methods import METHODS
-from mtl_jax.reporting.page import METRICS, Photograph, Reading
+from mtl_jax.metrics import DIAGNOSIS
+from mtl_jax.reporting.page import Photograph, Reading
 
 # The columns that are read from a training log.
 _LOGGED = ["epoch", "step", "train/seconds_per_step", "validation/score"]
@@ -90,7 +92,8 @@ def image_numbers(directory: pathlib.Path, run: RunKey) -> pd.DataFrame:
             na_values=[""],
         ).sort_index()
         numbers["vcdr_error"] = (numbers["vcdr"] - numbers["vcdr_true"]).abs()
-        if np.isinf(numbers[["glaucoma", *METRICS]]).any(axis=None):
+        shown = numbers.reindex(columns=[DIAGNOSIS, *metrics.at("page")])
+        if np.isinf(shown).any(axis=None):
             raise ValueError("a number is infinite")
     return numbers
 
@@ -101,9 +104,9 @@ def photographs(split: pipeline.Table) -> list[Photograph]:
     for index in range(len(split)):
         batch = split.take([index])
         truth = scoring.truth_of(batch, 0)
-        marks = Marks(trace(truth["disc"]), trace(truth["cup"]), truth["fovea"])
         name = split.details(index)["image_id"]
-        found.append(Photograph(name, batch["image"][0], truth["glaucoma"], marks))
+        pixels, diagnosis = batch["image"][0], truth[DIAGNOSIS]
+        found.append(Photograph(name, pixels, diagnosis, marks_of(truth)))
     return found
 
 
@@ -147,14 +150,14 @@ def _reading(
     native_size: tuple[int, int],
     size: tuple[int, int],
 ) -> Reading:
-    disc, cup = (
-        [np.array(line) for line in outlines.get(name, [])] for name in ("disc", "cup")
-    )
-    fovea_xy = numbers["fovea_x"], numbers["fovea_y"]
-    if None in fovea_xy:
-        return Reading(Marks(disc, cup, None), numbers)
-    fovea_xy = geometry.rescale_xy(fovea_xy, native_size, size)
-    return Reading(Marks(disc, cup, fovea_xy), numbers)
+    marks: dict[str, Any] = {
+        name: [np.array(line) for line in lines] for name, lines in outlines.items()
+    }
+    for task in tasks.of_kind("localisation"):
+        native_xy = [numbers.get(f"{task.name}_{axis}") for axis in "xy"]
+        if None not in native_xy:
+            marks[task.name] = geometry.rescale_xy(native_xy, native_size, size)
+    return Reading(marks, numbers)
 
 
 def scores(directory: pathlib.Path, run: RunKey) -> pd.Series:

@@ -16,10 +16,12 @@ from collections.abc import Iterable
 
 from PIL import Image
 
-from mtl_jax import tasks
 from mtl_jax.errors import UserError
-from mtl_jax.inference.prediction import Prediction, grey_mask
+from mtl_jax.inference.prediction import IN_GREY_MASK, Prediction, grey_mask
+from mtl_jax.metrics import DIAGNOSIS
 
+_POINT = "fovea"
+_TASKS = (DIAGNOSIS, *IN_GREY_MASK, _POINT)
 CONTENTS = (
     "segmentation/*.bmp",
     "classification_results.csv",
@@ -36,7 +38,7 @@ def check_tasks(names: Iterable[str]) -> None:
     Raises:
       UserError: if it lacks a task. The message names the missing tasks.
     """
-    missing = [name for name in tasks.NAMES if name not in names]
+    missing = [name for name in _TASKS if name not in names]
     if missing:
         raise UserError(
             f"A REFUGE submission needs all four tasks, and this network lacks "
@@ -70,7 +72,7 @@ def write(folder: pathlib.Path, predictions: Iterable[tuple[str, Prediction]]) -
         mask = Image.fromarray(grey_mask(prediction))
         mask.save(folder / "segmentation" / f"{stem}.bmp")
         risks.append((f"{stem}.jpg", prediction.probability))
-        foveas.append((f"{stem}.jpg", *map(float, prediction.fovea_xy)))
+        foveas.append((f"{stem}.jpg", *map(float, prediction.found[_POINT])))
     for name, header, rows in (
         ("classification_results", ("FileName", "Glaucoma Risk"), risks),
         ("fovea_location_results", ("ImageName", "Fovea_X", "Fovea_Y"), foveas),

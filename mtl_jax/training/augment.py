@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy import ndimage
 
-from mtl_jax.tasks import NAMES, Batch
+from mtl_jax.tasks import LABELS, Batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Augmentation:
             transform = self._transform(space, image.shape[0])
             layers, fovea_xy = _warp(layers, fovea_xy, *transform)
             inside = jnp.all((fovea_xy >= 0) & (fovea_xy <= image.shape[0] - 1))
-            fovea = jnp.arange(len(has_label)) == NAMES.index("fovea")
+            fovea = jnp.arange(len(has_label)) == LABELS.index("fovea")
             masks = (layers[..., 3:] >= 0.5).astype(disc.dtype)
             return {
                 "image": self._recolour(tone, layers[..., :3]),

@@ -11,7 +11,7 @@ from mtl_jax.workdirs._trained import (
     encoder_of,
     fit_missing_classifier,
     load,
-    load_task,
+    load_kind,
 )
 
 __all__ = [
@@ -22,7 +22,7 @@ __all__ = [
     "fit_missing_classifier",
     "load",
     "load_pretrained",
-    "load_task",
+    "load_kind",
     "train",
     "write_imported",
     "write_network",

@@ -13,7 +13,7 @@ from mtl_jax.training.checkpoints import Checkpoints
 
 def networks(workdir: pathlib.Path) -> list[pathlib.Path]:
     """Lists the folders with checkpoints: the workdir, or those of its networks."""
-    parts = (*tasks.NAMES, *configuration.STAGES)
+    parts = (*tasks.TASKS, *configuration.STAGES)
     folders = [workdir, *(workdir / name for name in parts)]
     return [
         folder

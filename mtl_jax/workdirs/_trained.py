@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mtl_jax import configuration, files, weights
+from mtl_jax import configuration, files, tasks, weights
 from mtl_jax.data import folds, pipeline
 from mtl_jax.errors import UserError
 from mtl_jax.inference import postprocess, scoring
@@ -114,19 +114,22 @@ def load(workdir: pathlib.Path, checkpoint: str = "best") -> TrainedNetwork:
     return _join([_load_one(folder, checkpoint) for folder in folders])
 
 
-def load_task(workdir: pathlib.Path, task: str) -> TrainedNetwork | None:
-    """Reads back the network of a run that has a task, at its best checkpoint.
+def load_kind(
+    workdir: pathlib.Path, kind: tasks.Kind
+) -> tuple[TrainedNetwork, tasks.Task] | None:
+    """Reads back the network of a run that has a kind of task, at its best checkpoint.
 
     Returns:
-      None if no network of the run has the task.
+      The network and its first task of that kind; None if the run has none.
 
     Raises:
       UserError: if a checkpoint cannot be read.
     """
     for folder in networks(pathlib.Path(workdir)):
         network = _load_one(folder, "best")
-        if task in network.config.tasks:
-            return network
+        for task in network.experiment.tasks:
+            if task.kind == kind:
+                return network, task
     return None
 
 

@@ -9,7 +9,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from mtl_jax.data import building, folder, geometry, schema
+from mtl_jax import tasks
+from mtl_jax.data import building, folder, geometry
 from mtl_jax.data.folder import builder, manifest
 from mtl_jax.data.folder.rows import SPLITS
 from mtl_jax.errors import UserError
@@ -91,7 +92,7 @@ def test_partial_labels_survive(built):
     _, version_dir = built
     found = {**records(version_dir, "train"), **records(version_dir, "test")}
     has_label = {name: record["has_label"].tolist() for name, record in found.items()}
-    assert schema.LABELS == ("glaucoma", "disc", "cup", "fovea")
+    assert tasks.LABELS == ("glaucoma", "disc", "cup", "fovea")
     assert has_label == {
         "full": [True, True, True, True],
         "combined": [True, True, True, False],

@@ -153,7 +153,7 @@ def test_splits_of_a_fold(builder):
                 assert batch["glaucoma"][i] == table.diagnoses()[i]
                 assert table.details(i)["image_id"] == name
                 np.testing.assert_array_equal(
-                    table.native_masks(i)["disc"], batch["disc_mask"][i]
+                    table.native(i, ["disc"])["disc_mask"], batch["disc_mask"][i]
                 )
         assert f"fold {number} of 4, validation" in validation.name
     assert sorted(seen) == sorted(merged)

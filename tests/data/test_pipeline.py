@@ -104,8 +104,10 @@ def test_contents_are_the_records(builder, split):
             np.testing.assert_array_equal(
                 batch[f"{name}_mask"][i], record[f"{name}_mask"][..., 0]
             )
+            (native,) = table.native(i, [name]).items()
+            assert native[0] == f"{name}_mask"
             np.testing.assert_array_equal(
-                table.native_masks(i)[name], record[f"native_{name}_mask"][..., 0]
+                native[1], record[f"native_{name}_mask"][..., 0]
             )
         for key in ("fovea_xy", "glaucoma", "has_label"):
             np.testing.assert_array_equal(batch[key][i], record[key])
@@ -113,9 +115,10 @@ def test_contents_are_the_records(builder, split):
         assert details["image_id"] == record["image_id"].decode()
         assert details["file_name"] == f"{details['image_id']}.png"
         assert details["native_size"] == tuple(record["native_size"])
-        np.testing.assert_array_equal(
-            details["native_fovea_xy"], record["native_fovea_xy"]
-        )
+        native = table.native(i, ["glaucoma", "fovea"])
+        assert list(native) == ["glaucoma", "fovea_xy"]
+        assert native["glaucoma"] == record["glaucoma"]
+        np.testing.assert_array_equal(native["fovea_xy"], record["native_fovea_xy"])
 
 
 def test_types_are_those_of_the_batch(table):
@@ -217,7 +220,7 @@ from mtl_jax.data import pipeline
 from mtl_jax.data.folds import Fold
 table = pipeline.open_split(pipeline.open_dataset(*sys.argv[1:]), "train")
 next(pipeline.training_batches(table, 4, 0))
-table.native_masks(0)
+table.native(0, ["disc", "fovea"])
 print(json.dumps([name for name in sys.modules if name.startswith("tensorflow")]))
 """
 
@@ -267,5 +270,5 @@ def test_every_way_to_open_a_split_takes_the_convention(complete_data, fold):
             details = table.details(index)
             scale = 32 / np.array(details["native_size"][::-1])
             np.testing.assert_allclose(
-                xy, details["native_fovea_xy"] * scale, rtol=1e-6
+                xy, table.native(index, ["fovea"])["fovea_xy"] * scale, rtol=1e-6
             )

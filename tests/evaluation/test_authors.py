@@ -126,11 +126,11 @@ def test_masks_are_theirs():
 def test_an_empty_mask_is_the_whole_image_at_any_size():
     nothing = {name: np.full((8, 8), -30.0) for name in ("disc", "cup")}
     found = interpret(nothing, None, (30, 20), AUTHORS)
-    assert found.disc.shape == found.cup.shape == (30, 20)
-    assert found.disc.all()
-    assert found.cup.all()
+    assert found.found["disc"].shape == found.found["cup"].shape == (30, 20)
+    assert found.found["disc"].all()
+    assert found.found["cup"].all()
     found = interpret(nothing, None, (30, 20))
-    assert not found.disc.any()
+    assert not found.found["disc"].any()
 
 
 def their_map(native_xy, native_size, size=256):
@@ -158,7 +158,7 @@ def test_a_perfect_map_of_theirs(native_size):
         for post, found in distances.items():
             # Where the network's own image is, and where the photograph is.
             at_model, at_native = (
-                interpret({"fovea": as_logits(values)}, None, size, post).fovea_xy
+                interpret({"fovea": as_logits(values)}, None, size, post).found["fovea"]
                 for size in ((256, 256), native_size)
             )
             wanted = geometry.rescale_xy(
@@ -294,14 +294,14 @@ def test_a_cup_beyond_the_annotated_disc():
     disc, cup = np.zeros((2, 16, 16), np.uint8)
     disc[4:8, 4:8] = 1
     cup[2:10, 5] = 1
-    assert cup_to_disc_ratio(disc, cup) == pytest.approx(1.0)
-    assert cup_to_disc_ratio(disc, cup, "probabilities") == pytest.approx(2.0)
-    assert cup_to_disc_ratio(0 * disc, cup, "probabilities") == pytest.approx(8e7)
-    assert cup_to_disc_ratio(None, cup, "probabilities") is None
-    inside = cup & disc
-    assert cup_to_disc_ratio(disc, inside) == cup_to_disc_ratio(
-        disc, inside, "probabilities"
-    )
+    both, theirs = {"disc": disc, "cup": cup}, "probabilities"
+    assert cup_to_disc_ratio(both) == pytest.approx(1.0)
+    assert cup_to_disc_ratio(both, theirs) == pytest.approx(2.0)
+    no_disc = {**both, "disc": 0 * disc}
+    assert cup_to_disc_ratio(no_disc, theirs) == pytest.approx(8e7)
+    assert cup_to_disc_ratio({"cup": cup}, theirs) is None
+    inside = {**both, "cup": cup & disc}
+    assert cup_to_disc_ratio(inside) == cup_to_disc_ratio(inside, theirs)
 
 
 def config_of_the_authors(make_config):
@@ -324,7 +324,7 @@ def test_a_run_of_the_authors_config(make_config, complete_data, tmp_path):
     workdirs.train(config, workdir)
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     *_, last = (line for line in lines if "validation/score" in line)
-    terms = [last[f"validation/loss_{name}"] for name in tasks.NAMES]
+    terms = [last[f"validation/loss_{name}"] for name in tasks.TASKS]
     assert last["validation/score"] == pytest.approx(-sum(terms))
 
     # What was scored in training is what evaluation scores.

@@ -39,13 +39,13 @@ def test_the_target_is_what_the_loss_compares_with(fovea_run, synthetic_data):
     batch = table.take(range(network.batch_size))
     _, losses = network(batch)
     image, fovea_xy = batch["image"][1], batch["fovea_xy"][1]
-    found = fovea_map.of_run(fovea_run.workdir, image, fovea_xy)
+    found = fovea_map.of_run(fovea_run.workdir, image, {"fovea": fovea_xy})
     distance = np.abs(found.predicted - found.target).mean()
     assert distance == pytest.approx(losses["fovea"][1], rel=1e-4)
 
 
 def test_the_target_is_a_gaussian_of_the_run_s_width(fovea_run):
-    found = fovea_map.of_run(fovea_run.workdir, picture(), FOVEA)
+    found = fovea_map.of_run(fovea_run.workdir, picture(), {"fovea": FOVEA})
     sigma = 32 * fovea_run.config.loss.fovea_sigma
     gaussian = multivariate_normal(FOVEA, sigma**2)
     pixels = np.stack(np.meshgrid(range(32), range(32)), -1)
@@ -54,18 +54,18 @@ def test_the_target_is_a_gaussian_of_the_run_s_width(fovea_run):
 
 
 def test_without_an_annotation_there_is_no_target(fovea_run):
-    found = fovea_map.of_run(fovea_run.workdir, picture(), None)
+    found = fovea_map.of_run(fovea_run.workdir, picture(), {})
     assert found.target is None
     expected = expit(logits_by_hand(fovea_run, picture()[None] / 255.0)[0])
     np.testing.assert_allclose(found.predicted, expected, atol=1e-5)
 
 
 def test_of_a_run_of_several_networks(glaucoma_run, fovea_run, tmp_path):
-    assert fovea_map.of_run(glaucoma_run.workdir, picture(), FOVEA) is None
+    assert fovea_map.of_run(glaucoma_run.workdir, picture(), {"fovea": FOVEA}) is None
     for name, run in (("glaucoma", glaucoma_run), ("fovea", fovea_run)):
         shutil.copytree(run.workdir, tmp_path / name)
     found, alone = (
-        fovea_map.of_run(place, picture(), FOVEA)
+        fovea_map.of_run(place, picture(), {"fovea": FOVEA})
         for place in (tmp_path, fovea_run.workdir)
     )
     np.testing.assert_array_equal(found.target, alone.target)
@@ -81,10 +81,10 @@ def test_of_a_run_that_sees_images_at_another_size(fovea_run, monkeypatch):
     monkeypatch.setattr(
         configuration, "build", lambda c: dataclasses.replace(build(c), view=view)
     )
-    found = fovea_map.of_run(fovea_run.workdir, picture(64), 2 * FOVEA + 0.5)
+    found = fovea_map.of_run(fovea_run.workdir, picture(64), {"fovea": 2 * FOVEA + 0.5})
     np.testing.assert_allclose(found.predicted, expected, atol=1e-4)
     # What it learns from, in between whose pixels those of the image lie.
-    learnt = fovea_map.of_run(fovea_run.workdir, picture(), FOVEA).target
+    learnt = fovea_map.of_run(fovea_run.workdir, picture(), {"fovea": FOVEA}).target
     assert found.target.shape == (64, 64)
     between = found.target.reshape(32, 2, 32, 2).mean((1, 3))
     np.testing.assert_allclose(between, learnt, atol=0.15)

@@ -137,21 +137,20 @@ def test_one_image_by_hand():
     }
     prediction = Prediction(
         size=(32, 32),
-        disc=rectangle((32, 32), (5, 15), (8, 18)),
-        cup=rectangle((32, 32), (8, 13), (8, 12)),
-        fovea_xy=np.array([13.0, 14.0]),
+        found={
+            "glaucoma": 0.75,
+            "disc": rectangle((32, 32), (5, 15), (8, 18)),
+            "cup": rectangle((32, 32), (8, 13), (8, 12)),
+            "fovea": np.array([13.0, 14.0]),
+        },
         vcdr=0.5,
-        probability_fc=0.75,
         probability=0.75,
     )
-    details = {
-        "image_id": "eye",
-        "native_size": (128, 64),
-        # (10 + 1/2) * 2 - 1/2 and (10 + 1/2) * 4 - 1/2.
-        "native_fovea_xy": np.array([20.5, 41.5]),
-    }
+    details = {"image_id": "eye", "native_size": (128, 64)}
+    # (10 + 1/2) * 2 - 1/2 and (10 + 1/2) * 4 - 1/2.
+    native = {"fovea": np.array([20.5, 41.5])}
     row = scoring.score_case(
-        scoring.Case(0, details, (32, 32), prediction, truth, {"disc": 0.5})
+        scoring.Case(0, details, (32, 32), prediction, truth, native, {"disc": 0.5})
     )
     assert row["loss_disc"] == 0.5
     assert row["dice_disc"] == pytest.approx(0.7)
@@ -165,9 +164,9 @@ def test_one_image_by_hand():
 
 def test_no_tasks_no_scores():
     nothing = dict.fromkeys(("glaucoma", "disc", "cup", "fovea"))
-    details = {"image_id": "eye", "native_size": (8, 8), "native_fovea_xy": (0, 0)}
+    details = {"image_id": "eye", "native_size": (8, 8)}
     row = scoring.score_case(
-        scoring.Case(0, details, (8, 8), Prediction(size=(8, 8)), nothing, {})
+        scoring.Case(0, details, (8, 8), Prediction(size=(8, 8)), nothing, {}, {})
     )
     assert row.pop("image_id") == "eye"
     assert set(row.values()) == {None}

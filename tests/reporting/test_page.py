@@ -8,6 +8,7 @@ from browser import Page
 from markupsafe import Markup
 from PIL import Image
 
+from mtl_jax import metrics, tasks
 from mtl_jax.data.synthetic import renderer
 from mtl_jax.reporting import page
 from mtl_jax.reporting.drawing import overlay
@@ -16,6 +17,7 @@ pytest_plugins = ("browser",)
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 RUNS = ("STL, fold 0", "MTL-IO, fold 0", "MTL-IO <b>, fold 1")
+METRICS = metrics.at("page")
 COUNT = 40
 LARGE = 1  # The index of a photograph that is reduced,
 UNREAD = 7  # and of one that the second run was not applied to.
@@ -31,9 +33,11 @@ def marks(rng, size):
     height, width = size
     xy = (width, height) * rng.uniform(0.4, 0.6, 2)
     radius = 0.2 * height
-    return page.Marks(
-        [wavy_circle(xy, radius)], [wavy_circle(xy, radius / 2)], xy - radius / 3
-    )
+    return {
+        "disc": [wavy_circle(xy, radius)],
+        "cup": [wavy_circle(xy, radius / 2)],
+        "fovea": xy - radius / 3,
+    }
 
 
 def numbers(rng, index):
@@ -110,13 +114,13 @@ def lines(content, tmp_path_factory):
     path = tmp_path_factory.mktemp("csv") / "numbers.csv"
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["run", "image_id", "glaucoma", *page.METRICS])
+        writer.writerow(["run", "image_id", "glaucoma", *METRICS])
         for label, readings in content.readings.items():
             for photograph, reading in zip(content.photographs, readings, strict=True):
                 values = reading.numbers if reading else {}
                 writer.writerow(
                     [label, photograph.image_id, photograph.glaucoma]
-                    + [values.get(key) for key in page.METRICS]
+                    + [values.get(key) for key in METRICS]
                 )
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -205,7 +209,7 @@ def test_numbers_are_those_of_the_csv(report, lines):
             shown = report.numbers("#cards", side)
             assert set(shown) == {line["image_id"] for line in lines[RUNS[run]]}
             for line in lines[RUNS[run]]:
-                for metric, described in page.METRICS.items():
+                for metric, described in METRICS.items():
                     value, text = shown[line["image_id"]][metric]
                     if line[metric] == "":
                         assert (value, text) == ("", "–")
@@ -221,7 +225,7 @@ def test_sorts_by_every_metric_of_either_run(report, lines, direction):
     if direction == "descending":
         report.find("button[name=direction]").click()
     for side, run in (("left", RUNS[0]), ("right", RUNS[1])):
-        for metric in page.METRICS:
+        for metric in METRICS:
             report.choose("sort", f"{side}:{metric}")
             expected = expected_order(lines[run], metric, direction == "descending")
             assert report.ids() == expected, (side, metric)
@@ -311,7 +315,7 @@ def test_marks_are_where_they_were_found(report, content, index):
                     f"{card} [data-side={side}] .ink [data-mark={prefix}{name}]"
                 )
                 # Pixel centres are at whole numbers on the page as well.
-                outline = (getattr(each, name)[0] + 0.5) * factor - 0.5
+                outline = (each[name][0] + 0.5) * factor - 0.5
                 assert distance_to(outline, drawn).max() < 0.3
                 assert distance_to(drawn, outline).max() < 0.3
             mark = f"{card} [data-side={side}] .ink [data-mark={prefix}fovea]"
@@ -320,7 +324,7 @@ def test_marks_are_where_they_were_found(report, content, index):
                 ".getBBox(); return [x + width / 2, y + height / 2]",
                 mark,
             )
-            expected = (np.array(each.fovea_xy) + 0.5) * factor - 0.5
+            expected = (each["fovea"] + 0.5) * factor - 0.5
             assert box == pytest.approx(expected, abs=0.1)
 
 
@@ -342,9 +346,9 @@ def test_the_picture_below_the_marks_is_the_photograph(report, content):
 def test_colours_are_those_of_other_pictures(report):
     report.draw_all()
     for mark, colour in (
-        ("disc", overlay.DISC_COLOUR),
-        ("cup", overlay.CUP_COLOUR),
-        ("fovea", overlay.FOVEA_COLOUR),
+        ("disc", tasks.TASKS["disc"].rgb),
+        ("cup", tasks.TASKS["cup"].rgb),
+        ("fovea", tasks.TASKS["fovea"].rgb),
         ("true-disc", overlay.TRUTH_COLOUR),
     ):
         for place in ("#cards .ink", "#controls .legend"):
@@ -413,7 +417,7 @@ def test_all_can_be_done_with_the_keyboard(report, lines):
     for side, run in (("left", RUNS[0]), ("right", RUNS[1])):
         (shown,) = report.numbers("#viewer", side).values()
         (line,) = (each for each in lines[run] if each["image_id"] == order[2])
-        for metric in page.METRICS:
+        for metric in METRICS:
             written = line[metric] and float(line[metric])
             assert (shown[metric][0] and float(shown[metric][0])) == written
         assert report.outline(f"#viewer [data-side={side}] [data-mark=disc]").any()
@@ -576,7 +580,7 @@ def test_400_photographs_with_15_runs_are_below_20_megabytes(tmp_path):
             )
         )
         for own in readings.values():
-            values = dict.fromkeys(page.METRICS, rng.random())
+            values = dict.fromkeys(METRICS, rng.random())
             own.append(page.Reading(marks(rng, (256, 256)), values))
     path = tmp_path / "report.html"
     page.write(path, page.Content("", {}, {}, {}, photographs, readings))
@@ -593,7 +597,7 @@ def test_small_and_empty_outlines_are_drawn(content):
     speck = np.array([(3.0, 2.5), (3.5, 3), (3, 3.5), (2.5, 3), (3.0, 2.5)])
     point = np.full((4, 2), 7.04)
     one = content.photographs[0]._replace(
-        truth=page.Marks([speck, point], [], np.array([1, 2]))
+        truth={"disc": [speck, point], "cup": [], "fovea": np.array([1, 2])}
     )
     text = page.render(
         content._replace(photographs=[one], readings={"run": [None]}, figures={})

@@ -13,6 +13,10 @@ from mtl_jax.reporting import predictions
 
 pytest_plugins = ("training_fixtures",)
 
+COLUMNS = (
+    "image,file,glaucoma,probability,probability_fc,probability_vcdr,vcdr,fovea_x,"
+    "fovea_y,disc_height,cup_height,disc_area,cup_area,width,height,mask,overlay"
+)
 SIZES = {"odd": (37, 51), "wide": (90, 40), "square": (32, 32), "large": (600, 451)}
 
 
@@ -75,7 +79,7 @@ def test_what_is_written(predicted):
         names = {path.name for path in (predicted / folder).iterdir()}
         assert names == {f"{name}.png" for name in SIZES}
     text = (predicted / "predictions.csv").read_text()
-    assert text.splitlines()[0].split(",") == list(predictions.COLUMNS)
+    assert text.splitlines()[0] == COLUMNS
 
 
 def test_table_against_interpret(predicted, expected):
@@ -87,12 +91,12 @@ def test_table_against_interpret(predicted, expected):
             assert float(row[key]) == pytest.approx(getattr(wanted, key), abs=1e-5)
         assert row["glaucoma"] == str(int(wanted.probability >= 0.5))
         assert (int(row["width"]), int(row["height"])) == SIZES[name]
-        x, y = wanted.fovea_xy
+        x, y = wanted.found["fovea"]
         assert float(row["fovea_x"]) == pytest.approx(x, abs=0.011)
         assert float(row["fovea_y"]) == pytest.approx(y, abs=0.011)
         assert -0.5 <= float(row["fovea_x"]) <= SIZES[name][0] - 0.5
         for part in ("disc", "cup"):
-            mask = getattr(wanted, part)
+            mask = wanted.found[part]
             assert int(row[f"{part}_area"]) == mask.sum()
             assert int(row[f"{part}_height"]) == mask.sum(0).max()
         assert pathlib.Path(row["file"]).stem == name
@@ -109,8 +113,9 @@ def test_masks_are_at_native_size_with_refuges_values(predicted, expected):
             assert image.mode == "L"
             grey = np.asarray(image)
         wanted = expected[name]
-        assert ((grey == 0) == (wanted.cup > 0)).all()
-        assert ((grey <= 128) == ((wanted.disc > 0) | (wanted.cup > 0))).all()
+        disc, cup = (wanted.found[part] > 0 for part in ("disc", "cup"))
+        assert ((grey == 0) == cup).all()
+        assert ((grey <= 128) == (disc | cup)).all()
         seen |= set(np.unique(grey))
     assert seen <= {0, 128, 255}
     assert len(seen) > 1
@@ -161,7 +166,7 @@ def test_a_failure_in_the_middle_leaves_the_earlier_output(
     def full_disk(*args, **kwargs):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(predictions, "draw_prediction", full_disk)
+    monkeypatch.setattr(predictions.overlay, "draw", full_disk)
     with pytest.raises(OSError, match="No space left"):
         predictions.write(tiny_run.workdir, str(photographs), output)
     assert (output / "predictions.csv").read_bytes() == before

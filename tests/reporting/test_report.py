@@ -12,11 +12,11 @@ from browser import Page
 from PIL import Image
 from training_fixtures import once
 
-from mtl_jax import configuration, files
+from mtl_jax import configuration, files, metrics
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.experiments import plan, results
-from mtl_jax.reporting import page, report
+from mtl_jax.reporting import report
 
 pytest_plugins = ("training_fixtures", "browser")
 
@@ -119,7 +119,7 @@ def test_the_page_shows_the_numbers_of_the_evaluations(browser, written, lines):
         cells = shown.numbers("#cards", side)
         assert set(cells) == {line["image_id"] for line in lines[method]}
         for line in lines[method]:
-            for metric in page.METRICS:
+            for metric in metrics.at("page"):
                 value, text = cells[line["image_id"]][metric]
                 expected = number(line, metric)
                 if expected is None:

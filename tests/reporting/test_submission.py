@@ -16,6 +16,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.inference import scoring
 from mtl_jax.inference.prediction import Prediction
 from mtl_jax.reporting import evaluation, predictions, submission
+from mtl_jax.tasks import LABELS
 
 pytest_plugins = ("training_fixtures",)
 
@@ -92,9 +93,7 @@ EMPTY = np.zeros_like(DISC)
 def prediction(disc, cup, fovea_xy, probability=0.5):
     return Prediction(
         size=disc.shape,
-        disc=disc,
-        cup=cup,
-        fovea_xy=np.asarray(fovea_xy),
+        found={"disc": disc, "cup": cup, "fovea": np.asarray(fovea_xy)},
         probability=probability,
     )
 
@@ -169,10 +168,10 @@ def test_evaluation_agrees_with_the_challenges_program(evaluated, synthetic_data
     table = pipeline.open_split(pipeline.open_dataset(*synthetic_data), "test")
     truth = {}
     for i, label in enumerate(table.diagnoses()):
-        details, masks = table.details(i), table.native_masks(i)
-        stem = details["file_name"].removesuffix(".png")
-        mask = grey(masks["disc"], masks["cup"])
-        truth[stem] = (mask, details["native_fovea_xy"], label)
+        native = table.native(i, LABELS)
+        stem = table.details(i)["file_name"].removesuffix(".png")
+        mask = grey(native["disc_mask"], native["cup_mask"])
+        truth[stem] = (mask, native["fovea_xy"], label)
     expected = challenge_scores(folder, truth)
     assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-6)
     assert found["num_images"]["vcdr_mae"] == 6
@@ -225,9 +224,9 @@ def test_the_truth_of_refuges_files_scores_best(tmp_path):
     )
     predictions = {}
     for i, label in enumerate(table.diagnoses()):
-        details, masks = table.details(i), table.native_masks(i)
-        predictions[details["file_name"]] = prediction(
-            masks["disc"], masks["cup"], details["native_fovea_xy"], float(label)
+        native = table.native(i, LABELS)
+        predictions[table.details(i)["file_name"]] = prediction(
+            native["disc_mask"], native["cup_mask"], native["fovea_xy"], float(label)
         )
     folder = submitted(tmp_path / "submission", predictions)
     assert challenge_scores(folder, truth_in_files(source)) == pytest.approx(
@@ -290,7 +289,7 @@ def test_odd_masks_are_scored_as_there(disc, cup, wanted, tmp_path):
     truth = {"glaucoma": None, "disc": DISC, "cup": CUP, "fovea": None}
     details = {"image_id": "T0001", "native_size": DISC.shape}
     one_mask = scoring.as_one_mask(found, truth)
-    row = scoring.score_case(scoring.Case(0, details, (32, 32), *one_mask, {}))
+    row = scoring.score_case(scoring.Case(0, details, (32, 32), *one_mask, {}, {}))
     summary = scoring.summarize([row])
     for name in ("dice_disc", "dice_cup", "vcdr_mae"):
         assert summary[name] == pytest.approx(expected[name], abs=1e-6)
@@ -411,14 +410,10 @@ def test_random_masks_are_scored_as_there(tmp_path):
             "cup": true_cup,
             "fovea": true_xy,
         }
-        details = {
-            "image_id": stem,
-            "native_size": disc.shape,
-            "native_fovea_xy": true_xy,
-        }
-        case = scoring.Case(
-            i, details, disc.shape, *scoring.as_one_mask(found, truth), {}
-        )
+        details = {"image_id": stem, "native_size": disc.shape}
+        one_mask = scoring.as_one_mask(found, truth)
+        native = {"fovea": true_xy}
+        case = scoring.Case(i, details, disc.shape, *one_mask, native, {})
         predictions[stem], rows[stem] = found, scoring.score_case(case)
         truths[stem] = (grey(true_disc, true_cup), true_xy, truth["glaucoma"])
         empty += not (cup.any() and true_cup.any())

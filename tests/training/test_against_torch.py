@@ -96,7 +96,7 @@ def their_training(method, network, make_batch, learning_rate=1e-4, removed=Fals
     Between the tasks gradients are set to zero, or `removed`, as PyTorch does by
     default since 2.0: Adam then passes over what a task does not touch.
     """
-    count = len(tasks.NAMES) if method == "independent" else 1
+    count = len(tasks.TASKS) if method == "independent" else 1
     parameters = list(network.parameters())
     for parameter in parameters:
         parameter.grad = None if removed else torch.zeros_like(parameter)
@@ -105,12 +105,12 @@ def their_training(method, network, make_batch, learning_rate=1e-4, removed=Fals
     for batch in batches(make_batch):
         losses = []
         if method == "vanilla":
-            losses = [their_loss(network, batch, task) for task in tasks.NAMES]
+            losses = [their_loss(network, batch, task) for task in tasks.TASKS]
             optimizers[0].zero_grad(set_to_none=removed)
             sum(losses).backward()
             optimizers[0].step()
         else:
-            for index, task in enumerate(tasks.NAMES):
+            for index, task in enumerate(tasks.TASKS):
                 optimizer = optimizers[index % count]
                 loss = their_loss(network, batch, task)
                 optimizer.zero_grad(set_to_none=removed)

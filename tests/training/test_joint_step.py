@@ -14,7 +14,7 @@ from mtl_jax.models import MultiTaskUNet
 from mtl_jax.training import step as steps
 from mtl_jax.training.state import TrainState
 
-NAMES = tasks.NAMES
+NAMES = tuple(tasks.TASKS)
 KEY = jax.random.key(3)
 SGD = functools.partial(optax.sgd, 0.1, momentum=0.9)
 

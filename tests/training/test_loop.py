@@ -104,9 +104,9 @@ def test_summary_of_an_epoch(tmp_path):
         watch.add(step, metrics)
     summary = watch.summary(batch_size=4)
     assert summary["train/conflicts"] == 2.5
-    weights = [summary[f"train/weights_{name}"] for name in tasks.NAMES]
+    weights = [summary[f"train/weights_{name}"] for name in tasks.TASKS]
     assert weights == [1.5, 2.0, 2.5, 3.0]
-    losses = [summary[f"train/loss_{name}"] for name in tasks.NAMES]
+    losses = [summary[f"train/loss_{name}"] for name in tasks.TASKS]
     assert losses == [0.75, 1.5, None, 4.5]
     assert summary["train/images_per_second"] * summary[
         "train/seconds_per_step"

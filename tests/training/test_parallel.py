@@ -104,7 +104,7 @@ def build(axis_name):
     model = SmallNetwork(dropout=0.3, axis_name=axis_name)
     # Not Adam, which makes steps of full size of rounding noise: devices that share a
     # batch add up in another order.
-    optimizer = optim.independent(optax.sgd(3e-3, momentum=0.9), len(tasks.NAMES))
+    optimizer = optim.independent(optax.sgd(3e-3, momentum=0.9), len(tasks.TASKS))
     augment = Augmentation(
         flip_horizontal=True, rotation=20.0, scale=0.1, shift=0.1, colour=0.2
     )
@@ -218,7 +218,7 @@ def method_losses(axis_name):
     methods = {
         "random_grouping": optim.random_grouping(sgd, 2, key),
         "gradnorm": optim.weighted(
-            optim.gradnorm_weighting(len(tasks.NAMES), shared=lambda p: "trunk" in p),
+            optim.gradnorm_weighting(len(tasks.TASKS), shared=lambda p: "trunk" in p),
             sgd,
         ),
         "pcgrad": optax.chain(optim.pcgrad(key), sgd),
@@ -331,7 +331,7 @@ def test_every_step_has_the_losses_of_one_device(runs):
 
 def test_the_trained_network_has_the_logits_of_one_device(runs):
     for output in ("logits", "losses"):
-        for name in tasks.NAMES:
+        for name in tasks.TASKS:
             np.testing.assert_allclose(
                 runs.four[output][name], runs.one[output][name], atol=1e-5
             )

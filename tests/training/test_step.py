@@ -15,7 +15,7 @@ from mtl_jax.training.augment import Augmentation
 from mtl_jax.training.gradients import task_gradients
 from mtl_jax.training.state import TrainState
 
-NAMES = tasks.NAMES
+NAMES = tuple(tasks.TASKS)
 DISC, CUP, FOVEA = 1, 2, 3
 
 # A bias in front of batch normalisation has no gradient but rounding noise, which Adam

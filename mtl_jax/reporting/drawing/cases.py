@@ -1,7 +1,7 @@
 """Figures of one photograph.
 
-They show the masks and points that several methods find in it, maps of its fovea, and
-the gradient map of its diagnosis.
+They show the masks and points that several methods find in it, maps of a point, and the
+gradient map of its diagnosis.
 """
 
 import pathlib
@@ -14,16 +14,16 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Polygon, Rectangle
 from matplotlib.patheffects import withStroke
 
+from mtl_jax import tasks
 from mtl_jax.inference.outlines import Marks
 from mtl_jax.reporting.drawing.curves import save
-from mtl_jax.reporting.drawing.overlay import CUP_COLOUR, DISC_COLOUR
 
 # Okabe and Ito's yellow and sky blue stand out from an orange fundus. The signs tell
-# the points apart without colour.
-_FOVEAS = (("+", "#F0E442"), ("x", "#56B4E9"))
+# the points of two methods apart without colour.
+_SIGNS = (("+", "#F0E442"), ("x", "#56B4E9"))
 _HALO = (withStroke(linewidth=3, foreground="#000000B0"),)
 
-# The cut-out around the disc is this many times as wide as the disc.
+# The cut-out around a mask is this many times as wide as the mask.
 _MARGIN = 2.0
 
 
@@ -36,15 +36,15 @@ def plot_case(
 ) -> None:
     """Writes what methods find in a photograph (Pascal et al. 2022, figure 4).
 
-    The first panel is the photograph with the annotated fovea and those that were
-    found. The others are cut out around the optic disc: they show the annotated disc
-    and cup, then those of each method.
+    The first panel is the photograph with the annotated points and those that were
+    found. The others are cut out around the first mask, the optic disc: they show the
+    annotated masks, then those of each method.
 
     Args:
       photograph: uint8 [H, W, 3].
       title: title above it.
       truth: the annotated marks, in pixels of the photograph.
-      found: marks of each method, and its numbers as text. The fovea is drawn for the
+      found: marks of each method, and its numbers as text. Points are drawn for the
         first two.
       path: path without suffix; a PNG and a PDF are written.
     """
@@ -54,7 +54,7 @@ def plot_case(
     first, *others = figure.subplots(1, 1 + len(panels))
     window = _window(photograph.shape, [marks for marks, _ in panels.values()])
     _show(first, photograph, title)
-    _draw_foveas(first, truth, found)
+    _draw_points(first, truth, found)
     if window is not None:
         left, top, side = window
         corner = (left - 0.5, top - 0.5)
@@ -62,25 +62,26 @@ def plot_case(
     for axes, (name, (marks, numbers)) in zip(others, panels.items(), strict=True):
         _show(axes, photograph, name)
         axes.set_xlabel(numbers, fontsize=8)
-        for lines, colour in ((marks.disc, DISC_COLOUR), (marks.cup, CUP_COLOUR)):
-            colour = np.array(colour) / 255
-            for line in lines:
+        for task in tasks.of_kind("segmentation"):
+            colour = np.array(task.rgb) / 255
+            for line in marks.get(task.name, []):
                 axes.add_patch(Polygon(line, fc=(*colour, 0.35), ec=colour, lw=1.6))
         if window is not None:
             axes.set(xlim=(left - 0.5, left + side - 0.5))
             axes.set(ylim=(top + side - 0.5, top - 0.5))
-    others[0].set_xlabel("disc blue, cup green", fontsize=8)
+    colours = (f"{t.name} {t.colour}" for t in tasks.of_kind("segmentation"))
+    others[0].set_xlabel(", ".join(colours), fontsize=8)
     save(figure, path)
 
 
 def plot_fovea_maps(
     photograph: np.ndarray,
     title: str,
-    fovea_xy: np.ndarray | None,
+    truth: Marks,
     maps: Mapping[str, np.ndarray],
     path: pathlib.Path,
 ) -> None:
-    """Writes a photograph beside maps of its fovea (Pascal et al. 2022, figure 6).
+    """Writes a photograph beside maps of a point (Pascal et al. 2022, figure 6).
 
     The paper's figure has the target map only. All maps share one scale of colours,
     from 0 to 1.
@@ -88,8 +89,8 @@ def plot_fovea_maps(
     Args:
       photograph: uint8 [H, W, 3].
       title: title above it.
-      fovea_xy: the annotated fovea in pixels of the photograph, marked in every panel;
-        None where it is not annotated.
+      truth: the annotated point in pixels of the photograph, by its task, marked in
+        every panel; empty where it is not annotated.
       maps: float [H, W] in [0, 1] by title; at least one.
       path: path without suffix; a PNG and a PDF are written.
     """
@@ -98,9 +99,9 @@ def plot_fovea_maps(
     _show(first, photograph, title)
     for axes, (name, values) in zip(others, maps.items(), strict=True):
         drawn = _show(axes, values, name, vmin=0, vmax=1)
-        _mark_annotated(axes, fovea_xy)
+        _mark_annotated(axes, truth)
     figure.colorbar(drawn, ax=others, shrink=0.8).ax.tick_params(labelsize=8)
-    _draw_foveas(first, Marks([], [], fovea_xy), {})
+    _draw_points(first, truth, {})
     save(figure, path)
 
 
@@ -132,16 +133,16 @@ def _show(axes: Axes, image: np.ndarray, title: str, **scale: float) -> AxesImag
     return axes.imshow(image, cmap="cividis", interpolation="nearest", **scale)
 
 
-def _draw_foveas(
+def _draw_points(
     axes: Axes, truth: Marks, found: Mapping[str, tuple[Marks, str]]
 ) -> None:
-    _mark_annotated(axes, truth.fovea_xy)
-    for (name, (marks, _)), (sign, colour) in zip(found.items(), _FOVEAS, strict=False):
-        if marks.fovea_xy is not None:
-            style = {"marker": sign, "ms": 7, "mew": 1.5, "linestyle": "none"}
-            axes.plot(
-                *marks.fovea_xy, **style, color=colour, path_effects=_HALO, label=name
-            )
+    _mark_annotated(axes, truth)
+    for (name, (marks, _)), (sign, colour) in zip(found.items(), _SIGNS, strict=False):
+        style = {"marker": sign, "ms": 7, "mew": 1.5, "linestyle": "none"}
+        style |= {"color": colour, "path_effects": _HALO}
+        points = [marks[t.name] for t in _points() if t.name in marks]
+        if points:
+            axes.plot(*np.transpose(points), **style, label=name)
     if axes.get_legend_handles_labels()[0]:
         # A dark legend shows the white ring.
         axes.legend(
@@ -153,21 +154,27 @@ def _draw_foveas(
         )
 
 
-def _mark_annotated(axes: Axes, fovea_xy: np.ndarray | None) -> None:
-    if fovea_xy is not None:
-        ring = {"marker": "o", "mfc": "none", "ms": 7, "linestyle": "none"}
-        axes.plot(
-            *fovea_xy, **ring, color="w", path_effects=_HALO, label="fovea, annotated"
-        )
+def _points() -> list[tasks.Task]:
+    return tasks.of_kind("localisation")
+
+
+def _mark_annotated(axes: Axes, truth: Marks) -> None:
+    ring = {"marker": "o", "mfc": "none", "ms": 7, "linestyle": "none"}
+    ring |= {"color": "w", "path_effects": _HALO}
+    for task in _points():
+        if task.name in truth:
+            label = f"{task.name}, annotated"
+            axes.plot(*truth[task.name], **ring, label=label)
 
 
 def _window(
     shape: tuple[int, ...], marks: list[Marks]
 ) -> tuple[float, float, float] | None:
-    """Finds (left, top, side) of a square around the first marks that have a disc."""
+    """Finds (left, top, side) of a square around the first mask of the first marks."""
+    first = tasks.of_kind("segmentation")[0].name
     for one in marks:
-        if len(one.disc):
-            points = np.concatenate(list(one.disc))
+        if len(one.get(first, [])):
+            points = np.concatenate(list(one[first]))
             low, high = points.min(0), points.max(0)
             side = min(_MARGIN * float((high - low).max()), *shape[:2])
             corner = (low + high - side) / 2

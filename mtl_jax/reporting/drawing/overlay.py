@@ -3,27 +3,23 @@
 Masks are drawn as contours, which leave the anatomy in view. Predictions are coloured
 solid lines and a cross. Annotations are thinner white dashes on top of them and a ring.
 A dark halo below every line keeps it readable on an orange fundus and on a pale disc.
-The colours are Okabe and Ito's, which differ under every form of colour blindness.
 """
 
 import functools
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
-from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
 
+from mtl_jax import tasks
 from mtl_jax.data import geometry
 from mtl_jax.inference import outlines
 
-DISC_COLOUR = (86, 180, 233)
-CUP_COLOUR = (0, 158, 115)
-FOVEA_COLOUR = (240, 228, 66)
 TRUTH_COLOUR = (255, 255, 255)
 
 _HALO = (0, 0, 0, 170)
@@ -54,13 +50,8 @@ class _Mark(NamedTuple):
 
 def draw(
     photograph: np.ndarray,
-    *,
-    disc: np.ndarray | None = None,
-    cup: np.ndarray | None = None,
-    fovea_xy: ArrayLike | None = None,
-    true_disc: np.ndarray | None = None,
-    true_cup: np.ndarray | None = None,
-    true_fovea_xy: ArrayLike | None = None,
+    found: Mapping[str, Any],
+    truth: Mapping[str, Any],
     caption: str | None = None,
 ) -> np.ndarray:
     """Draws marks on a photograph, above a strip with their legend and a caption.
@@ -71,12 +62,9 @@ def draw(
 
     Args:
       photograph: uint8 [H, W, 3] RGB.
-      disc: predicted optic disc, [H, W], non-zero inside.
-      cup: predicted optic cup, [H, W], non-zero inside.
-      fovea_xy: predicted fovea (x, y) in pixels of `photograph`.
-      true_disc: annotated optic disc, [H, W].
-      true_cup: annotated optic cup, [H, W].
-      true_fovea_xy: annotated fovea (x, y).
+      found: by task what was predicted: masks [H, W], non-zero inside, and points
+        (x, y) in pixels of `photograph`; what is None, or a class, is not drawn.
+      truth: the same of what is annotated.
       caption: text below the legend.
 
     Returns:
@@ -90,20 +78,26 @@ def draw(
     size = _picture_size(photograph.shape[:2])
     sizes = (photograph.shape[:2], size)
     radius = max(size) / 45
-    marks = []
-    if disc is not None:
-        marks.append(_Mark("predicted disc", DISC_COLOUR, _contours(disc, *sizes)))
-    if cup is not None:
-        marks.append(_Mark("predicted cup", CUP_COLOUR, _contours(cup, *sizes)))
-    if fovea_xy is not None:
-        cross = geometry.rescale_xy(fovea_xy, *sizes) + radius * _CROSS
-        marks.append(_Mark("predicted fovea", FOVEA_COLOUR, [*cross], swatch=_CROSS))
-    annotated = _contours(true_disc, *sizes) + _contours(true_cup, *sizes)
-    if true_fovea_xy is not None:
-        ring = geometry.rescale_xy(true_fovea_xy, *sizes) + 0.7 * radius * _RING
+    marks, annotated = [], []
+    for task in tasks.of_kind("segmentation"):
+        label, mask = f"predicted {task.name}", found.get(task.name)
+        if mask is not None:
+            marks.append(_Mark(label, task.rgb, _contours(mask, *sizes)))
+        if truth.get(task.name) is not None:
+            annotated += _contours(truth[task.name], *sizes)
+    rings = []
+    for task in tasks.of_kind("localisation"):
+        label, xy = f"predicted {task.name}", found.get(task.name)
+        if xy is not None:
+            cross = geometry.rescale_xy(xy, *sizes) + radius * _CROSS
+            marks.append(_Mark(label, task.rgb, [*cross], swatch=_CROSS))
+        if truth.get(task.name) is not None:
+            xy = geometry.rescale_xy(truth[task.name], *sizes)
+            rings += [*(xy + 0.7 * radius * _RING)]
+    if rings:
         # In the legend the ring and the dashes stand side by side, under one name.
         label = "" if annotated else "annotated"
-        marks.append(_Mark(label, TRUTH_COLOUR, [*ring], swatch=_RING))
+        marks.append(_Mark(label, TRUTH_COLOUR, rings, swatch=_RING))
     if annotated:
         marks.append(_Mark("annotated", TRUTH_COLOUR, annotated, dashed=True))
 
@@ -149,11 +143,9 @@ def _picture_size(native_size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _contours(
-    mask: np.ndarray | None, native_size: tuple[int, int], size: tuple[int, int]
+    mask: np.ndarray, native_size: tuple[int, int], size: tuple[int, int]
 ) -> list[np.ndarray]:
     """Outlines of a mask of the photograph's size, scaled to `size`."""
-    if mask is None:
-        return []
     if np.shape(mask) != native_size:
         raise ValueError(f"mask is {np.shape(mask)}, photograph is {native_size}")
     return [

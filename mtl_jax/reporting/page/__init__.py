@@ -15,7 +15,7 @@ import io
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jinja2
 import numpy as np
@@ -23,7 +23,7 @@ from markupsafe import Markup
 from matplotlib.path import Path as Polyline
 from PIL import Image
 
-from mtl_jax import files
+from mtl_jax import files, metrics, tasks
 from mtl_jax.data import geometry
 from mtl_jax.inference.outlines import Marks
 from mtl_jax.reporting.drawing import overlay
@@ -44,45 +44,6 @@ _TEMPLATES.policies["json.dumps_kwargs"] = {
 }
 
 
-class Metric(NamedTuple):
-    """A number that a run gives a photograph.
-
-    Attributes:
-      name: what the page calls it.
-      meaning: one sentence that explains it.
-      better: which values are better; None if neither are.
-      digits: number of digits after the point.
-    """
-
-    name: str
-    meaning: str
-    better: Literal["higher", "lower"] | None
-    digits: int = 3
-
-
-METRICS = {
-    "probability": Metric(
-        "P(glaucoma)", "Probability of glaucoma; from 0.5 on it is a diagnosis.", None
-    ),
-    "dice_disc": Metric(
-        "disc Dice", "Overlap of the optic disc with the annotated one.", "higher"
-    ),
-    "dice_cup": Metric(
-        "cup Dice", "Overlap of the optic cup with the annotated one.", "higher"
-    ),
-    "fovea_error": Metric(
-        "fovea error, px",
-        "Distance from the annotated fovea, in pixels of the model image.",
-        "lower",
-        2,
-    ),
-    "vcdr": Metric("vCDR", "Vertical cup-to-disc ratio that was predicted.", None),
-    "vcdr_error": Metric(
-        "vCDR error", "Distance of that ratio from the annotated one.", "lower"
-    ),
-}
-
-
 class Photograph(NamedTuple):
     """A test image and its annotations.
 
@@ -90,7 +51,7 @@ class Photograph(NamedTuple):
       image_id: any text.
       pixels: uint8 [H, W, 3] RGB.
       glaucoma: 1 or 0; None where it is not annotated.
-      truth: the annotated disc, cup and fovea.
+      truth: the annotated marks.
     """
 
     image_id: str
@@ -103,9 +64,9 @@ class Reading(NamedTuple):
     """What one run predicts for one photograph.
 
     Attributes:
-      marks: the predicted disc, cup and fovea.
-      numbers: numbers by key of `METRICS`. One that could not be computed is None or
-        absent. The page ignores other keys.
+      marks: the predicted marks.
+      numbers: numbers by metric. One that could not be computed is None or absent. The
+        page shows the metrics that have it among their places.
     """
 
     marks: Marks
@@ -168,16 +129,19 @@ def render(content: Content) -> str:
         facts=content.facts,
         tables=content.tables,
         figures={name: _figure(path) for name, path in content.figures.items()},
-        colours={
-            "disc": overlay.DISC_COLOUR,
-            "cup": overlay.CUP_COLOUR,
-            "fovea": overlay.FOVEA_COLOUR,
-            "annotated": overlay.TRUTH_COLOUR,
-        },
+        masks=tasks.of_kind("segmentation"),
+        points=tasks.of_kind("localisation"),
+        names_of=_names_of,
+        annotated_colour=overlay.TRUTH_COLOUR,
         data=_data(content),
         script=Markup(script),
         script_digest=base64.b64encode(digest).decode(),
     )
+
+
+def _names_of(shown: Sequence[tasks.Task]) -> str:
+    *names, last = (task.name for task in shown)
+    return f"{', '.join(names)} and {last}" if names else last
 
 
 def _figure(path: pathlib.Path) -> dict[str, Any]:
@@ -190,7 +154,20 @@ def _data(content: Content) -> dict[str, Any]:
     """Makes the data that `page.js` reads; that file describes them."""
     sizes = [photograph.pixels.shape[:2] for photograph in content.photographs]
     return {
-        "metrics": [{"key": key, **m._asdict()} for key, m in METRICS.items()],
+        "tasks": {
+            kind: [task.name for task in tasks.of_kind(kind)]
+            for kind in get_args(tasks.Kind)
+        },
+        "metrics": [
+            {
+                "key": name,
+                "name": metric.label,
+                "meaning": metric.meaning,
+                "better": metric.better,
+                "digits": metric.digits,
+            }
+            for name, metric in metrics.at("page").items()
+        ],
         "photographs": [_photograph_data(each) for each in content.photographs],
         "runs": [
             {
@@ -225,7 +202,7 @@ def _reading_data(reading: Reading, native_size: tuple[int, int]) -> dict[str, A
     return {
         "marks": _marks_data(reading.marks, native_size),
         # Unrounded: rounding could carry a number across 0.5, or make two equal.
-        "numbers": [reading.numbers.get(key) for key in METRICS],
+        "numbers": [reading.numbers.get(key) for key in metrics.at("page")],
     }
 
 
@@ -233,11 +210,17 @@ def _marks_data(marks: Marks, native_size: tuple[int, int]) -> dict[str, Any]:
     def on_page(xy: np.ndarray) -> np.ndarray:
         return geometry.rescale_xy(xy, native_size, _reduced(native_size))
 
-    fovea = marks.fovea_xy
+    def outline(lines: Sequence[np.ndarray] | None) -> str:
+        return "".join(_path(on_page(line)) for line in lines or ())
+
+    def point(xy: np.ndarray | None) -> list[float] | None:
+        return None if xy is None else on_page(xy).round(2).tolist()
+
+    draw = {"segmentation": outline, "localisation": point}
     return {
-        "disc": "".join(_path(on_page(outline)) for outline in marks.disc),
-        "cup": "".join(_path(on_page(outline)) for outline in marks.cup),
-        "fovea": None if fovea is None else on_page(fovea).round(2).tolist(),
+        task.name: draw[task.kind](marks.get(task.name))
+        for task in tasks.TASKS.values()
+        if task.kind in draw
     }
 
 

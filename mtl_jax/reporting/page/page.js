@@ -1,10 +1,13 @@
 'use strict';
 
-// #data holds three lists. `metrics` are those of METRICS in __init__.py. `photographs`
-// have their annotated `marks`. `runs` have one reading per photograph, or null where
-// they read none. Marks are the SVG paths `disc` and `cup`, and `fovea` as [x, y] or
-// null. The `numbers` of a reading are in the order of `metrics`.
+// #data holds the names of `tasks` by kind, and three lists. `metrics` are those of
+// metrics.py that have their place here. `photographs` have their annotated `marks`.
+// `runs` have one reading per photograph, or null where they read none. Marks are, by
+// task, the SVG path of a segmentation, and [x, y] or null of a localisation. The
+// `numbers` of a reading are in the order of `metrics`.
 const data = JSON.parse(document.getElementById('data').textContent);
+
+const { segmentation: masks, localisation: points } = data.tasks;
 
 const OUTCOMES = {
   missed: 'missed glaucoma',
@@ -39,8 +42,8 @@ function outcomeOf(run, index) {
 }
 
 function meanDice(run, index) {
-  const known = ['dice_disc', 'dice_cup']
-    .map((metric) => numberOf(run, index, metric))
+  const known = masks
+    .map((name) => numberOf(run, index, `dice_${name}`))
     .filter((value) => value !== null);
   if (!known.length) return null;
   return known.reduce((sum, value) => sum + value, 0) / known.length;
@@ -146,8 +149,16 @@ function ring([x, y], radius) {
 }
 
 function namesOf(marks) {
-  const names = ['disc', 'cup', 'fovea'].filter((name) => marks?.[name]);
+  const names = [...masks, ...points].filter((name) => marks?.[name]);
   return names.join(', ') || 'nothing';
+}
+
+// SVG paths by the mark's name, which begins with `prefix`.
+function pathsOf(marks, prefix, sign) {
+  const paths = {};
+  for (const name of masks) paths[prefix + name] = marks?.[name];
+  for (const name of points) paths[prefix + name] = marks?.[name] && sign(marks[name]);
+  return paths;
 }
 
 function draw(panel, run, index) {
@@ -156,12 +167,8 @@ function draw(panel, run, index) {
   const marks = run.readings[index]?.marks;
   const radius = Math.max(width, height) / 45;
   const paths = {
-    disc: marks?.disc,
-    cup: marks?.cup,
-    fovea: marks?.fovea && cross(marks.fovea, radius),
-    'true-disc': truth.disc,
-    'true-cup': truth.cup,
-    'true-fovea': truth.fovea && ring(truth.fovea, 0.7 * radius),
+    ...pathsOf(marks, '', (xy) => cross(xy, radius)),
+    ...pathsOf(truth, 'true-', (xy) => ring(xy, 0.7 * radius)),
   };
   const picture = copyOf('picture-template');
   picture.setAttribute('viewBox', `-0.5 -0.5 ${width} ${height}`);

@@ -4,15 +4,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtl_jax.inference.outlines import Marks
+from mtl_jax import tasks
 from mtl_jax.reporting.drawing import cases
-from mtl_jax.reporting.drawing.overlay import CUP_COLOUR
 
 GREY = np.full((40, 40, 3), 120, np.uint8)
 TURN = np.linspace(0, 2 * np.pi, 60)
 CIRCLE = np.stack([np.cos(TURN), np.sin(TURN)], -1)
-TRUTH = Marks([20 + 8 * CIRCLE], [20 + 4 * CIRCLE], np.array([8.0, 30.0]))
-NOTHING = Marks([], [], None)
+TRUTH = {
+    "disc": [20 + 8 * CIRCLE],
+    "cup": [20 + 4 * CIRCLE],
+    "fovea": np.array([8.0, 30.0]),
+}
+NOTHING = {"disc": [], "cup": []}
+CUP_COLOUR = tasks.TASKS["cup"].rgb
 
 
 def drawn(path):
@@ -54,7 +58,9 @@ def test_maps_of_a_fovea_beside_its_photograph(tmp_path):
     target[5:10, 5:10] = 1.0
     predicted[20:30, 20:30] = 0.5
     maps = {"target map": target, "predicted by MTL-IO": predicted}
-    cases.plot_fovea_maps(GREY, "eye", np.array([7.0, 7.0]), maps, tmp_path / "fovea")
+    cases.plot_fovea_maps(
+        GREY, "eye", {"fovea": np.array([7.0, 7.0])}, maps, tmp_path / "fovea"
+    )
     pixels = drawn(tmp_path / "fovea.png")
     # Beside the last panel is the scale.
     first, second, third = panels(pixels[:, : int(0.925 * pixels.shape[1])], 3)
@@ -69,16 +75,16 @@ def test_maps_of_a_fovea_beside_its_photograph(tmp_path):
     assert (tmp_path / "fovea.pdf").read_bytes().startswith(b"%PDF")
 
 
-@pytest.mark.parametrize("fovea_xy", [np.array([7.0, 30.0]), None])
-def test_an_annotated_fovea_is_marked_in_every_panel(fovea_xy, monkeypatch, tmp_path):
+@pytest.mark.parametrize("truth", [{"fovea": np.array([7.0, 30.0])}, {}])
+def test_an_annotated_fovea_is_marked_in_every_panel(truth, monkeypatch, tmp_path):
     figures = []
     monkeypatch.setattr(cases, "save", lambda figure, _: figures.append(figure))
     maps = {"target map": np.ones((40, 40)), "predicted": np.zeros((40, 40))}
-    cases.plot_fovea_maps(GREY, "eye", fovea_xy, maps, tmp_path / "fovea")
+    cases.plot_fovea_maps(GREY, "eye", truth, maps, tmp_path / "fovea")
     *axes, scale = figures[0].axes
     assert [one.get_title() for one in axes] == ["eye", "target map", "predicted"]
     marked = [tuple(line.get_xydata()[0]) for one in axes for line in one.lines]
-    assert marked == ([] if fovea_xy is None else [(7, 30)] * 3)
+    assert marked == ([(7, 30)] * 3 if truth else [])
     for one, values in zip(axes[1:], maps.values(), strict=True):
         (image,) = one.images
         np.testing.assert_array_equal(image.get_array(), values)

@@ -3,9 +3,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mtl_jax import tasks
 from mtl_jax.reporting.drawing import overlay
 
 SIZE = 600
+DISC_COLOUR, CUP_COLOUR, FOVEA_COLOUR = (
+    tasks.TASKS[name].rgb for name in ("disc", "cup", "fovea")
+)
 ORANGE = (200, 90, 30)
 DISC_XY, DISC_RADIUS, CUP_RADIUS = (180.0, 300.0), 70.0, 35.0
 FOVEA_XY = (420.0, 330.0)
@@ -28,16 +32,23 @@ def near_colour(picture, colour, tolerance=20):
     return np.abs(picture.astype(int) - colour).max(axis=-1) <= tolerance
 
 
+def draw(photograph, caption=None, **marks):
+    """Those whose name begins with `true_` are annotated, the others are found."""
+    truth = {k[5:]: v for k, v in marks.items() if k.startswith("true_")}
+    found = {k: v for k, v in marks.items() if not k.startswith("true_")}
+    return overlay.draw(photograph, found, truth, caption)
+
+
 def photograph_part(picture):
     return picture[:SIZE]
 
 
 @pytest.mark.parametrize(
     ("argument", "colour", "radius"),
-    [("disc", overlay.DISC_COLOUR, 70.0), ("cup", overlay.CUP_COLOUR, 35.0)],
+    [("disc", DISC_COLOUR, 70.0), ("cup", CUP_COLOUR, 35.0)],
 )
 def test_a_predicted_contour_is_a_closed_line_on_the_boundary(argument, colour, radius):
-    picture = overlay.draw(fundus(), **{argument: circle(radius)})
+    picture = draw(fundus(), **{argument: circle(radius)})
     ring = near_colour(photograph_part(picture), colour)
     from_boundary = np.abs(distance(DISC_XY) - radius)
     assert ring.any()
@@ -51,7 +62,7 @@ def test_a_predicted_contour_is_a_closed_line_on_the_boundary(argument, colour, 
 
 
 def test_a_true_contour_is_dashed_and_white():
-    picture = overlay.draw(fundus(), true_disc=circle(DISC_RADIUS))
+    picture = draw(fundus(), true_disc=circle(DISC_RADIUS))
     ring = near_colour(photograph_part(picture), overlay.TRUTH_COLOUR, 40)
     from_boundary = np.abs(distance(DISC_XY) - DISC_RADIUS)
     assert from_boundary[ring].max() < 3
@@ -63,18 +74,18 @@ def test_a_true_contour_is_dashed_and_white():
 
 
 def test_lines_have_a_dark_halo():
-    picture = overlay.draw(fundus(), disc=circle(DISC_RADIUS))
+    picture = draw(fundus(), disc=circle(DISC_RADIUS))
     from_boundary = np.abs(distance(DISC_XY) - DISC_RADIUS)
     band = photograph_part(picture)[from_boundary < 6].astype(int).sum(axis=-1)
     assert band.min() < 0.6 * sum(ORANGE)
 
 
 def test_fovea_marks_are_centred():
-    picture = overlay.draw(fundus(), fovea_xy=FOVEA_XY)
-    y, x = np.nonzero(near_colour(photograph_part(picture), overlay.FOVEA_COLOUR))
+    picture = draw(fundus(), fovea=FOVEA_XY)
+    y, x = np.nonzero(near_colour(photograph_part(picture), FOVEA_COLOUR))
     assert (x.min() + x.max()) / 2 == pytest.approx(FOVEA_XY[0], abs=1)
     assert (y.min() + y.max()) / 2 == pytest.approx(FOVEA_XY[1], abs=1)
-    picture = overlay.draw(fundus(), true_fovea_xy=FOVEA_XY)
+    picture = draw(fundus(), true_fovea=FOVEA_XY)
     y, x = np.nonzero(near_colour(photograph_part(picture), overlay.TRUTH_COLOUR))
     assert (np.mean(x), np.mean(y)) == pytest.approx(FOVEA_XY, abs=1)
     # A ring leaves the spot itself in view.
@@ -85,15 +96,15 @@ def test_fovea_marks_are_centred():
 def test_nothing_to_draw_gives_the_photograph_and_leaves_it_alone():
     photograph = np.random.default_rng(0).integers(0, 256, (SIZE, 520, 3), np.uint8)
     before = photograph.copy()
-    np.testing.assert_array_equal(overlay.draw(photograph), photograph)
-    overlay.draw(photograph, fovea_xy=(100, 100), caption="x")
+    np.testing.assert_array_equal(draw(photograph), photograph)
+    draw(photograph, fovea=(100, 100), caption="x")
     np.testing.assert_array_equal(photograph, before)
 
 
 def test_caption_and_legend_stay_off_the_photograph():
     plain = fundus()
-    short = overlay.draw(plain, caption="image 7: vCDR 0.61 ± 0.02")
-    long = overlay.draw(plain, caption="glaucoma " * 40 + "\nsecond paragraph")
+    short = draw(plain, caption="image 7: vCDR 0.61 ± 0.02")
+    long = draw(plain, caption="glaucoma " * 40 + "\nsecond paragraph")
     assert short.shape[0] < long.shape[0]
     for picture in (short, long):
         assert picture.shape[1] == SIZE
@@ -102,16 +113,16 @@ def test_caption_and_legend_stay_off_the_photograph():
 
 
 def test_legend_names_only_what_is_drawn():
-    picture = overlay.draw(fundus(), disc=circle(DISC_RADIUS))
-    assert near_colour(picture[SIZE:], overlay.DISC_COLOUR).any()
-    assert not near_colour(picture[SIZE:], overlay.CUP_COLOUR).any()
-    assert not near_colour(picture[SIZE:], overlay.FOVEA_COLOUR).any()
+    picture = draw(fundus(), disc=circle(DISC_RADIUS))
+    assert near_colour(picture[SIZE:], DISC_COLOUR).any()
+    assert not near_colour(picture[SIZE:], CUP_COLOUR).any()
+    assert not near_colour(picture[SIZE:], FOVEA_COLOUR).any()
 
 
 def test_an_empty_prediction_leaves_the_photograph_and_is_in_the_legend():
-    picture = overlay.draw(fundus(), disc=np.zeros((SIZE, SIZE), np.uint8))
+    picture = draw(fundus(), disc=np.zeros((SIZE, SIZE), np.uint8))
     np.testing.assert_array_equal(photograph_part(picture), fundus())
-    assert near_colour(picture[SIZE:], overlay.DISC_COLOUR).any()
+    assert near_colour(picture[SIZE:], DISC_COLOUR).any()
 
 
 @pytest.mark.parametrize(
@@ -127,17 +138,17 @@ def test_an_empty_prediction_leaves_the_photograph_and_is_in_the_legend():
     ],
 )
 def test_picture_sizes(native, expected):
-    assert overlay.draw(fundus(*native)).shape == (*expected, 3)
+    assert draw(fundus(*native)).shape == (*expected, 3)
 
 
 @pytest.mark.parametrize("native", [64, 128, 1200])
 def test_contours_scale_with_the_picture(native):
     xy, radius = (0.3 * native, 0.55 * native), 0.2 * native
     mask = distance(xy, native, native) <= radius
-    picture = overlay.draw(fundus(native, native), disc=mask, fovea_xy=xy)
+    picture = draw(fundus(native, native), disc=mask, fovea=xy)
     side = picture.shape[1]
     scale = side / native
-    ring = near_colour(picture[:side], overlay.DISC_COLOUR)
+    ring = near_colour(picture[:side], DISC_COLOUR)
     centre = [(value + 0.5) * scale - 0.5 for value in xy]
     off = np.abs(distance(centre, side, side) - radius * scale)[ring]
     assert off.max() < 0.8 * max(scale, 1) + 0.01 * side
@@ -146,14 +157,14 @@ def test_contours_scale_with_the_picture(native):
 
 def test_masks_at_the_border_and_points_beyond_it():
     full = np.ones((SIZE, SIZE), bool)
-    picture = overlay.draw(
-        fundus(), disc=full, cup=full, true_disc=full, true_fovea_xy=(5000, -80)
+    picture = draw(
+        fundus(), disc=full, cup=full, true_disc=full, true_fovea=(5000, -80)
     )
     # Where the dashes of the annotation leave the last line drawn in view.
-    assert near_colour(picture[:SIZE, 0], overlay.CUP_COLOUR, 60).any()
+    assert near_colour(picture[:SIZE, 0], CUP_COLOUR, 60).any()
     inner = picture[10 : SIZE - 10, 10 : SIZE - 10]
     assert (inner == ORANGE).all()
-    alone = overlay.draw(fundus(), fovea_xy=(SIZE + 300, SIZE + 300))
+    alone = draw(fundus(), fovea=(SIZE + 300, SIZE + 300))
     np.testing.assert_array_equal(photograph_part(alone), fundus())
 
 
@@ -162,18 +173,18 @@ def test_masks_at_the_border_and_points_beyond_it():
 def test_any_mask_can_be_drawn(seed):
     rng = np.random.default_rng(seed)
     mask = rng.random((17, 23)) < rng.random()
-    picture = overlay.draw(fundus(17, 23), disc=mask, true_cup=mask)
+    picture = draw(fundus(17, 23), disc=mask, true_cup=mask)
     assert picture.dtype == np.uint8
     assert picture.shape[1] == 23 * 23
 
 
 def test_wrong_shapes_are_refused():
     with pytest.raises(ValueError, match="mask is"):
-        overlay.draw(fundus(), disc=np.zeros((SIZE, SIZE - 1)))
+        draw(fundus(), disc=np.zeros((SIZE, SIZE - 1)))
     with pytest.raises(ValueError, match="not RGB"):
-        overlay.draw(fundus().astype(np.float32))
+        draw(fundus().astype(np.float32))
     with pytest.raises(ValueError, match="not RGB"):
-        overlay.draw(fundus()[..., 0])
+        draw(fundus()[..., 0])
 
 
 def test_contact_sheet_holds_every_picture_in_reading_order():
