@@ -2,7 +2,7 @@
 
 What a task finds follows from its kind. From what the tasks disc, cup and glaucoma find
 come the vertical cup-to-disc ratio, the averaged diagnosis, and the mask with three
-values; only this module and `reporting.submission` know them by name.
+values. They are derived here; elsewhere no task is asked for by its name.
 """
 
 import dataclasses
