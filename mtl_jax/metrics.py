@@ -55,7 +55,7 @@ def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
     return 2 * np.count_nonzero(prediction & truth) / total
 
 
-def distance(predicted_xy: ArrayLike, true_xy: ArrayLike) -> float:
+def distance(predicted_xy: Iterable[float], true_xy: Iterable[float]) -> float:
     """Computes the Euclidean distance of two points (x, y), in their pixels."""
     return math.dist(predicted_xy, true_xy)
 
@@ -136,7 +136,7 @@ def has_both_classes(labels: ArrayLike) -> bool:
     return len(np.unique(np.asarray(labels))) == 2
 
 
-def _mean(values: ArrayLike) -> float | None:
+def _mean(values: Sequence[float] | np.ndarray) -> float | None:
     return float(np.mean(values)) if len(values) else None
 
 
@@ -396,8 +396,9 @@ def every() -> dict[str, Metric]:
     """All metrics by name, in the order of tables: of each task, and derived."""
     found = {}
     for entry in METRICS:
-        own = [entry]
-        if not isinstance(entry, Metric):
+        if isinstance(entry, Metric):
+            own = [entry]
+        else:
             own = [m for task in tasks.of_kind(entry) for m in _OF_KIND[entry](task)]
         found |= {metric.name: metric for metric in own}
     return found

@@ -57,8 +57,9 @@ def evaluate(
     """
     network = workdirs.load(workdir, checkpoint)
     own = network.config.data
-    is_own = dataset in (None, own.dataset)
-    builder = pipeline.open_dataset(data_dir or own.data_dir, dataset or own.dataset)
+    dataset = dataset or own.dataset
+    is_own = dataset == own.dataset
+    builder = pipeline.open_dataset(data_dir or own.data_dir, dataset)
     _check_image_size(builder, network.image_size)
     # Another data set's images were not divided for this run.
     fold = network.experiment.fold if is_own else None

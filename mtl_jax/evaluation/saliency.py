@@ -83,6 +83,7 @@ def of_run(workdir: pathlib.Path, image: np.ndarray) -> np.ndarray | None:
         if view is not None:
             batch = {"image": images}
             images = view.look(batch, view.windows(batch))["image"]
+        # pyrefly: ignore[bad-index]  # A pair only where `mutable` is given.
         return model.apply(variables, images, heads=[task.name])[task.name]
 
     ((_, variables),) = network.networks

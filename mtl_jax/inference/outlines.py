@@ -40,5 +40,7 @@ def trace(mask: np.ndarray) -> list[np.ndarray]:
         return []
     # The bounding box is smaller, hence faster. Zeros around it close every outline.
     box = inside[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
-    lines = contour_generator(z=np.pad(box.astype(np.float32), 1)).lines(0.5)
-    return [line + (xs[0] - 1, ys[0] - 1) for line in lines]
+    generator = contour_generator(z=np.pad(box.astype(np.float32), 1))
+    # pyrefly: ignore[bad-assignment]  # Arrays, as the default type of lines is.
+    lines: list[np.ndarray] = generator.lines(0.5)
+    return [line + np.array([xs[0] - 1, ys[0] - 1]) for line in lines]

@@ -131,7 +131,10 @@ def readings(
       UserError: its evaluation cannot be read.
     """
     size = split.take([0])["image"].shape[1:3]
-    by_image = numbers.astype(object).where(numbers.notna(), None).to_dict("index")
+    by_image = {
+        str(name): {str(key): number for key, number in row.items() if pd.notna(number)}
+        for name, row in numbers.to_dict("index").items()
+    }
     with _evaluation(directory, run) as folder:
         outlines = json.loads((folder / evaluate.OUTLINES).read_text("utf-8"))
         found = []
@@ -145,7 +148,7 @@ def readings(
 
 
 def _reading(
-    numbers: Mapping[str, float | None],
+    numbers: Mapping[str, float],
     outlines: Mapping[str, Any],
     native_size: tuple[int, int],
     size: tuple[int, int],
@@ -154,9 +157,9 @@ def _reading(
         name: [np.array(line) for line in lines] for name, lines in outlines.items()
     }
     for task in tasks.of_kind("localisation"):
-        native_xy = [numbers.get(f"{task.name}_{axis}") for axis in "xy"]
-        if None not in native_xy:
-            marks[task.name] = geometry.rescale_xy(native_xy, native_size, size)
+        x, y = (numbers.get(f"{task.name}_{axis}") for axis in "xy")
+        if x is not None and y is not None:
+            marks[task.name] = geometry.rescale_xy([x, y], native_size, size)
     return Reading(marks, numbers)
 
 
