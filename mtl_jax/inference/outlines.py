@@ -1,4 +1,4 @@
-"""Outlines of masks, as overlays and pages draw them."""
+"""Traces the outlines of masks for overlays and pages."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,15 +8,14 @@ from contourpy import contour_generator
 
 from mtl_jax import tasks
 
-# What is drawn of an image by task, with pixel centres at whole numbers. Of a
-# segmentation closed outlines [n, 2] of points (x, y), each with or without its first
-# point again at the end; of a localisation the point [2]. A task that is absent has
-# nothing to draw.
+# The marks on an image, by task, with pixel centres at whole numbers. A segmentation
+# has closed outlines [n, 2] of points (x, y), which may repeat their first point at the
+# end. A localisation has its point [2]. A task without marks is absent.
 Marks = Mapping[str, Sequence[np.ndarray] | np.ndarray]
 
 
 def marks_of(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Turns masks and points by task, some of them None, into marks."""
+    """Turns masks and points by task into marks; those that are None are left out."""
     draw = {"segmentation": trace, "localisation": np.asarray}
     return {
         task.name: draw[task.kind](found[task.name])

@@ -42,7 +42,7 @@ class RunKey(NamedTuple):
     method: str
 
     def workdir(self, directory: pathlib.Path) -> pathlib.Path:
-        """The folder of the run in the folder of its experiment."""
+        """Returns the folder of the run in the folder of its experiment."""
         name = plan.run_name(self.method, self.fold, self.seed, self.learning_rate)
         return directory / "runs" / name
 
@@ -58,7 +58,7 @@ def of(rows: pd.DataFrame) -> list[RunKey]:
 
 
 def labels(runs: Sequence[RunKey]) -> dict[RunKey, str]:
-    """Names each run by its method, and by as much else as tells it from the others."""
+    """Names each run by its method, and by further fields where runs share it."""
     parts = {
         "fold": lambda run: f"fold {run.fold}",
         "seed": lambda run: f"seed {run.seed}",

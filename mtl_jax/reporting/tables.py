@@ -118,7 +118,7 @@ def as_csv(cells: pd.DataFrame, theirs: Published) -> str:
 
 
 def _best(means: pd.Series, metric: metrics.Metric) -> float:
-    """The best mean of a column; NaN where no mean is better than another."""
+    """Returns the best mean of a column; NaN where no mean is better than another."""
     if len(means) < 2 or metric.better is None:
         return float("nan")
     return means.max() if metric.better == "higher" else means.min()

@@ -66,7 +66,7 @@ class Reading(NamedTuple):
     Attributes:
       marks: the predicted marks.
       numbers: numbers by metric. One that could not be computed is None or absent. The
-        page shows the metrics that have it among their places.
+        page shows the metrics of `metrics.at("page")`.
     """
 
     marks: Marks
