@@ -12,7 +12,7 @@ from importlib import metadata
 import pytest
 from jax._src import compilation_cache
 
-from mtl_jax.commands._program import EXTRAS
+from mtl_jax.errors import EXTRAS
 
 pytest_plugins = ("training_fixtures",)
 

@@ -1,5 +1,6 @@
 """Prediction on photographs."""
 
+import collections
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,7 @@ def predict(
     network: workdirs.TrainedNetwork,
     paths: Sequence[pathlib.Path],
     failures: list[str],
+    conversions: collections.Counter[str],
 ) -> Iterator[Predicted]:
     """Applies a network to photographs of any size, with a progress bar.
 
@@ -45,6 +47,7 @@ def predict(
       paths: of the photographs.
       failures: gets one sentence for every photograph that cannot be read; it is left
         out.
+      conversions: gets the number of photographs by `images.Photograph.conversion`.
     """
     names = _distinct_names(paths)
     progress = tqdm.tqdm(total=len(paths), desc="predicting", unit="image")
@@ -54,10 +57,14 @@ def predict(
             read: list[_Photograph] = []
             for path in chunk:
                 try:
-                    read.append((names[path], path, images.read_photograph(path)))
+                    photograph = images.open_photograph(path)
                 except UserError as error:
                     failures.append(str(error))
                     progress.write(f"skipped: {error}", file=sys.stderr)
+                else:
+                    pixels = np.array(photograph.picture)
+                    read.append((names[path], path, pixels))
+                    conversions[photograph.conversion] += 1
             if read:
                 yield from _predict_batch(read, network)
             progress.update(len(chunk))

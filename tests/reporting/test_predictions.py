@@ -48,7 +48,7 @@ def read_csv(output):
 @pytest.fixture(scope="module")
 def predicted(tiny_run, photographs, tmp_path_factory):
     output = tmp_path_factory.mktemp("predicted") / "deep" / "out"
-    assert predictions.write(tiny_run.workdir, str(photographs), output) == []
+    assert predictions.write(tiny_run.workdir, str(photographs), output) == ([], [])
     return output
 
 
@@ -129,7 +129,7 @@ def test_broken_files_are_named_and_skipped(tiny_run, photographs, predicted, tm
     (folder / "text.jpg").write_text("not a picture")
     (folder / "zero.png").touch()
     (folder / "notes.txt").write_text("not looked at")
-    failures = predictions.write(tiny_run.workdir, str(folder), tmp_path / "out")
+    failures, _ = predictions.write(tiny_run.workdir, str(folder), tmp_path / "out")
     assert len(failures) == 3
     for name, failure in zip(
         ("cut.jpg", "text.jpg", "zero.png"), failures, strict=True
@@ -230,7 +230,10 @@ def test_no_photographs(tiny_run, tmp_path):
 @pytest.mark.parametrize("task", ["glaucoma", "fovea"])
 def test_networks_of_one_task(request, task, photographs, tmp_path):
     run = request.getfixturevalue(f"{task}_run")
-    assert predictions.write(run.workdir, str(photographs), tmp_path / "out") == []
+    assert predictions.write(run.workdir, str(photographs), tmp_path / "out") == (
+        [],
+        [],
+    )
     rows = read_csv(tmp_path / "out")
     assert set(rows) == set(SIZES)
     always = {"image", "file", "width", "height", "overlay"}
