@@ -148,6 +148,8 @@ def _rgb_of_cmyk(image: Image.Image, path: pathlib.Path) -> Photograph:
             image,
             ImageCms.ImageCmsProfile(io.BytesIO(profile)),
             ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")),
+            # The perceptual intent, Pillow's default, also stretches the black point.
+            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
             outputMode="RGB",
         )
     except (ImageCms.PyCMSError, OSError):
