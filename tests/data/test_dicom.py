@@ -54,13 +54,9 @@ def test_8_bit_rgb_is_read_as_it_is(tmp_path, planar):
 @pytest.mark.parametrize("bits", [9, 10, 12, 16])
 def test_deep_rgb_is_scaled_by_the_bits_that_are_stored(tmp_path, bits):
     values = deep(bits)
-    write_dicom(
-        tmp_path / "1.2.840.10008",
-        values,
-        BitsStored=bits,
-        SOPClassUID=OPHTHALMIC_16_BIT,
-    )
-    found, conversion = read(tmp_path / "1.2.840.10008")
+    path = tmp_path / "1.2.840.10008"
+    write_dicom(path, values, BitsStored=bits, SOPClassUID=OPHTHALMIC_16_BIT)
+    found, conversion = read(path)
     assert (found == scaled(values, bits)).all()
     assert images.conversion_sentences({conversion: 2}) == [
         f"2 photographs of {bits} bits per channel were reduced to 8 bits."
@@ -134,7 +130,7 @@ def test_a_palette_counts_by_its_colours(tmp_path, bits):
 
 
 @pytest.mark.parametrize("photometric", ["YBR_FULL_422", "RGB"])
-def test_reads_jpeg(tmp_path, photometric):
+def test_reads_jpeg(tmp_path, photometric, recwarn, caplog):
     """Cameras write the second, although JPEG files hold YBR."""
     frame = jpeg_frame(gradient(), quality=95)
     write_dicom(
@@ -148,14 +144,24 @@ def test_reads_jpeg(tmp_path, photometric):
     found, conversion = read(tmp_path / "a")
     assert np.abs(found.astype(int) - gradient()).max() <= 12
     assert conversion == ""
+    assert not recwarn.list
+    assert not caplog.records
 
 
-@pytest.mark.parametrize("bits", [8, 12, 16])
 @pytest.mark.parametrize(
-    "syntax", ["JPEGLosslessProcess14_1", "JPEGLSLossless", "JPEG2000Lossless"]
+    ("syntax", "bits"),
+    [
+        ("JPEGLosslessProcess14_1", 8),
+        ("JPEGLosslessProcess14_1", 12),
+        ("JPEGLosslessProcess14_1", 16),
+        ("JPEGLSLossless", 8),
+        ("JPEGLSLossless", 12),
+        ("JPEGLSLossless", 16),
+        ("JPEG2000Lossless", 8),
+    ],
 )
-def test_reads_what_is_compressed_without_loss(tmp_path, bits, syntax):
-    """Written by GDCM from an uncompressed file."""
+def test_reads_what_is_compressed_without_loss(tmp_path, syntax, bits):
+    """Written by GDCM, which does not write colours as JPEG 2000 of more bits."""
     values = deep(bits) if bits > 8 else deep(8).astype(np.uint8)
     write_dicom(tmp_path / "raw", values, BitsStored=bits)
     reader = gdcm.ImageReader()
@@ -253,7 +259,7 @@ def test_truncated_files_are_refused(tmp_path, share):
     write_dicom(tmp_path / "whole", gradient())
     data = (tmp_path / "whole").read_bytes()
     (tmp_path / "a").write_bytes(data[: int(len(data) * share)])
-    check_refused(tmp_path / "a", "damaged")
+    check_refused(tmp_path / "a", "damaged|modality unknown")
 
 
 def test_without_pydicom_the_extra_is_named(tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """Reads ophthalmic photographs in DICOM, by `pydicom` of the extra `dicom`."""
 
+import logging
 import pathlib
+import warnings
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
@@ -45,6 +47,9 @@ def read(path: pathlib.Path, file: BinaryIO) -> Photograph:
     import pydicom
     from pydicom import pixels
 
+    # It tells for every file what it puts right, such as YBR that is called RGB.
+    logging.getLogger("pydicom").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"pydicom\.")
     dataset = pydicom.dcmread(file)
     _check_kind(dataset, path)
     _check_pixels(dataset, path)
