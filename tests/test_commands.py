@@ -107,7 +107,8 @@ SCORES += ("evaluation.evaluate", "evaluation.predict")
 
 
 @pytest.mark.parametrize(
-    ("modules", "extras"), [(LIBRARY, EXTRAS), (SCORES, ["report", "weights"])]
+    ("modules", "extras"),
+    [(LIBRARY, EXTRAS), (SCORES, ["report", "weights", "dicom", "heic"])],
 )
 def test_these_import_without_extras(modules, extras):
     lines = "".join(f"import mtl_jax.{module}\n" for module in modules)

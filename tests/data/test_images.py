@@ -243,6 +243,8 @@ def write_bad_file(path, kind):
         path.write_bytes(tiff16_bytes(wide))
     elif kind == "12 bits as 16, tiff":
         path.write_bytes(tiff16_bytes(deep(12)))
+    elif kind == "colours of 12 bits":
+        path.write_bytes(tiff16_bytes(deep(12), bits=12))
     elif kind == "planes of 16 bits":
         path.write_bytes(tiff16_bytes(deep(16), planar=2))
     elif kind == "compressed planes of 16 bits":
@@ -283,6 +285,7 @@ BAD_KINDS = [
     ("8 bits as 16, grey png", "claims 16 bits.*exceeds 1.. of 65535"),
     ("8 bits as 16, tiff", "claims 16 bits"),
     ("12 bits as 16, tiff", "claims 16 bits.*exceeds 4095 of 65535"),
+    ("colours of 12 bits", "numbers that are not read"),
     ("planes of 16 bits", "plane by plane"),
     ("compressed planes of 16 bits", "plane by plane"),
     ("grey16 with transparency", "not read"),

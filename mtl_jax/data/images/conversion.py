@@ -45,32 +45,39 @@ def conversion_sentences(counts: Mapping[str, int]) -> list[str]:
     ]
 
 
-def reduce_to_8_bits(values: np.ndarray, bits: int, path: pathlib.Path) -> Photograph:
+def reduce_to_8_bits(values: np.ndarray, bits: int) -> Photograph:
     """Scales a picture to 8 bits per channel: v * 255 / (2**bits - 1), rounded.
 
     Args:
       values: unsigned integers [H, W] or [H, W, 3], at most 2**bits - 1.
       bits: depth that the file declares, 9 to 16.
-      path: of the file, for the message.
-
-    Raises:
-      UserError: if the values need so few of the bits that the picture would be black,
-        as one of 8 bits does that is stored with 16. A picture of zeros alone is black
-        at every depth.
     """
     maximum = 2**bits - 1
-    largest = int(values.max())
-    if 0 < largest <= max(255, maximum >> 4):
-        raise UserError(
-            f"{path} claims {bits} bits per channel, but no value exceeds {largest} of "
-            f"{maximum}; save it with the depth that its values have."
-        )
     # 255 * v / maximum never lies halfway between two whole numbers.
     table = np.rint(np.arange(maximum + 1) * (255 / maximum)).astype(np.uint8)
     return Photograph(
         Image.fromarray(table[values]),
         f"of {bits} bits per channel {{were}} reduced to 8 bits",
     )
+
+
+def check_depth(values: np.ndarray, bits: int, path: pathlib.Path) -> None:
+    """Refuses values that need so few of their bits that the picture would be black.
+
+    A picture of 8 bits that is stored with 16 is of this kind. A picture of zeros alone
+    is not: it is black at every depth.
+
+    Args:
+      values: unsigned integers of any shape.
+      bits: depth that the file declares, 9 to 16.
+      path: path of the file, for the message.
+    """
+    maximum, largest = 2**bits - 1, int(values.max())
+    if 0 < largest <= max(255, maximum >> 4):
+        raise UserError(
+            f"{path} claims {bits} bits per channel, but no value exceeds {largest} of "
+            f"{maximum}; save it with the depth that its values have."
+        )
 
 
 def check_size(width: int, height: int, path: pathlib.Path) -> None:

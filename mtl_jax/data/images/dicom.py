@@ -66,7 +66,8 @@ def read(path: pathlib.Path, file: BinaryIO) -> Photograph:
         if is_deep_ybr:
             values = _rgb_of_ybr(values, bits)
     if bits > 8:
-        return conversion.reduce_to_8_bits(values, bits, path)
+        conversion.check_depth(values, bits, path)
+        return conversion.reduce_to_8_bits(values, bits)
     return Photograph(Image.fromarray(values.astype(np.uint8)))
 
 

@@ -45,5 +45,5 @@ def read(path: pathlib.Path, file: BinaryIO) -> Photograph:
         values = values[..., :3] if values.shape[2] > 2 else values[..., 0]
     bits = picture.info["bit_depth"]
     if bits > 8:
-        return conversion.reduce_to_8_bits(values, bits, path)
+        return conversion.reduce_to_8_bits(values, bits)
     return Photograph(Image.fromarray(values))

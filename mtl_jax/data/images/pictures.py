@@ -44,7 +44,8 @@ def read(path: pathlib.Path, file: BinaryIO) -> Photograph:
         _check_kind(image, bits, path)
         if bits > 8:
             values = _deep_values(image, bits, file)
-            return conversion.reduce_to_8_bits(values, bits, path)
+            conversion.check_depth(values, bits, path)
+            return conversion.reduce_to_8_bits(values, bits)
         _load(image)
         if image.mode == "CMYK":
             return _rgb_of_cmyk(image, path)

@@ -93,8 +93,9 @@ def _load(path: PathLike, contents: bytes | None) -> Photograph:
         raise conversion.too_large(path) from None
     except UnidentifiedImageError:
         raise UserError(
-            f"{path} is not an image or is damaged at its start; a JPEG, PNG, BMP,"
-            " TIFF, WebP, GIF, DICOM or HEIC file is needed."
+            f"{path} is not an image, is damaged at its start, or has numbers that are"
+            " not read, such as those of 32 bits; a JPEG, PNG, BMP, TIFF, WebP, GIF,"
+            " DICOM or HEIC file of 8 or 16 bits per channel is needed."
         ) from None
     # On damaged files the readers raise a dozen kinds of exception (OSError, EOFError,
     # SyntaxError, struct.error, zlib.error, ...), none of them documented.
