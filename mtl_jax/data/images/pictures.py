@@ -30,12 +30,6 @@ _COLOURS_OF_16_BITS = re.compile(r"(?:RGB|RGBA|RGBX);16[BLN]")
 _OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 
 
-def recognises(start: bytes) -> bool:
-    """True: Pillow looks at the file itself."""
-    del start
-    return True
-
-
 def read(path: pathlib.Path, file: BinaryIO) -> Photograph:
     """Decodes a picture in any of Pillow's modes with 8 bits; see `open_photograph`."""
     with Image.open(file, formats=_FORMATS) as image:

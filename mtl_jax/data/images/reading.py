@@ -15,7 +15,7 @@ from mtl_jax.errors import UserError
 
 PathLike = str | pathlib.Path
 
-_READERS = (dicom, heic, pictures)
+# Bytes by which DICOM and HEIC are recognised.
 _START = 132
 
 
@@ -109,5 +109,7 @@ def _load(path: PathLike, contents: bytes | None) -> Photograph:
 def _read(path: pathlib.Path, file: BinaryIO) -> Photograph:
     start = file.read(_START)
     file.seek(0)
-    reader = next(reader for reader in _READERS if reader.recognises(start))
-    return reader.read(path, file)
+    for reader in (dicom, heic):
+        if reader.recognises(start):
+            return reader.read(path, file)
+    return pictures.read(path, file)
