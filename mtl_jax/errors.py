@@ -1,5 +1,24 @@
 """Exceptions for mistakes of the user."""
 
+# Modules that a minimal installation lacks, by the extra that installs them.
+EXTRAS = {
+    "data": (
+        "array_record",
+        "contourpy",
+        "grain",
+        "openpyxl",
+        "PIL",
+        "sklearn",
+        "tensorboardX",
+        "tensorflow_datasets",
+        "tqdm",
+    ),
+    "report": ("jinja2", "markupsafe", "matplotlib", "pandas"),
+    "weights": ("h5py", "safetensors"),
+    "dicom": ("pydicom",),
+    "heic": ("pillow_heif",),
+}
+
 
 class UserError(Exception):
     """A mistake that the user can correct.
@@ -11,3 +30,15 @@ class UserError(Exception):
 
 class NotFinite(UserError):
     """A loss, parameter or output is not finite, and the run cannot continue."""
+
+
+def missing_extra(error: ModuleNotFoundError) -> str | None:
+    """A sentence that names the extra which installs a module; None if none does."""
+    module = (error.name or "").partition(".")[0]
+    for extra, modules in EXTRAS.items():
+        if module in modules:
+            return (
+                f"{module} is not installed; install mtl_jax[{extra}], or mtl_jax[all] "
+                "for every command."
+            )
+    return None

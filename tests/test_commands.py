@@ -13,7 +13,7 @@ import pytest
 from jax._src import compilation_cache
 
 from mtl_jax.commands import _compilation_cache
-from mtl_jax.commands._program import EXTRAS
+from mtl_jax.errors import EXTRAS
 
 pytest_plugins = ("training_fixtures",)
 
@@ -146,7 +146,8 @@ SCORES += ("evaluation.evaluate", "evaluation.predict")
 
 
 @pytest.mark.parametrize(
-    ("modules", "extras"), [(LIBRARY, EXTRAS), (SCORES, ["report", "weights"])]
+    ("modules", "extras"),
+    [(LIBRARY, EXTRAS), (SCORES, ["report", "weights", "dicom", "heic"])],
 )
 def test_these_import_without_extras(modules, extras):
     lines = "".join(f"import mtl_jax.{module}\n" for module in modules)
@@ -196,7 +197,12 @@ def test_every_import_is_declared_and_its_extra_known():
     for extra, names in EXTRAS.items():
         brought = set().union(*map(of, names))
         assert brought <= declared(extra)
-        assert declared(extra) - brought <= {"etils", "orbax-checkpoint", "scipy"}
+        assert declared(extra) - brought <= {
+            "etils",
+            "orbax-checkpoint",
+            "python-gdcm",
+            "scipy",
+        }
 
 
 def test_the_second_command_finds_compiled_programs(glaucoma_run, tmp_path):

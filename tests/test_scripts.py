@@ -347,16 +347,20 @@ def test_evaluate_prints_table_and_paths(glaucoma_run, tmp_path, compiled):
         assert pathlib.Path(path).exists()
 
 
-def test_predict_counts_what_it_skipped(glaucoma_run, tmp_path, compiled):
+def test_predict_counts_what_it_skipped_and_converted(glaucoma_run, tmp_path, compiled):
     folder = tmp_path / "in"
     folder.mkdir()
     Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(folder / "a.png")
     (folder / "b.jpg").write_text("not a picture")
+    for name in ("c", "d"):
+        Image.new("CMYK", (50, 40)).save(folder / f"{name}.jpg")
     flags = [f"--workdir={glaucoma_run.workdir}", f"--images={folder}"]
     finished = script("predict", *flags, f"--output={tmp_path / 'out'}", env=compiled)
     assert finished.returncode == 1
     assert "b.jpg is not an image" in finished.stderr
     assert "Photographs skipped: 1." in finished.stderr
+    (note,) = (x for x in finished.stderr.splitlines() if x.startswith("note: "))
+    assert note.startswith("note: 2 photographs in CMYK without a colour profile were")
     assert "Traceback" not in finished.stderr
     with (tmp_path / "out" / "predictions.csv").open() as file:
-        assert [row["image"] for row in csv.DictReader(file)] == ["a"]
+        assert [row["image"] for row in csv.DictReader(file)] == ["a", "c", "d"]

@@ -16,24 +16,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from mtl_jax.commands import _compilation_cache
-from mtl_jax.errors import UserError
-
-# Modules that a minimal installation lacks, by the extra that installs them.
-EXTRAS = {
-    "data": (
-        "array_record",
-        "contourpy",
-        "grain",
-        "openpyxl",
-        "PIL",
-        "sklearn",
-        "tensorboardX",
-        "tensorflow_datasets",
-        "tqdm",
-    ),
-    "report": ("jinja2", "markupsafe", "matplotlib", "pandas"),
-    "weights": ("h5py", "safetensors"),
-}
+from mtl_jax.errors import UserError, missing_extra
 
 
 def main() -> None:
@@ -96,14 +79,8 @@ def run(verb: str) -> NoReturn:
     except UserError as error:
         _fail(str(error), 1)
     except ModuleNotFoundError as error:
-        module = (error.name or "").partition(".")[0]
-        for extra, modules in EXTRAS.items():
-            if module in modules:
-                _fail(
-                    f"{module} is not installed; install mtl_jax[{extra}], or "
-                    "mtl_jax[all] for every command.",
-                    1,
-                )
+        if missing := missing_extra(error):
+            _fail(missing, 1)
         raise
     except KeyboardInterrupt:
         advice = "continue with --resume" if verb == "train" else "repeat the command"

@@ -26,7 +26,7 @@ def main() -> int:
     from mtl_jax.reporting import predictions
 
     table = FORMAT.value == "table"
-    failures = predictions.write(
+    failures, conversions = predictions.write(
         pathlib.Path(WORKDIR.value),
         IMAGES.value,
         pathlib.Path(OUTPUT.value),
@@ -34,6 +34,8 @@ def main() -> int:
         form="table" if table else "refuge",
     )
     print(f"{OUTPUT.value}/predictions.csv" if table else OUTPUT.value)
+    for conversion in conversions:
+        print(f"note: {conversion}", file=sys.stderr)
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     if failures:

@@ -14,6 +14,7 @@ import pathlib
 import re
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ import tqdm
 from absl import logging
 from tensorflow_datasets.core.utils import tqdm_utils
 
+from mtl_jax.data import images
 from mtl_jax.errors import UserError
 
 # With fewer items, starting processes takes longer than they save.
@@ -133,6 +135,29 @@ def read_metadata(version_dir: pathlib.Path, *keys: str) -> dict[str, Any]:
             f"{version_dir} is not a complete data set; delete this folder and build"
             " again."
         ) from None
+
+
+def count_conversion(builder: tfds.core.DatasetBuilder, conversion: str) -> None:
+    """Counts what was converted to read a photograph, in the data set's metadata.
+
+    Workers return the conversion with the record, since they share no memory.
+
+    Args:
+      builder: of a data set whose metadata has a dict `conversions`.
+      conversion: see `images.Photograph`; empty if there was none.
+    """
+    if conversion:
+        counts = builder.info.metadata["conversions"]
+        counts[conversion] = counts.get(conversion, 0) + 1
+
+
+def say_conversions(metadata: dict[str, Any]) -> None:
+    """Prints to stderr what was converted when a data set was built.
+
+    Data sets of an earlier program say nothing: it refused what is now converted.
+    """
+    for sentence in images.conversion_sentences(metadata.get("conversions", {})):
+        print(f"note: {sentence}", file=sys.stderr)
 
 
 def parallel_map(

@@ -1,5 +1,6 @@
 """Applies a network to photographs."""
 
+import collections
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,7 @@ def predict(
     network: workdirs.TrainedNetwork,
     paths: Sequence[pathlib.Path],
     failures: list[str],
+    conversions: collections.Counter[str],
 ) -> Iterator[Predicted]:
     """Applies a network to photographs of any size, with a progress bar.
 
@@ -45,6 +47,8 @@ def predict(
       paths: paths of the photographs.
       failures: list that gets a sentence for every photograph that cannot be read and
         is left out.
+      conversions: counter that gets the number of photographs by
+        `images.Photograph.conversion`.
     """
     names = _distinct_names(paths)
     progress = tqdm.tqdm(total=len(paths), desc="predicting", unit="image")
@@ -54,10 +58,14 @@ def predict(
             read: list[_Photograph] = []
             for path in chunk:
                 try:
-                    read.append((names[path], path, images.read_photograph(path)))
+                    photograph = images.open_photograph(path)
                 except UserError as error:
                     failures.append(str(error))
                     progress.write(f"skipped: {error}", file=sys.stderr)
+                else:
+                    pixels = np.array(photograph.picture)
+                    read.append((names[path], path, pixels))
+                    conversions[photograph.conversion] += 1
             if read:
                 yield from _predict_batch(read, network)
             progress.update(len(chunk))

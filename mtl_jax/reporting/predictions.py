@@ -1,9 +1,10 @@
 """Writes predictions on photographs: a table, masks at native size, overlays."""
 
+import collections
 import csv
 import pathlib
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -20,6 +21,19 @@ from mtl_jax.reporting.drawing import overlay
 Form = Literal["table", "refuge"]
 
 
+class Written(NamedTuple):
+    """What is to be said of photographs that were predicted on.
+
+    Attributes:
+      failures: one sentence for every photograph that could not be read.
+      conversions: one sentence for every kind of conversion, with the number of
+        photographs.
+    """
+
+    failures: list[str]
+    conversions: list[str]
+
+
 def write(
     workdir: pathlib.Path,
     photographs: str,
@@ -27,7 +41,7 @@ def write(
     *,
     checkpoint: str = "best",
     form: Form = "table",
-) -> list[str]:
+) -> Written:
     """Predicts on photographs of any size, and writes the results.
 
     A table is `predictions.csv` with `columns()`. Coordinates, heights and areas are in
@@ -44,7 +58,7 @@ def write(
       form: format of the output, `table` or `refuge`.
 
     Returns:
-      One sentence for every photograph that could not be read.
+      What is to be said of photographs that were converted or could not be read.
 
     Raises:
       UserError: if there are no photographs, or none of them can be read, or the
@@ -55,9 +69,10 @@ def write(
     if form == "refuge":
         submission.check_tasks(network.config.tasks)
     failures: list[str] = []
+    conversions = collections.Counter[str]()
     contents = _contents() if form == "table" else submission.CONTENTS
     with files.whole_directory(output, contents) as folder:
-        predicted = predict(network, paths, failures)
+        predicted = predict(network, paths, failures, conversions)
         if form == "refuge":
             # The names have no extension, and may have a dot all the same.
             submission.write(
@@ -67,7 +82,7 @@ def write(
             _write_table(folder, predicted)
         if len(failures) == len(paths):
             raise UserError(f"No photograph could be read: {' '.join(failures)}")
-    return failures
+    return Written(failures, images.conversion_sentences(conversions))
 
 
 def columns() -> tuple[str, ...]:

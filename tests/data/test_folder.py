@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from photograph_files import cmyk_profile, deep, png_bytes, write_dicom, write_heic
 from PIL import Image
 
 from mtl_jax import tasks
@@ -248,6 +249,31 @@ def test_processes_build_the_same_as_threads(built, tmp_path, monkeypatch):
     for name in first:
         for key, value in first[name].items():
             np.testing.assert_array_equal(second[name][key], value)
+
+
+@pytest.mark.parametrize("processes_from", [3, 100])
+def test_what_was_converted_is_said_once(
+    tmp_path, source, monkeypatch, capfd, processes_from
+):
+    """By workers too, and again by the second command, which converts nothing."""
+    pixels = deep(16, shape=(80, 120, 3))
+    for name in ("full.png", "bare.png"):
+        (source / name).write_bytes(png_bytes(pixels.astype(">u2"), 16))
+    write_dicom(source / "disc_only.png", deep(12, shape=(80, 120, 3)), BitsStored=12)
+    inks = Image.open(source / "combined.png").convert("CMYK")
+    inks.save(source / "combined.png", "JPEG", icc_profile=cmyk_profile())
+    write_heic(source / "fovea_only.png", pixels)
+    monkeypatch.setattr(building, "PROCESSES_FROM", processes_from)
+    for _ in range(2):
+        folder.build(tmp_path / "data", source, image_size=32)
+        notes = [x for x in capfd.readouterr().err.splitlines() if x.startswith("note")]
+        assert notes == [
+            "note: 1 photograph in CMYK was converted to RGB by the colour profile in "
+            "the file.",
+            "note: 1 photograph of 10 bits per channel was reduced to 8 bits.",
+            "note: 1 photograph of 12 bits per channel was reduced to 8 bits.",
+            "note: 2 photographs of 16 bits per channel were reduced to 8 bits.",
+        ]
 
 
 @pytest.mark.parametrize(

@@ -3,58 +3,20 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from photograph_files import (
+    cmyk_profile,
+    deep,
+    gradient,
+    lab_of_inks,
+    png_bytes,
+    scaled,
+    srgb_of_lab,
+    tiff16_bytes,
+)
+from PIL import Image, ImageCms
 
 from mtl_jax.data import images
 from mtl_jax.errors import UserError
-
-
-def gradient(height=48, width=64):
-    """A smooth colour picture without symmetry, kind to JPEG."""
-    y, x = np.mgrid[:height, :width]
-    return np.stack([3 * x, 2 * y + x, 200 - 2 * y], axis=-1).astype(np.uint8)
-
-
-def png_bytes(array, bit_depth):
-    """A PNG written by hand, for depths that Pillow does not write."""
-    height, width = array.shape[:2]
-    colour = 2 if array.ndim == 3 else 0
-
-    def chunk(kind, data):
-        crc = struct.pack(">I", zlib.crc32(kind + data))
-        return struct.pack(">I", len(data)) + kind + data + crc
-
-    header = struct.pack(">IIBBBBB", width, height, bit_depth, colour, 0, 0, 0)
-    rows = b"".join(b"\0" + row.tobytes() for row in array)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        [
-            chunk(b"IHDR", header),
-            chunk(b"IDAT", zlib.compress(rows)),
-            chunk(b"IEND", b""),
-        ]
-    )
-
-
-def tiff16_bytes(array):
-    """An uncompressed 16-bit RGB TIFF."""
-    height, width = array.shape[:2]
-    data = array.astype("<u2").tobytes()
-    after = 8 + 2 + 9 * 12 + 4
-    entries = [
-        (256, 4, 1, width),
-        (257, 4, 1, height),
-        (258, 3, 3, after),
-        (259, 3, 1, 1),
-        (262, 3, 1, 2),
-        (273, 4, 1, after + 6),
-        (277, 3, 1, 3),
-        (278, 4, 1, height),
-        (279, 4, 1, len(data)),
-    ]
-    directory = struct.pack("<H", len(entries))
-    directory += b"".join(struct.pack("<HHII", *entry) for entry in entries)
-    bits = struct.pack("<3H", 16, 16, 16)
-    return b"II*\0" + struct.pack("<I", 8) + directory + bytes(4) + bits + data
 
 
 def save_oriented(path, array, orientation, **options):
@@ -162,6 +124,97 @@ def test_a_broken_field_beside_the_orientation_does_not_hide_it(tmp_path):
     assert (images.read_photograph(tmp_path / "a.png") == gradient()).all()
 
 
+SIXTEEN_BITS = {
+    "png": lambda v: png_bytes(v.astype(">u2"), 16),
+    "interlaced png": lambda v: png_bytes(v.astype(">u2"), 16, interlaced=True),
+    "tiff": tiff16_bytes,
+    "big-endian tiff": lambda v: tiff16_bytes(v, ">"),
+    "compressed tiff": lambda v: tiff16_bytes(v, deflate=True),
+    "big-endian compressed tiff": lambda v: tiff16_bytes(v, ">", deflate=True),
+}
+
+
+@pytest.mark.parametrize("write", SIXTEEN_BITS.values(), ids=SIXTEEN_BITS)
+def test_16_bits_are_scaled_to_8_and_said(tmp_path, write):
+    values = deep(16)
+    (tmp_path / "a").write_bytes(write(values))
+    photograph = images.open_photograph(tmp_path / "a")
+    # Cutting the lower byte off, as Pillow does, would be one too dark in half of them.
+    assert (np.asarray(photograph.picture) == scaled(values, 16)).all()
+    assert images.conversion_sentences({photograph.conversion: 12, "": 5}) == [
+        "12 photographs of 16 bits per channel were reduced to 8 bits."
+    ]
+    (tmp_path / "a").write_bytes(write(values[..., 0]))
+    grey = images.read_photograph(tmp_path / "a")
+    assert (grey == scaled(values[..., :1], 16)).all()
+    assert (images.read_mask(tmp_path / "a") == grey[..., 0]).all()
+
+
+def test_transparency_of_16_bits_is_dropped(tmp_path):
+    values = deep(16, shape=(48, 64, 4))
+    (tmp_path / "a").write_bytes(png_bytes(values.astype(">u2"), 16))
+    photograph = images.read_photograph(tmp_path / "a")
+    assert (photograph == scaled(values[..., :3], 16)).all()
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("channels", [1, 3])
+def test_16_bits_are_turned_too(tmp_path, orientation, order, channels):
+    upright = deep(16)[..., :channels]
+    stored = np.rot90(upright, {1: 0, 3: 2, 6: 1}[orientation]).squeeze()
+    (tmp_path / "a").write_bytes(tiff16_bytes(stored, order, orientation=orientation))
+    photograph = images.read_photograph(tmp_path / "a")
+    assert (photograph == scaled(upright, 16)).all()
+
+
+def test_16_bit_grey_may_count_from_white(tmp_path):
+    values = deep(16)[..., 0]
+    (tmp_path / "a").write_bytes(tiff16_bytes(values, photometric=0))
+    assert (images.read_mask(tmp_path / "a") == scaled(65535 - values, 16)).all()
+
+
+def test_a_16_bit_mask_without_anything_inside_is_black(tmp_path):
+    (tmp_path / "a").write_bytes(png_bytes(np.zeros((40, 40), ">u2"), 16))
+    assert not images.read_mask(tmp_path / "a").any()
+
+
+def test_cmyk_is_converted_by_its_profile(tmp_path):
+    inks = np.random.default_rng(0).integers(0, 256, (6, 8, 4)).astype(np.uint8)
+    inks = inks.repeat(16, axis=0).repeat(16, axis=1)
+    picture = Image.fromarray(inks, "CMYK")
+    picture.save(
+        tmp_path / "a.jpg", quality=100, subsampling=0, icc_profile=cmyk_profile()
+    )
+    photograph = images.open_photograph(tmp_path / "a.jpg")
+    expected = srgb_of_lab(lab_of_inks(inks / 255))
+    found = np.asarray(photograph.picture).astype(float)
+    assert np.abs(found - expected).max() < 4
+    assert np.abs(np.asarray(picture.convert("RGB")) - expected).max() > 50
+    assert images.conversion_sentences({photograph.conversion: 1}) == [
+        "1 photograph in CMYK was converted to RGB by the colour profile in the file."
+    ]
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.tif"])
+def test_cmyk_without_a_profile_is_converted_by_a_formula(tmp_path, name):
+    inks = np.zeros((32, 32, 4), np.uint8)
+    inks[:, 16:] = 50, 100, 150, 30
+    picture = Image.fromarray(inks, "CMYK")
+    picture.save(tmp_path / name, quality=100)
+    photograph = images.open_photograph(tmp_path / name)
+    expected = (255 - inks[..., :3].astype(float)) * (255 - inks[..., 3:]) / 255
+    assert np.abs(np.asarray(photograph.picture) - expected).max() < 3
+    (sentence,) = images.conversion_sentences({photograph.conversion: 2})
+    assert sentence.startswith("2 photographs in CMYK without a colour profile were")
+
+
+def test_nothing_is_said_of_a_common_photograph(tmp_path):
+    Image.fromarray(gradient()).save(tmp_path / "a.png")
+    photograph = images.open_photograph(tmp_path / "a.png")
+    assert images.conversion_sentences({photograph.conversion: 3}) == []
+
+
 def test_one_bit_mask_becomes_black_and_white(tmp_path):
     inside = gradient()[..., 0] > 90
     Image.fromarray(inside).save(tmp_path / "a.png")
@@ -170,21 +223,34 @@ def test_one_bit_mask_becomes_black_and_white(tmp_path):
 
 def write_bad_file(path, kind):
     picture = Image.fromarray(gradient(256, 256))
-    deep = gradient().astype(">u2") * 257
+    wide = gradient().astype(">u2")
     if kind == "text":
         path.write_text("image_id,image\n")
     elif kind == "empty":
         path.write_bytes(b"")
     elif kind == "directory":
         path.mkdir()
-    elif kind == "cmyk":
-        picture.convert("CMYK").save(path, "JPEG")
-    elif kind == "rgb16 png":
-        path.write_bytes(png_bytes(deep, 16))
-    elif kind == "grey16 png":
-        path.write_bytes(png_bytes(deep[..., 0], 16))
-    elif kind == "rgb16 tiff":
-        path.write_bytes(tiff16_bytes(deep))
+    elif kind == "cmyk, broken profile":
+        picture.convert("CMYK").save(path, "JPEG", icc_profile=b"no profile")
+    elif kind == "cmyk, profile of rgb":
+        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+        picture.convert("CMYK").save(path, "JPEG", icc_profile=profile)
+    elif kind == "8 bits as 16, png":
+        path.write_bytes(png_bytes(wide, 16))
+    elif kind == "8 bits as 16, grey png":
+        path.write_bytes(png_bytes(wide[..., 0], 16))
+    elif kind == "8 bits as 16, tiff":
+        path.write_bytes(tiff16_bytes(wide))
+    elif kind == "12 bits as 16, tiff":
+        path.write_bytes(tiff16_bytes(deep(12)))
+    elif kind == "colours of 12 bits":
+        path.write_bytes(tiff16_bytes(deep(12), bits=12))
+    elif kind == "planes of 16 bits":
+        path.write_bytes(tiff16_bytes(deep(16), planar=2))
+    elif kind == "compressed planes of 16 bits":
+        path.write_bytes(tiff16_bytes(deep(16), planar=2, deflate=True))
+    elif kind == "grey16 with transparency":
+        path.write_bytes(png_bytes(deep(16, shape=(48, 64, 2)).astype(">u2"), 16))
     elif kind == "float tiff":
         Image.fromarray(gradient()[..., 0].astype(np.float32)).save(path, "TIFF")
     elif kind == "int32 tiff":
@@ -213,12 +279,18 @@ BAD_KINDS = [
     ("empty", "not an image"),
     ("directory", "not a file"),
     ("missing", "does not exist"),
-    ("cmyk", "CMYK"),
-    ("rgb16 png", "8 bits"),
-    ("grey16 png", "8 bits"),
-    ("rgb16 tiff", "8 bits"),
-    ("float tiff", "8 bits"),
-    ("int32 tiff", "8 bits"),
+    ("cmyk, broken profile", "CMYK.*profile"),
+    ("cmyk, profile of rgb", "CMYK.*profile"),
+    ("8 bits as 16, png", "claims 16 bits.*exceeds 2.. of 65535"),
+    ("8 bits as 16, grey png", "claims 16 bits.*exceeds 1.. of 65535"),
+    ("8 bits as 16, tiff", "claims 16 bits"),
+    ("12 bits as 16, tiff", "claims 16 bits.*exceeds 4095 of 65535"),
+    ("colours of 12 bits", "numbers that are not read"),
+    ("planes of 16 bits", "plane by plane"),
+    ("compressed planes of 16 bits", "plane by plane"),
+    ("grey16 with transparency", "not read"),
+    ("float tiff", "floating-point"),
+    ("int32 tiff", "32-bit"),
     ("lab", "LAB"),
     ("no pixels", "no pixels|not an image|damaged"),
     ("bomb", "more than any fundus"),

@@ -15,6 +15,7 @@ import openpyxl
 import pytest
 import refuge_trees
 import tensorflow_datasets as tfds
+from photograph_files import png_bytes
 from PIL import Image
 from refuge_trees import ARRANGEMENTS, eyes
 
@@ -275,9 +276,9 @@ TROUBLES = {
         {"V0001": LEFT_OUT},
     ),
     "photograph empty": ({V1_PHOTO: b""}, r"V0001\.jpg is not an", {"V0001": LEFT_OUT}),
-    "photograph for print": (
-        {V1_PHOTO: image_of((61, 59, 3), "JPEG", mode="CMYK")},
-        r"V0001\.jpg is a CMYK picture",
+    "photograph that claims 16 bits": (
+        {V1_PHOTO: png_bytes(np.full((61, 59, 3), 200, ">u2"), 16)},
+        r"V0001\.jpg claims 16 bits per channel",
         {"V0001": LEFT_OUT},
     ),
     "photograph missing": (
@@ -542,6 +543,17 @@ def test_windows_separators_are_folders(tmp_path, small):
     rest["train.zip"] = buffer.getvalue()
     source = refuge_trees.write(rest, tmp_path / "source")
     assert_same(records(small[1]), records(build_small(tmp_path / "data", source)))
+
+
+def test_what_was_converted_is_said_at_every_build(small, tmp_path, capfd):
+    source = refuge_trees.write(refuge_trees.official(), tmp_path / "source")
+    (source / V1_PHOTO).write_bytes(image_of((61, 59, 3), "JPEG", mode="CMYK"))
+    for _ in range(2):
+        build_small(tmp_path / "data", source)
+        assert_said(
+            "^note: 1 photograph in CMYK without a colour profile was converted",
+            capfd.readouterr().err,
+        )
 
 
 def test_damaged_member_is_named(tmp_path, capfd):

@@ -355,7 +355,7 @@ def test_a_run_of_the_authors_config(make_config, complete_data, tmp_path):
     photograph = tmp_path / "eye.png"
     image = table.take([0])["image"][0]
     Image.fromarray(image).resize((96, 64), Image.Resampling.NEAREST).save(photograph)
-    assert not predictions.write(workdir, str(photograph), tmp_path / "out")
+    assert not predictions.write(workdir, str(photograph), tmp_path / "out").failures
     with (tmp_path / "out/predictions.csv").open() as file:
         (row,) = csv.DictReader(file)
     picture = images.read_photograph(photograph)

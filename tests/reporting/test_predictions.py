@@ -3,6 +3,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from photograph_files import deep, png_bytes, scaled, write_dicom
 from PIL import Image
 
 from mtl_jax import workdirs
@@ -48,7 +49,7 @@ def read_csv(output):
 @pytest.fixture(scope="module")
 def predicted(tiny_run, photographs, tmp_path_factory):
     output = tmp_path_factory.mktemp("predicted") / "deep" / "out"
-    assert predictions.write(tiny_run.workdir, str(photographs), output) == []
+    assert predictions.write(tiny_run.workdir, str(photographs), output) == ([], [])
     return output
 
 
@@ -121,6 +122,36 @@ def test_masks_are_at_native_size_with_refuges_values(predicted, expected):
     assert len(seen) > 1
 
 
+def test_what_was_converted_is_said_once(tiny_run, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for index in range(3):
+        values = deep(16, index)
+        (folder / f"{index}.png").write_bytes(png_bytes(values.astype(">u2"), 16))
+        Image.fromarray(scaled(values, 16).astype(np.uint8)).save(
+            folder / f"{index}.tif"
+        )
+    write_dicom(folder / "eye.dcm", deep(10), BitsStored=10)
+    write_dicom(folder / "cut.dcm", deep(8).astype(np.uint8), Modality="OPT")
+    Image.new("CMYK", (64, 48)).save(folder / "print.jpg")
+    failures, conversions = predictions.write(
+        tiny_run.workdir, str(folder), tmp_path / "out"
+    )
+    (failure,) = failures
+    assert "cut.dcm is DICOM of the modality OPT" in failure
+    assert conversions == [
+        "1 photograph in CMYK without a colour profile was converted to RGB by a plain "
+        "formula, which may shift colours.",
+        "1 photograph of 10 bits per channel was reduced to 8 bits.",
+        "3 photographs of 16 bits per channel were reduced to 8 bits.",
+    ]
+    rows = read_csv(tmp_path / "out")
+    assert len(rows) == 8
+    for index in range(3):
+        first, second = rows[f"{index}"], rows[f"{index}_2"]
+        assert first["probability"] == second["probability"]
+
+
 def test_broken_files_are_named_and_skipped(tiny_run, photographs, predicted, tmp_path):
     """More files than a batch, the broken ones in between."""
     folder = copy_of(photographs, tmp_path / "in")
@@ -129,7 +160,7 @@ def test_broken_files_are_named_and_skipped(tiny_run, photographs, predicted, tm
     (folder / "text.jpg").write_text("not a picture")
     (folder / "zero.png").touch()
     (folder / "notes.txt").write_text("not looked at")
-    failures = predictions.write(tiny_run.workdir, str(folder), tmp_path / "out")
+    failures, _ = predictions.write(tiny_run.workdir, str(folder), tmp_path / "out")
     assert len(failures) == 3
     for name, failure in zip(
         ("cut.jpg", "text.jpg", "zero.png"), failures, strict=True
@@ -230,7 +261,10 @@ def test_no_photographs(tiny_run, tmp_path):
 @pytest.mark.parametrize("task", ["glaucoma", "fovea"])
 def test_networks_of_one_task(request, task, photographs, tmp_path):
     run = request.getfixturevalue(f"{task}_run")
-    assert predictions.write(run.workdir, str(photographs), tmp_path / "out") == []
+    assert predictions.write(run.workdir, str(photographs), tmp_path / "out") == (
+        [],
+        [],
+    )
     rows = read_csv(tmp_path / "out")
     assert set(rows) == set(SIZES)
     always = {"image", "file", "width", "height", "overlay"}

@@ -310,7 +310,7 @@ def test_prediction_in_the_challenges_format(tiny_run, evaluated, tmp_path):
     for i, picture in enumerate(pictures):
         name = table.details(i)["file_name"]
         Image.fromarray(picture).save(tmp_path / "images" / name)
-    failures = predictions.write(
+    failures, _ = predictions.write(
         tiny_run.workdir,
         str(tmp_path / "images"),
         tmp_path / "out",
@@ -364,7 +364,8 @@ def test_a_dot_in_a_name_begins_no_extension(tiny_run, tmp_path):
     for name in ("eye.1.png", "eye.2.png"):
         Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / name)
     out = tmp_path / "out"
-    assert not predictions.write(tiny_run.workdir, str(tmp_path), out, form="refuge")
+    written = predictions.write(tiny_run.workdir, str(tmp_path), out, form="refuge")
+    assert not written.failures
     names = {path.name for path in (out / "segmentation").iterdir()}
     assert names == {"eye.1.bmp", "eye.2.bmp"}
     risks = read_table(

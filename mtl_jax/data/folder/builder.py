@@ -46,7 +46,11 @@ class FundusFolder(building.LocalBuilder):
             builder=self,
             description="Colour fundus photographs with annotations from a manifest.",
             features=schema.features(config.image_size),
-            metadata=tfds.core.MetadataDict(fingerprint=config.fingerprint),
+            metadata=tfds.core.MetadataDict(
+                fingerprint=config.fingerprint,
+                # Numbers of photographs by `images.Photograph.conversion`.
+                conversions={},
+            ),
         )
 
     def _split_generators(
@@ -73,16 +77,23 @@ class FundusFolder(building.LocalBuilder):
         records = building.parallel_map(
             make_record, rows, f"building {split}", processes=True
         )
-        for row, record in zip(rows, records, strict=True):
+        for row, (record, conversion) in zip(rows, records, strict=True):
+            building.count_conversion(self, conversion)
             yield row.image_id, record
 
 
-def record_of(row: ManifestRow, image_size: int) -> dict[str, Any]:
-    """Makes the record of one row; see `schema.encode_record`."""
+def record_of(row: ManifestRow, image_size: int) -> tuple[dict[str, Any], str]:
+    """Makes the record of one row; see `schema.encode_record`.
+
+    Returns:
+      The record; and what was converted to read the photograph, see
+      `images.Photograph`.
+    """
+    photograph = images.open_photograph(row.image)
     disc_mask, cup_mask = read_masks(row)
-    return schema.encode_record(
+    record = schema.encode_record(
         row.image_id,
-        images.open_photograph(row.image),
+        photograph.picture,
         image_size,
         disc_mask=disc_mask,
         cup_mask=cup_mask,
@@ -90,6 +101,7 @@ def record_of(row: ManifestRow, image_size: int) -> dict[str, Any]:
         glaucoma=row.glaucoma,
         file_name=row.image.name,
     )
+    return record, photograph.conversion
 
 
 def build(
@@ -146,7 +158,8 @@ def build(
                 data_dir=data_dir, config=config, file_format="array_record"
             )
         version_dir = building.prepare(builder)
-    _check_contents(version_dir, config)
+    metadata = _metadata(version_dir, config)
+    building.say_conversions(metadata)
     return version_dir
 
 
@@ -167,11 +180,12 @@ def _stamp(path: pathlib.Path) -> str:
     return f"{stat.st_size} {stat.st_mtime_ns};"
 
 
-def _check_contents(version_dir: pathlib.Path, config: FundusFolderConfig) -> None:
-    """Refuses a data set that was built from other contents."""
+def _metadata(version_dir: pathlib.Path, config: FundusFolderConfig) -> dict[str, Any]:
+    """Reads the metadata of a data set; refuses one built from other contents."""
     built = building.read_metadata(version_dir, "fingerprint")
     if built["fingerprint"] != config.fingerprint:
         raise UserError(
             f"{version_dir} was built from other contents of {config.manifest} and its"
             " files; give another name or delete this folder."
         )
+    return built

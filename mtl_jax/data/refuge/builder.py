@@ -69,6 +69,8 @@ class Refuge(building.LocalBuilder):
                 problems=list(config.problems),
                 # By mask: the number of pixels with another value than REFUGE's.
                 other_values={},
+                # Numbers of photographs by `images.Photograph.conversion`.
+                conversions={},
             ),
         )
 
@@ -93,19 +95,21 @@ class Refuge(building.LocalBuilder):
         )
         problems = self.info.metadata["problems"]
         is_empty = True
-        for case, (record, found, other_values) in zip(
+        for case, examined in zip(
             cases,
             building.parallel_map(
                 examine_one, cases, f"building {split}", processes=True
             ),
             strict=True,
         ):
-            problems += found
-            if case.mask is not None and other_values:
-                self.info.metadata["other_values"][case.mask.name] = other_values
-            if record is not None:
+            problems += examined.problems
+            if case.mask is not None and examined.other_values:
+                other_values = self.info.metadata["other_values"]
+                other_values[case.mask.name] = examined.other_values
+            if examined.record is not None:
                 is_empty = False
-                yield case.stem, record
+                building.count_conversion(self, examined.conversion)
+                yield case.stem, examined.record
         report = _report(self.builder_config.source, problems)
         if is_empty:  # TFDS cannot write an empty split.
             raise UserError(f"No photograph of the {split} split can be read. {report}")
@@ -171,6 +175,7 @@ def build(
         print(_report(config.source, metadata["problems"]), file=sys.stderr)
     if other_values := metadata["other_values"]:
         print(f"warning: {_rounded(other_values)}", file=sys.stderr)
+    building.say_conversions(metadata)
     return version_dir
 
 

@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from mtl_jax.data import images, schema
 from mtl_jax.data.refuge import official
@@ -12,43 +11,54 @@ from mtl_jax.data.refuge.survey import Case
 from mtl_jax.errors import UserError
 
 
+class Examined(NamedTuple):
+    """The record of one photograph, and what is said of its files.
+
+    Attributes:
+      record: see `schema.encode_record`; None if the photograph cannot be read. An
+        annotation with a problem is absent.
+      problems: sentences about what is wrong.
+      other_values: number of mask pixels with another value than REFUGE's, which count
+        as the nearest.
+      conversion: see `images.Photograph`.
+    """
+
+    record: dict[str, Any] | None
+    problems: list[str]
+    other_values: int
+    conversion: str = ""
+
+
 class Decoded(NamedTuple):
     """The contents of one photograph's files.
 
     Attributes:
-      photograph: RGB picture, or None.
+      photograph: RGB, or None.
       annotations: `disc_mask`, `cup_mask` (uint8 [H, W]) and `fovea_xy` (native
         pixels), each None if absent.
       problems: sentences about what is wrong.
       other_values: number of mask pixels with another value than REFUGE's.
     """
 
-    photograph: Image.Image | None
+    photograph: images.Photograph | None
     annotations: dict[str, np.ndarray | None]
     problems: list[str]
     other_values: int = 0
 
 
-def examine(
-    case: Case, image_size: int
-) -> tuple[dict[str, Any] | None, list[str], int]:
+def examine(case: Case, image_size: int) -> Examined:
     """Makes the record of one photograph.
 
     Args:
       case: the photograph and its annotations.
       image_size: pixels a side of the model image.
-
-    Returns:
-      The record, see `schema.encode_record`, or None if the photograph cannot be read;
-      sentences about what is wrong; and the number of mask pixels with another value
-      than REFUGE's, which count as the nearest. An annotation with a problem is absent.
     """
     photograph, annotations, problems, other_values = read_case(case)
     if photograph is None:
-        return None, problems, other_values
+        return Examined(None, problems, other_values)
     record = schema.encode_record(
         case.stem,
-        photograph,
+        photograph.picture,
         image_size,
         **annotations,
         glaucoma=case.glaucoma,
@@ -56,7 +66,7 @@ def examine(
         # The challenge's name, which this copy of the file may not have.
         file_name=f"{case.stem}.jpg",
     )
-    return record, problems, other_values
+    return Examined(record, problems, other_values, photograph.conversion)
 
 
 def read_case(case: Case) -> Decoded:
@@ -68,7 +78,7 @@ def read_case(case: Case) -> Decoded:
         )
     except UserError as error:
         return Decoded(None, absent, [str(error)])
-    size = (photograph.height, photograph.width)
+    size = (photograph.picture.height, photograph.picture.width)
     fovea_xy, problems = _fovea(case, size)
     annotations = {**absent, "fovea_xy": fovea_xy}
     other_values = 0
