@@ -1,42 +1,46 @@
-"""A TFDS data set of a researcher's own photographs, listed in a CSV manifest."""
+"""A TFDS data set of photographs from one or several sources.
+
+A source is a folder with a CSV manifest, or a public data set as it is unpacked.
+"""
 
 import dataclasses
 import functools
 import hashlib
 import pathlib
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
 
-from mtl_jax.data import building, images, schema
-from mtl_jax.data.folder.manifest import parse_manifest, read_manifest, read_masks
-from mtl_jax.data.folder.rows import ManifestRow
+from mtl_jax.data import building, images, schema, sources
+from mtl_jax.data.folder import manifest as manifests
+from mtl_jax.data.sources.rows import Reading, Row, check, listed, read_masks
 from mtl_jax.errors import UserError
+
+_HINT = "\nComplete the files, or build with partial labels by --allow_missing."
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class FundusFolderConfig(tfds.core.BuilderConfig):
-    """Source and image size of a data set.
+    """Photographs and image size of a data set.
 
     Attributes:
       name: of the data set and its size.
-      source: directory that relative paths in the manifest start from.
-      manifest: the CSV file.
       image_size: pixels a side of the model image.
-      fingerprint: hash of the contents of manifest and files.
+      rows: the photographs.
+      fingerprint: hash of the contents of tables and files.
     """
 
     name: str
-    source: str
-    manifest: str
     image_size: int
+    rows: list[Row] = dataclasses.field(default_factory=list)
     fingerprint: str = ""
 
 
 class FundusFolder(building.LocalBuilder):
-    """Builder for a manifest that `read_manifest` has accepted."""
+    """Builder for rows that `check` has accepted."""
 
     name = "fundus_folder"
 
@@ -44,7 +48,8 @@ class FundusFolder(building.LocalBuilder):
         config = self.builder_config
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Colour fundus photographs with annotations from a manifest.",
+            description="Colour fundus photographs with the annotations of their "
+            "sources.",
             features=schema.features(config.image_size),
             metadata=tfds.core.MetadataDict(fingerprint=config.fingerprint),
         )
@@ -52,9 +57,7 @@ class FundusFolder(building.LocalBuilder):
     def _split_generators(
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
-        rows, _ = parse_manifest(
-            self.builder_config.manifest, self.builder_config.source
-        )
+        rows = self.builder_config.rows
         by_split = {
             name: [r for r in rows if r.split == name] for name in schema.SPLITS
         }
@@ -65,7 +68,7 @@ class FundusFolder(building.LocalBuilder):
         }
 
     def _generate_examples(
-        self, split: str, rows: list[ManifestRow]
+        self, split: str, rows: list[Row]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         make_record = functools.partial(
             record_of, image_size=self.builder_config.image_size
@@ -77,18 +80,22 @@ class FundusFolder(building.LocalBuilder):
             yield row.image_id, record
 
 
-def record_of(row: ManifestRow, image_size: int) -> dict[str, Any]:
+def record_of(row: Row, image_size: int) -> dict[str, Any]:
     """Makes the record of one row; see `schema.encode_record`."""
-    disc_mask, cup_mask = read_masks(row)
+    photograph = images.open_photograph(row.image)
+    disc_mask, cup_mask = read_masks(row, (photograph.height, photograph.width))
     return schema.encode_record(
         row.image_id,
-        images.open_photograph(row.image),
+        photograph,
         image_size,
         disc_mask=disc_mask,
         cup_mask=cup_mask,
         fovea_xy=row.fovea_xy,
         glaucoma=row.glaucoma,
         file_name=row.image.name,
+        source=row.source,
+        patient=row.patient,
+        eye=row.eye,
     )
 
 
@@ -99,62 +106,157 @@ def build(
     manifest: images.PathLike | None = None,
     image_size: int = 256,
     name: str | None = None,
+    allow_missing: bool = False,
 ) -> pathlib.Path:
-    """Builds the data set of a manifest, unless it is built already.
+    """Builds the data set of one or several sources, unless it is built already.
 
     Every file is checked before anything is written. Large data sets are built by
     spawned processes; see `building.parallel_map`.
 
     Args:
       data_dir: directory of all TFDS data sets.
-      source: directory that relative paths in the manifest start from.
+      source: folder with a manifest, whose relative paths start from it. Or sources
+        with their names, separated by commas: `NAME:FOLDER`, where NAME is one of
+        `sources.LAYOUTS`, or any other name of a folder with a manifest.
       manifest: CSV file with the columns `rows.COLUMNS`; by default `manifest.csv` in
-        `source`.
+        `source`. Only with one source.
       image_size: pixels a side of the model image, a multiple of 16, at least 32.
-      name: name of the data set, by default that of the source directory. Characters
-        other than ASCII letters, digits and `_` become `_`.
+      name: name of the data set, by default that of the first source's folder.
+        Characters other than ASCII letters, digits and `_` become `_`.
+      allow_missing: whether to build if a public data set lacks annotations.
 
     Returns:
       The version directory, for `tfds.builder_from_directory`.
 
     Raises:
-      UserError: if the manifest or a file has problems (all are listed), if a data set
-        of this name was built from other contents, or if an argument is invalid.
+      UserError: if a table or a file has problems (all are listed), if a data set of
+        this name was built from other contents, or if an argument is invalid.
     """
-    source = pathlib.Path(source).expanduser().absolute()
-    if not source.is_dir():
-        raise UserError(f"{source} is not a directory; name the one with the images.")
-    manifest = pathlib.Path(manifest or source / "manifest.csv").expanduser().absolute()
+    named = _named_sources(str(source))
     schema.check_image_size(image_size)
-    name = re.sub(r"[^A-Za-z0-9_]", "_", name or source.resolve().name)
+    name = re.sub(r"[^A-Za-z0-9_]", "_", name or named[0][1].resolve().name)
     if not name:
-        raise UserError(f"{source} has no name for the data set; give a name.")
-    rows, _ = parse_manifest(manifest, source)
+        raise UserError(f"{named[0][1]} has no name for the data set; give a name.")
+    if manifest is not None and len(named) > 1:
+        raise UserError(
+            "--manifest names the table of one source; put a manifest.csv into the "
+            "folder of each."
+        )
+    readings = [_read(kind, folder, manifest) for kind, folder in named]
+    rows = _joined(named, readings)
     config = FundusFolderConfig(
         name=f"{name}-{image_size}px",
-        source=str(source),
-        manifest=str(manifest),
         image_size=image_size,
-        fingerprint=_fingerprint(manifest, rows),
+        rows=rows,
+        fingerprint=_fingerprint(rows),
     )
+    if any(kind for kind, _ in named):
+        print(sources.found(rows), flush=True)
+    for reading in readings:
+        for note in reading.notes:
+            print(f"{reading.name}: {note}", file=sys.stderr)
+        if reading.missing:
+            text = listed(reading.name, reading.missing)
+            if not allow_missing:
+                raise UserError(text + _HINT)
+            print(text, file=sys.stderr)
     data_dir = pathlib.Path(data_dir).expanduser().absolute()
     version_dir = data_dir / FundusFolder.name / config.name / str(FundusFolder.VERSION)
     if not version_dir.exists():
-        read_manifest(manifest, source)
+        for reading in readings:
+            check(reading)
         with building.quiet_tfds():
             builder = FundusFolder(
                 data_dir=data_dir, config=config, file_format="array_record"
             )
         version_dir = building.prepare(builder)
-    _check_contents(version_dir, config)
+    _check_contents(version_dir, config, str(source))
     return version_dir
 
 
-def _fingerprint(manifest: pathlib.Path, rows: list[ManifestRow]) -> str:
-    """Hashes a manifest's contents and its files' sizes and modification times."""
-    digest = hashlib.sha256(manifest.read_bytes())
+def _named_sources(text: str) -> list[tuple[str, pathlib.Path]]:
+    """Reads `NAME:FOLDER,…`, or a bare folder, whose name is then empty.
+
+    Raises:
+      UserError: if a folder does not exist, or a name is given twice.
+    """
+    # A folder's own name may have commas and colons.
+    parts = [text] if pathlib.Path(text).expanduser().is_dir() else text.split(",")
+    named = []
+    for part in parts:
+        match = re.fullmatch(r"(\w+):(.+)", part)
+        kind, folder = match.groups() if match else ("", part)
+        path = pathlib.Path(folder).expanduser().absolute()
+        if not path.is_dir():
+            raise UserError(f"{path} is not a directory; name the one with the images.")
+        named.append((kind, path))
+    kinds = [kind or path.name for kind, path in named]
+    if len(set(kinds)) < len(kinds):
+        raise UserError(
+            f"Two sources of {text} have one name; name each like NAME:FOLDER."
+        )
+    if "smdg" in kinds and (doubled := sorted({*kinds} & {*sources.IN_SMDG})):
+        raise UserError(
+            f"smdg has the photographs of {', '.join(doubled)} too; leave one of them "
+            "out, so that none is in training and in test."
+        )
+    return named
+
+
+def _read(kind: str, folder: pathlib.Path, manifest: images.PathLike | None) -> Reading:
+    """Reads one source, see `build`."""
+    if kind in sources.LAYOUTS:
+        return sources.read(kind, folder)
+    path = pathlib.Path(manifest or folder / "manifest.csv").expanduser().absolute()
+    if kind and not path.is_file():
+        raise UserError(
+            f"{folder} has no manifest.csv, and {kind!r} is none of the public sets "
+            f"that are known by their files ({', '.join(sources.LAYOUTS)})."
+        )
+    reading = manifests.read(path, folder)
+    reading.rows = [
+        dataclasses.replace(row, source=row.source or kind or folder.name)
+        for row in reading.rows
+    ]
+    return reading
+
+
+def _joined(
+    named: Sequence[tuple[str, pathlib.Path]], readings: Sequence[Reading]
+) -> list[Row]:
+    """Joins the rows of all sources. Patients of two sources are never the same.
+
+    Raises:
+      UserError: if two sources have the same `image_id`.
+    """
+    if len(readings) == 1:
+        return readings[0].rows
+    rows, first = [], {}
+    for (kind, folder), reading in zip(named, readings, strict=True):
+        for row in reading.rows:
+            other = first.setdefault(row.image_id, reading.name)
+            if other != reading.name:
+                raise UserError(
+                    f"{other} and {reading.name} both have an image_id {row.image_id}; "
+                    "give one of them another name."
+                )
+            patient = row.patient and f"{kind or folder.name}/{row.patient}"
+            rows.append(dataclasses.replace(row, patient=patient))
+    return rows
+
+
+def _fingerprint(rows: Sequence[Row]) -> str:
+    """Hashes what the tables say, and the files' sizes and modification times.
+
+    It does not change if the folder moves.
+    """
+    digest = hashlib.sha256()
     for row in rows:
-        for path in (row.image, *row.mask_files.values()):
+        said = (row.image_id, row.fovea_xy, row.glaucoma, row.split, row.patient)
+        said += (row.eye, row.source, row.image.name)
+        said += tuple((key, m.reading) for key, m in row.mask_files.items())
+        digest.update(repr(said).encode())
+        for path in row.files:
             digest.update(_stamp(path).encode())
     return digest.hexdigest()
 
@@ -167,11 +269,13 @@ def _stamp(path: pathlib.Path) -> str:
     return f"{stat.st_size} {stat.st_mtime_ns};"
 
 
-def _check_contents(version_dir: pathlib.Path, config: FundusFolderConfig) -> None:
+def _check_contents(
+    version_dir: pathlib.Path, config: FundusFolderConfig, source: str
+) -> None:
     """Refuses a data set that was built from other contents."""
     built = building.read_metadata(version_dir, "fingerprint")
     if built["fingerprint"] != config.fingerprint:
         raise UserError(
-            f"{version_dir} was built from other contents of {config.manifest} and its"
-            " files; give another name or delete this folder."
+            f"{version_dir} was built from other contents of {source}, its tables and "
+            "files; give another name or delete this folder."
         )

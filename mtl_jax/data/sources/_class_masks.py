@@ -1,0 +1,50 @@
+"""ORIGA and G1020 as one public bundle has them: Images, Masks of 0, 1, 2, a table."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mtl_jax.data.sources.listing import Listing, number_of, text_of
+from mtl_jax.data.sources.masks import MaskFile
+from mtl_jax.data.sources.rows import Reading, Row
+
+
+def read(
+    listing: Listing,
+    photographs: str,
+    masks: str,
+    table: str,
+    heads: tuple[str, str],
+    prefix: str = "",
+    also: Callable[[Mapping[str, Any]], dict[str, str]] = lambda cells: {},
+) -> Reading:
+    """Reads photographs whose masks have the same stem.
+
+    Args:
+      listing: the files.
+      photographs: pattern of the photographs, with their stem as its group.
+      masks: pattern of the masks, likewise.
+      table: pattern of the table.
+      heads: its columns with the file's name and the label, see `listing.key_of`.
+      prefix: of the photographs' identifiers.
+      also: further fields of a row from the cells of the table.
+    """
+    by_stem = listing.find(masks)
+    said: dict[str, tuple[float | None, dict[str, str]]] = {}
+    for _, where, cells in listing.records(table, *heads):
+        stem = text_of(cells[heads[0]]).lower().rsplit(".", 1)[0]
+        said[stem] = (number_of(cells, heads[1], where), also(cells))
+    reading = Reading([], str(listing.root))
+    for (stem,), path in listing.find(photographs).items():
+        mask = by_stem.get((stem,))
+        glaucoma, fields = said.get(stem, (None, {}))
+        reading.rows.append(
+            Row(
+                len(reading.rows) + 1,
+                prefix + path.stem,
+                path,
+                mask=MaskFile((mask,), "classes") if mask else None,
+                glaucoma=glaucoma,
+                **fields,
+            )
+        )
+    return reading
