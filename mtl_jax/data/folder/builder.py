@@ -231,14 +231,15 @@ def _joined(
     """
     if len(readings) == 1:
         return readings[0].rows
-    rows, first = [], {}
+    rows: list[Row] = []
+    first: dict[str, Reading] = {}
     for (kind, folder), reading in zip(named, readings, strict=True):
         for row in reading.rows:
-            other = first.setdefault(row.image_id, reading.name)
-            if other != reading.name:
+            other = first.setdefault(row.image_id, reading)
+            if other is not reading:
                 raise UserError(
-                    f"{other} and {reading.name} both have an image_id {row.image_id}; "
-                    "give one of them another name."
+                    f"{other.name} and {reading.name} both have an image_id "
+                    f"{row.image_id}; give one of them another name."
                 )
             patient = row.patient and f"{kind or folder.name}/{row.patient}"
             rows.append(dataclasses.replace(row, patient=patient))

@@ -52,6 +52,9 @@ def examine(
         image_size,
         **annotations,
         glaucoma=case.glaucoma,
+        source="refuge",
+        patient="",
+        eye="",
         camera=official.SPLITS[case.split].camera,
         # The challenge's name, which this copy of the file may not have.
         file_name=f"{case.stem}.jpg",

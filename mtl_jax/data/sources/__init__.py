@@ -79,8 +79,8 @@ def read(name: str, root: pathlib.Path) -> Reading:
     ]
     if divided := divided_patients(reading.rows):
         reading.notes.append(
-            f"{len(divided)} patients have photographs in training and in test by the "
-            f"official split, which is kept ({some(divided)})."
+            "patients with photographs in training and in test by the official split, "
+            f"which is kept: {len(divided)} ({some(divided)})."
         )
     return reading
 
@@ -103,13 +103,13 @@ def _add_missing(reading: Reading, layout: Layout, misplaced: list[str]) -> None
         lacking = [row.image_id for row in reading.rows if not _has(row, label)]
         if lacking:
             reading.missing.append(
-                f"{len(lacking)} of {len(reading.rows)} photographs have no {label} "
+                f"no {label} for {len(lacking)} of {len(reading.rows)} photographs "
                 f"({some(lacking)}); the published set has it for each."
             )
     if misplaced:
         reading.missing.append(
-            f"{len(misplaced)} photographs are in no folder of the published set, which"
-            f" has them like {layout.looked_for} ({some(sorted(misplaced))})."
+            "photographs in no folder of the published set, which has them like "
+            f"{layout.looked_for}: {len(misplaced)} ({some(sorted(misplaced))})."
         )
 
 

@@ -15,7 +15,7 @@ def read(
     table: str,
     heads: tuple[str, str],
     prefix: str = "",
-    also: Callable[[Mapping[str, Any]], dict[str, str]] = lambda cells: {},
+    eye_and_split: Callable[[Mapping[str, Any]], tuple[str, str]] = lambda _: ("", ""),
 ) -> Reading:
     """Reads photographs whose masks have the same stem.
 
@@ -26,17 +26,17 @@ def read(
       table: pattern of the table.
       heads: its columns with the file's name and the label, see `listing.key_of`.
       prefix: of the photographs' identifiers.
-      also: further fields of a row from the cells of the table.
+      eye_and_split: reads these from the cells of a row.
     """
     by_stem = listing.find(masks)
-    said: dict[str, tuple[float | None, dict[str, str]]] = {}
+    said: dict[str, tuple[float | None, tuple[str, str]]] = {}
     for _, where, cells in listing.records(table, *heads):
         stem = text_of(cells[heads[0]]).lower().rsplit(".", 1)[0]
-        said[stem] = (number_of(cells, heads[1], where), also(cells))
+        said[stem] = (number_of(cells, heads[1], where), eye_and_split(cells))
     reading = Reading([], str(listing.root))
     for (stem,), path in listing.find(photographs).items():
         mask = by_stem.get((stem,))
-        glaucoma, fields = said.get(stem, (None, {}))
+        glaucoma, (eye, split) = said.get(stem, (None, ("", "")))
         reading.rows.append(
             Row(
                 len(reading.rows) + 1,
@@ -44,7 +44,8 @@ def read(
                 path,
                 mask=MaskFile((mask,), "classes") if mask else None,
                 glaucoma=glaucoma,
-                **fields,
+                split=split,
+                eye=eye,
             )
         )
     return reading

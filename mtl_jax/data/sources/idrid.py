@@ -26,8 +26,8 @@ _SPLIT = r"^(?!.*grading).*/(?:[ab]\. ?)?(train|test)[^/]*(?:/.*)?"
 _LOCALISATION = _SPLIT + r"/idrid_(\d{3})\.jpe?g"
 _SEGMENTATION = _SPLIT + r"/idrid_(\d{2})\.jpe?g"
 
-# Photographs are compared by this many pixels a side. The mean difference of two
-# copies is less than one grey level, that of two eyes several.
+# Photographs are compared by this many pixels a side. Five pairs of the 413 training
+# photographs are the same there; the next two differ by 2.9 grey levels in the mean.
 _LOOK_SIZE, _SAME_LOOK = 32, 1.0
 
 
@@ -114,13 +114,13 @@ def _joined(
             joined[i] = row
     if merged:
         reading.notes.append(
-            f"{len(merged)} photographs of the segmentation part are also in the "
-            f"localisation part, and are one with them ({some(merged)})."
+            "photographs of the segmentation part that are also in the localisation "
+            f"part are one with those: {len(merged)} ({some(merged)})."
         )
     if left_out:
         reading.notes.append(
-            f"{len(left_out)} training photographs are also in the test split, and are "
-            f"left out of training ({some(left_out)})."
+            "training photographs that are also in the test split are left out: "
+            f"{len(left_out)} ({some(left_out)})."
         )
     return list(joined.values())
 

@@ -85,8 +85,10 @@ class Listing:
             keys: list[str] | None = None
             for number, cells in enumerate(_grid(path), start=1):
                 if keys is not None:
+                    # Rows may be shorter. Of heads without a name the first counts.
+                    padded = [*cells, *[None] * (len(keys) - len(cells))]
                     record: dict[str, Any] = {}
-                    for key, cell in zip(keys, cells, strict=False):
+                    for key, cell in zip(keys, padded, strict=False):
                         record.setdefault(key, cell)
                     yield match, f"{self.name(path)} row {number}", record
                 elif number <= _HEAD_ROWS and set(heads) <= {key_of(c) for c in cells}:
@@ -106,6 +108,12 @@ def key_of(head: Any) -> str:
 def text_of(cell: Any) -> str:
     """A cell as text, without the quotes and spaces that some tables have around it."""
     return "" if cell is None else str(cell).strip().strip("'\"’`").strip()
+
+
+def eye_of(cell: Any) -> str:
+    """A cell with OD or OS; empty if it has neither."""
+    text = text_of(cell).upper()
+    return text if text in ("OD", "OS") else ""
 
 
 def number_of(cells: Mapping[str, Any], head: str, where: str) -> float | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mtl_jax.data.sources import _class_masks
 from mtl_jax.data.sources.layout import Layout
-from mtl_jax.data.sources.listing import Listing, text_of
+from mtl_jax.data.sources.listing import Listing, eye_of, text_of
 from mtl_jax.data.sources.rows import Reading
 
 # Other folders beside hold the same photographs cropped and squared.
@@ -27,16 +27,15 @@ def read(listing: Listing) -> Reading:
         table=r"/origalist\.csv",
         heads=("filename", "glaucoma"),
         prefix="origa_",
-        also=_eye_and_set,
+        eye_and_split=_eye_and_split,
     )
 
 
-def _eye_and_set(cells: Mapping[str, Any]) -> dict[str, str]:
-    eye = text_of(cells.get("eye")).upper()
-    return {
-        "eye": eye if eye in ("OD", "OS") else "",
-        "split": _SETS.get(text_of(cells.get("set")).lower(), ""),
-    }
+def _eye_and_split(cells: Mapping[str, Any]) -> tuple[str, str]:
+    return (
+        eye_of(cells.get("eye")),
+        _SETS.get(text_of(cells.get("set")).lower(), ""),
+    )
 
 
 LAYOUT = Layout(

@@ -6,7 +6,7 @@ Reference:
 """
 
 from mtl_jax.data.sources.layout import Layout
-from mtl_jax.data.sources.listing import Listing, key_of, number_of, text_of
+from mtl_jax.data.sources.listing import Listing, eye_of, key_of, number_of, text_of
 from mtl_jax.data.sources.masks import MaskFile
 from mtl_jax.data.sources.rows import Problem, Reading, Row, some
 
@@ -48,7 +48,6 @@ def read(listing: Listing) -> Reading:
         disc, cup = files.get("fundus_od_seg"), files.get("fundus_oc_seg")
         label = number_of(cells, "types", where)
         name, patient = text_of(cells["names"]), text_of(cells.get("patientid"))
-        eye = text_of(cells.get("eye")).upper()
         reading.rows.append(
             Row(
                 len(reading.rows) + 1,
@@ -59,12 +58,12 @@ def read(listing: Listing) -> Reading:
                 glaucoma=label if label in (0, 1) else None,
                 # Numbers of patients are those of the set that a photograph is from.
                 patient=patient and f"{name.rsplit('-', 1)[0]}/{patient}",
-                eye=eye if eye in ("OD", "OS") else "",
+                eye=eye_of(cells.get("eye")),
             )
         )
     if others := set(found["full-fundus"].values()) - listed:
         reading.missing.append(
-            f"{len(others)} photographs are not in the table "
+            f"photographs that are not in the table: {len(others)} "
             f"({some(sorted(map(listing.name, others)))})."
         )
     return reading
