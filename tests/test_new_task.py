@@ -170,6 +170,9 @@ def test_other_kinds_are_scored_and_said(others, synthetic_data, tmp_path, resol
         # The diagnosis is the glaucoma classifier's, and nobody else's.
         assert row["probability"] == row["probability_fc"] == 0.5
         assert row["centre_error"] == pytest.approx(1, abs=0.05)
+        said = f"P(healthy) {expected:.2f} ({'no healthy' if label else 'healthy'}), "
+        said += f"centre off by {row['centre_error_native']:.1f} px"
+        assert pictures._caption(row).endswith(said)
         ys, xs = np.nonzero(table.native(i, ["disc"])["disc_mask"])
         native = row["centre_x"] - xs.mean(), row["centre_y"] - ys.mean()
         assert row["centre_error_native"] == pytest.approx(math.hypot(*native))

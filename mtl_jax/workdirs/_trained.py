@@ -265,14 +265,16 @@ def _join(members: list[TrainedNetwork]) -> TrainedNetwork:
 
 
 def _step_of(checkpoints: Checkpoints, folder: pathlib.Path, checkpoint: str) -> int:
-    steps = checkpoints.steps()
+    steps, step = checkpoints.steps(), None
     if checkpoint == "best":
-        return checkpoints.best()
-    if checkpoint == "latest":
-        return checkpoints.latest()
-    if checkpoint not in map(str, steps):
+        step = checkpoints.best()
+    elif checkpoint == "latest":
+        step = checkpoints.latest()
+    elif checkpoint in map(str, steps):
+        step = int(checkpoint)
+    if step is None:
         raise UserError(
             f"{folder} has no checkpoint {checkpoint!r}; choose best, latest or one of"
             f" the steps {', '.join(map(str, steps))}."
         )
-    return int(checkpoint)
+    return step
