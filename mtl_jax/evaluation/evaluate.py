@@ -112,7 +112,7 @@ def _by_source(
     """
     if len(set(sources)) < 2:
         return list(rows), {}
-    named = [
+    named: list[Row] = [
         {"image_id": row["image_id"], "source": source, **row}
         for row, source in zip(rows, sources, strict=True)
     ]
