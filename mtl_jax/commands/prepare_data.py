@@ -18,8 +18,8 @@ SOURCE = flags.DEFINE_string(
     None,
     "fundus_folder: folder of the photographs with a manifest; or several sources as "
     "NAME:FOLDER,NAME:FOLDER, where NAME is a public data set (drishti_gs1, g1020, "
-    "idrid, origa, papila, rim_one_dl, smdg) or that of a folder with a manifest. "
-    "refuge: folder of the official archives or of their files.",
+    "idrid, origa, papila, refuge, rim_one_dl, smdg) or your own for a folder with a "
+    "manifest. refuge: folder of the official archives or of their files.",
 )
 MANIFEST = flags.DEFINE_string(
     "manifest", None, "fundus_folder: CSV file; by default, manifest.csv in the source."

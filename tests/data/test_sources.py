@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+import refuge_trees
 import source_trees
 import tensorflow_datasets as tfds
 from hypothesis import given
@@ -220,6 +221,30 @@ def test_files_of_two_data_sets(trees, tmp_path, other):
     assert len(sources.read("origa", tmp_path / "ORIGA").rows) == 6
 
 
+def test_refuge_is_a_source_too(tmp_path):
+    root = refuge_trees.write(refuge_trees.official(), tmp_path / "refuge")
+    reading = sources.read("refuge", root)
+    assert len(reading.missing) == 11
+    found = {row.image_id: row for row in reading.rows}
+    assert set(found) == set(refuge_trees.eyes())
+    for stem, eye in refuge_trees.eyes().items():
+        row = found[stem]
+        assert (row.split, row.glaucoma, row.fovea_xy) == (
+            eye.split,
+            eye.glaucoma,
+            eye.fovea_xy,
+        )
+        disc, cup = rows.read_masks(row, eye.size)
+        np.testing.assert_array_equal(disc, eye.mask < 255)
+        np.testing.assert_array_equal(cup, eye.mask == 0)
+    packed = refuge_trees.write(refuge_trees.archived(), tmp_path / "packed")
+    with pytest.raises(UserError, match="holds nothing of refuge: .*unpack"):
+        sources.read("refuge", packed)
+    source_trees.write_photograph(packed / "T0002.jpg", 0)
+    with pytest.raises(UserError, match=r"\.zip holds .*; unpack it to read"):
+        sources.read("refuge", packed)
+
+
 def test_refuge_beside_another_data_set(trees, tmp_path):
     root = shutil.copytree(trees["g1020"][0], tmp_path / "copy")
     source_trees.write_photograph(root / "REFUGE/test/Images/T0001.jpg", 0)
@@ -229,7 +254,7 @@ def test_refuge_beside_another_data_set(trees, tmp_path):
 
 def test_nothing_found_tells_what_was_looked_for(tmp_path):
     (tmp_path / "ORIGA.zip").write_bytes(b"PK")
-    for name in TREES:
+    for name in sources.LAYOUTS:
         with pytest.raises(UserError, match=f"holds nothing of {name}: .*unpack") as e:
             sources.read(name, tmp_path)
         assert sources.LAYOUTS[name].looked_for in str(e.value)

@@ -15,6 +15,7 @@ from mtl_jax.data.sources import (
     idrid,
     origa,
     papila,
+    refuge,
     rim_one_dl,
     smdg,
     splits,
@@ -33,16 +34,11 @@ LAYOUTS: dict[str, Layout] = {
     "origa": origa.LAYOUT,
     "g1020": g1020.LAYOUT,
     "smdg": smdg.LAYOUT,
+    "refuge": refuge.LAYOUT,
 }
 
 # Their photographs are in SMDG as well, squared and under other names.
-IN_SMDG = ("drishti_gs1", "g1020", "origa", "papila")
-
-# REFUGE has a builder of its own, but its files may lie about.
-_PHOTOGRAPHS = {
-    **{name: layout.photographs for name, layout in LAYOUTS.items()},
-    "refuge": r"/[gntv]\d{4}\.jpg",
-}
+IN_SMDG = ("drishti_gs1", "g1020", "origa", "papila", "refuge")
 
 
 def read(name: str, root: pathlib.Path) -> Reading:
@@ -87,8 +83,8 @@ def read(name: str, root: pathlib.Path) -> Reading:
 
 def _check_unmixed(name: str, listing: Listing) -> None:
     """Refuses a folder with the files of another data set beside those of `name`."""
-    for other, pattern in _PHOTOGRAPHS.items():
-        found = next(listing.matches(pattern), None)
+    for other, layout in LAYOUTS.items():
+        found = next(listing.matches(layout.photographs), None)
         if found is not None and other != name:
             raise UserError(
                 f"{listing.root} holds photographs of {other} "
