@@ -49,9 +49,9 @@ def write(source, text, encoding="utf-8"):
 
 def read_manifest(path, source):
     """The rows, after all their files are checked."""
-    reading = manifest.read(path, source)
-    rows.check(reading)
-    return reading.rows
+    contents = manifest.read(path, source)
+    rows.check(contents)
+    return contents.rows
 
 
 def problems_of(source, text):

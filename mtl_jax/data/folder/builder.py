@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 
 from mtl_jax.data import building, images, schema, sources
 from mtl_jax.data.folder import manifest as manifests
-from mtl_jax.data.sources.rows import Reading, Row, check, listed, read_masks
+from mtl_jax.data.sources.rows import Contents, Row, check, listed, read_masks
 from mtl_jax.errors import UserError
 
 _HINT = "\nComplete the files, or build with partial labels by --allow_missing."
@@ -142,8 +142,8 @@ def build(
             "--manifest names the table of one source; put a manifest.csv into the "
             "folder of each."
         )
-    readings = [_read(kind, folder, manifest) for kind, folder in named]
-    rows = _joined(named, readings)
+    found = [_read(kind, folder, manifest) for kind, folder in named]
+    rows = _joined(named, found)
     config = FundusFolderConfig(
         name=f"{name}-{image_size}px",
         image_size=image_size,
@@ -152,19 +152,19 @@ def build(
     )
     if any(kind for kind, _ in named):
         print(sources.found(rows), flush=True)
-    for reading in readings:
-        for note in reading.notes:
-            print(f"{reading.name}: {note}", file=sys.stderr)
-        if reading.missing:
-            text = listed(reading.name, reading.missing)
+    for contents in found:
+        for note in contents.notes:
+            print(f"{contents.name}: {note}", file=sys.stderr)
+        if contents.missing:
+            text = listed(contents.name, contents.missing)
             if not allow_missing:
                 raise UserError(text + _HINT)
             print(text, file=sys.stderr)
     data_dir = pathlib.Path(data_dir).expanduser().absolute()
     version_dir = data_dir / FundusFolder.name / config.name / str(FundusFolder.VERSION)
     if not version_dir.exists():
-        for reading in readings:
-            check(reading)
+        for contents in found:
+            check(contents)
         with building.quiet_tfds():
             builder = FundusFolder(
                 data_dir=data_dir, config=config, file_format="array_record"
@@ -184,7 +184,7 @@ def _named_sources(text: str) -> list[tuple[str, pathlib.Path]]:
     parts = [text] if pathlib.Path(text).expanduser().is_dir() else text.split(",")
     named = []
     for part in parts:
-        match = re.fullmatch(r"(\w+):(.+)", part)
+        match = re.fullmatch(r"([\w-]+):(.+)", part)
         kind, folder = match.groups() if match else ("", part)
         path = pathlib.Path(folder).expanduser().absolute()
         if not path.is_dir():
@@ -203,7 +203,9 @@ def _named_sources(text: str) -> list[tuple[str, pathlib.Path]]:
     return named
 
 
-def _read(kind: str, folder: pathlib.Path, manifest: images.PathLike | None) -> Reading:
+def _read(
+    kind: str, folder: pathlib.Path, manifest: images.PathLike | None
+) -> Contents:
     """Reads one source, see `build`."""
     if kind in sources.LAYOUTS:
         return sources.read(kind, folder)
@@ -213,32 +215,32 @@ def _read(kind: str, folder: pathlib.Path, manifest: images.PathLike | None) -> 
             f"{folder} has no manifest.csv, and {kind!r} is none of the public sets "
             f"that are known by their files ({', '.join(sources.LAYOUTS)})."
         )
-    reading = manifests.read(path, folder)
-    reading.rows = [
+    contents = manifests.read(path, folder)
+    contents.rows = [
         dataclasses.replace(row, source=row.source or kind or folder.name)
-        for row in reading.rows
+        for row in contents.rows
     ]
-    return reading
+    return contents
 
 
 def _joined(
-    named: Sequence[tuple[str, pathlib.Path]], readings: Sequence[Reading]
+    named: Sequence[tuple[str, pathlib.Path]], found: Sequence[Contents]
 ) -> list[Row]:
     """Joins the rows of all sources. Patients of two sources are never the same.
 
     Raises:
       UserError: if two sources have the same `image_id`.
     """
-    if len(readings) == 1:
-        return readings[0].rows
+    if len(found) == 1:
+        return found[0].rows
     rows: list[Row] = []
-    first: dict[str, Reading] = {}
-    for (kind, folder), reading in zip(named, readings, strict=True):
-        for row in reading.rows:
-            other = first.setdefault(row.image_id, reading)
-            if other is not reading:
+    first: dict[str, Contents] = {}
+    for (kind, folder), contents in zip(named, found, strict=True):
+        for row in contents.rows:
+            other = first.setdefault(row.image_id, contents)
+            if other is not contents:
                 raise UserError(
-                    f"{other.name} and {reading.name} both have an image_id "
+                    f"{other.name} and {contents.name} both have an image_id "
                     f"{row.image_id}; give one of them another name."
                 )
             patient = row.patient and f"{kind or folder.name}/{row.patient}"

@@ -12,8 +12,8 @@ from mtl_jax.data import images
 from mtl_jax.data.folder.rows import COLUMNS, REQUIRED_COLUMNS, parse_row, words
 from mtl_jax.data.sources import splits
 from mtl_jax.data.sources.rows import (
+    Contents,
     Problem,
-    Reading,
     divided_patients,
     repetitions,
     report,
@@ -21,7 +21,7 @@ from mtl_jax.data.sources.rows import (
 from mtl_jax.errors import UserError
 
 
-def read(manifest_path: images.PathLike, source_dir: images.PathLike) -> Reading:
+def read(manifest_path: images.PathLike, source_dir: images.PathLike) -> Contents:
     """Reads a manifest without opening the files it names.
 
     Commas, semicolons or tabs separate columns; an empty cell means "not annotated".
@@ -41,10 +41,10 @@ def read(manifest_path: images.PathLike, source_dir: images.PathLike) -> Reading
     """
     path = pathlib.Path(manifest_path)
     header, records = _read_table(path)
-    reading = Reading([], str(path), table=path.name)
-    reading.problems += _header_problems(header)
+    contents = Contents([], str(path), table=path.name)
+    contents.problems += _header_problems(header)
     if not set(REQUIRED_COLUMNS) <= set(header):
-        raise UserError(report(reading))
+        raise UserError(report(contents))
     if not records:
         raise UserError(f"{path} has a header but no rows; list the photographs in it.")
     for number, record in records:
@@ -54,22 +54,22 @@ def read(manifest_path: images.PathLike, source_dir: images.PathLike) -> Reading
         padded = record + [""] * (len(header) - len(record))
         cells = dict(zip(header, padded, strict=False))
         row, found = parse_row(number, cells, pathlib.Path(source_dir))
-        reading.problems += [Problem(number, text) for text in texts + found]
+        contents.problems += [Problem(number, text) for text in texts + found]
         if row is not None:
-            reading.rows.append(row)
+            contents.rows.append(row)
     for field in ("image_id", "image"):
-        reading.problems += repetitions(reading.rows, field)
+        contents.problems += repetitions(contents.rows, field)
     if "split" not in header:
-        reading.rows = splits.assign(reading.rows)
-    for patient, rows in divided_patients(reading.rows).items():
+        contents.rows = splits.assign(contents.rows)
+    for patient, rows in divided_patients(contents.rows).items():
         there = " and ".join(dict.fromkeys(f"{row.split}" for row in rows))
-        reading.problems.append(
+        contents.problems.append(
             Problem(
                 rows[0].number,
                 f"patient {patient} has photographs in {there}; put all into one split",
             )
         )
-    return reading
+    return contents
 
 
 def _read_table(path: pathlib.Path) -> tuple[list[str], list[tuple[int, list[str]]]]:

@@ -22,7 +22,7 @@ from mtl_jax.data.sources import (
 )
 from mtl_jax.data.sources.layout import Layout
 from mtl_jax.data.sources.listing import Listing
-from mtl_jax.data.sources.rows import Reading, Row, divided_patients, some
+from mtl_jax.data.sources.rows import Contents, Row, divided_patients, some, without
 from mtl_jax.errors import UserError
 from mtl_jax.tasks import LABELS
 
@@ -41,7 +41,7 @@ LAYOUTS: dict[str, Layout] = {
 IN_SMDG = ("drishti_gs1", "g1020", "origa", "papila", "refuge")
 
 
-def read(name: str, root: pathlib.Path) -> Reading:
+def read(name: str, root: pathlib.Path) -> Contents:
     """Reads a public data set without opening its images, but for IDRiD's.
 
     Without official splits, photographs are assigned at random, 60, 20 and 20 %. If
@@ -64,21 +64,21 @@ def read(name: str, root: pathlib.Path) -> Reading:
             f" a name like {layout.looked_for}; unpack the archives there, or name the "
             "folder that holds them."
         )
-    reading = layout.read(listing)
+    contents = layout.read(listing)
     placed = {path for _, path in listing.matches(layout.placed)}
-    _add_missing(reading, layout, [listing.name(path) for path in there - placed])
-    reading.missing += listing.repeated
-    has_splits = all(row.split for row in reading.rows)
+    _add_missing(contents, layout, [listing.name(path) for path in there - placed])
+    contents.missing += listing.repeated
+    has_splits = all(row.split for row in contents.rows)
     assign = splits.assign_validation if has_splits else splits.assign
-    reading.rows = [
-        dataclasses.replace(row, source=name) for row in assign(reading.rows)
+    contents.rows = [
+        dataclasses.replace(row, source=name) for row in assign(contents.rows)
     ]
-    if divided := divided_patients(reading.rows):
-        reading.notes.append(
+    if divided := divided_patients(contents.rows):
+        contents.notes.append(
             "patients with photographs in training and in test by the official split, "
             f"which is kept: {len(divided)} ({some(divided)})."
         )
-    return reading
+    return contents
 
 
 def _check_unmixed(name: str, listing: Listing) -> None:
@@ -93,17 +93,13 @@ def _check_unmixed(name: str, listing: Listing) -> None:
             )
 
 
-def _add_missing(reading: Reading, layout: Layout, misplaced: list[str]) -> None:
+def _add_missing(contents: Contents, layout: Layout, misplaced: list[str]) -> None:
     """Adds sentences about photographs without place, and without annotations."""
     for label in layout.labels:
-        lacking = [row.image_id for row in reading.rows if not _has(row, label)]
-        if lacking:
-            reading.missing.append(
-                f"no {label} for {len(lacking)} of {len(reading.rows)} photographs "
-                f"({some(lacking)}); the published set has it for each."
-            )
+        names = [row.image_id for row in contents.rows if not _has(row, label)]
+        contents.missing += without(label, names, len(contents.rows))
     if misplaced:
-        reading.missing.append(
+        contents.missing.append(
             "photographs in no folder of the published set, which has them like "
             f"{layout.looked_for}: {len(misplaced)} ({some(sorted(misplaced))})."
         )

@@ -5,7 +5,7 @@ from typing import Any
 
 from mtl_jax.data.sources.listing import Listing, number_of, text_of
 from mtl_jax.data.sources.masks import MaskFile
-from mtl_jax.data.sources.rows import Reading, Row
+from mtl_jax.data.sources.rows import Contents, Row
 
 
 def read(
@@ -16,7 +16,7 @@ def read(
     heads: tuple[str, str],
     prefix: str = "",
     eye_and_split: Callable[[Mapping[str, Any]], tuple[str, str]] = lambda _: ("", ""),
-) -> Reading:
+) -> Contents:
     """Reads photographs whose masks have the same stem.
 
     Args:
@@ -33,13 +33,13 @@ def read(
     for _, where, cells in listing.records(table, *heads):
         stem = text_of(cells[heads[0]]).lower().rsplit(".", 1)[0]
         said[stem] = (number_of(cells, heads[1], where), eye_and_split(cells))
-    reading = Reading([], str(listing.root))
+    contents = Contents([], str(listing.root))
     for (stem,), path in listing.find(photographs).items():
         mask = by_stem.get((stem,))
         glaucoma, (eye, split) = said.get(stem, (None, ("", "")))
-        reading.rows.append(
+        contents.rows.append(
             Row(
-                len(reading.rows) + 1,
+                len(contents.rows) + 1,
                 prefix + path.stem,
                 path,
                 mask=MaskFile((mask,), "classes") if mask else None,
@@ -48,4 +48,4 @@ def read(
                 eye=eye,
             )
         )
-    return reading
+    return contents

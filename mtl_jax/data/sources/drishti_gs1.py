@@ -8,14 +8,14 @@ Reference:
 from mtl_jax.data.sources.layout import Layout
 from mtl_jax.data.sources.listing import Listing, text_of
 from mtl_jax.data.sources.masks import MaskFile
-from mtl_jax.data.sources.rows import Reading, Row
+from mtl_jax.data.sources.rows import Contents, Row
 
 _PHOTOGRAPHS = r"/(drishtigs_\d{3})\.(?:png|jpe?g|tiff?|bmp)"
 _SPLIT = r"/(train|test)[^/]*(?:/.*)?"
 _DIAGNOSES = {"normal": 0.0, "glaucomatous": 1.0}
 
 
-def read(listing: Listing) -> Reading:
+def read(listing: Listing) -> Contents:
     """Reads the photographs of both official splits.
 
     A mask is where at least half of the experts see the structure.
@@ -28,12 +28,12 @@ def read(listing: Listing) -> Reading:
         name = text_of(cells["drishtigsfile"]).lower()
         diagnoses[name] = _DIAGNOSES.get(text_of(cells["total"]).lower())
         patients[name] = text_of(cells.get("patientid"))
-    reading = Reading([], str(listing.root))
+    contents = Contents([], str(listing.root))
     for (split, stem), path in listing.find(_SPLIT + _PHOTOGRAPHS).items():
         disc, cup = (maps.get((stem, kind)) for kind in ("od", "cup"))
-        reading.rows.append(
+        contents.rows.append(
             Row(
-                len(reading.rows) + 1,
+                len(contents.rows) + 1,
                 path.stem,
                 path,
                 disc_mask=MaskFile((disc,), "soft") if disc else None,
@@ -43,7 +43,7 @@ def read(listing: Listing) -> Reading:
                 patient=patients.get(stem, ""),
             )
         )
-    return reading
+    return contents
 
 
 LAYOUT = Layout(

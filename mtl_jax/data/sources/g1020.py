@@ -8,12 +8,12 @@ Reference:
 from mtl_jax.data.sources import _class_masks
 from mtl_jax.data.sources.layout import Layout
 from mtl_jax.data.sources.listing import Listing
-from mtl_jax.data.sources.rows import Reading
+from mtl_jax.data.sources.rows import Contents
 
 _PHOTOGRAPHS = r"/images/(image_\d+)\.jpe?g"
 
 
-def read(listing: Listing) -> Reading:
+def read(listing: Listing) -> Contents:
     """Reads the photographs; there is no official split.
 
     A mask without the value 2 says that no cup is visible.

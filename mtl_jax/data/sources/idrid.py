@@ -16,7 +16,7 @@ from mtl_jax.data import building
 from mtl_jax.data.sources.layout import Layout
 from mtl_jax.data.sources.listing import Listing, number_of, text_of
 from mtl_jax.data.sources.masks import MaskFile
-from mtl_jax.data.sources.rows import Reading, Row, some
+from mtl_jax.data.sources.rows import Contents, Row, some, without
 
 _PHOTOGRAPHS = r"/idrid_\d{2,3}\.jpe?g"
 # The grading part has the photographs of the localisation part once more. Folders are
@@ -31,21 +31,21 @@ _SEGMENTATION = _SPLIT + r"/idrid_(\d{2})\.jpe?g"
 _LOOK_SIZE, _SAME_LOOK = 32, 1.0
 
 
-def read(listing: Listing) -> Reading:
+def read(listing: Listing) -> Contents:
     """Reads the photographs of both parts and both official splits.
 
     Some photographs are in both parts under other numbers. They become one row with
     both annotations, in the split of the localisation part.
     """
-    reading = Reading([], str(listing.root))
-    localisation = _localisation(listing, reading)
-    segmentation = _segmentation(listing, reading)
-    rows = _joined(localisation, segmentation, reading)
-    reading.rows = [dataclasses.replace(r, number=n) for n, r in enumerate(rows, 1)]
-    return reading
+    contents = Contents([], str(listing.root))
+    localisation = _localisation(listing, contents)
+    segmentation = _segmentation(listing, contents)
+    rows = _joined(localisation, segmentation, contents)
+    contents.rows = [dataclasses.replace(r, number=n) for n, r in enumerate(rows, 1)]
+    return contents
 
 
-def _localisation(listing: Listing, reading: Reading) -> list[Row]:
+def _localisation(listing: Listing, contents: Contents) -> list[Row]:
     foveas = {}
     for match, where, cells in listing.records(
         r"/[^/]*fovea[^/]*(train|test)[^/]*\.csv", "imageno", "xcoordinate"
@@ -54,24 +54,26 @@ def _localisation(listing: Listing, reading: Reading) -> list[Row]:
         number = text_of(cells["imageno"]).lower().removeprefix("idrid_")
         if x is not None and y is not None:
             foveas[match[1], number] = (x, y)
-    rows = []
-    for (split, number), path in listing.find(_LOCALISATION).items():
-        fovea_xy = foveas.get((split, number))
-        if fovea_xy is None:
-            reading.missing.append(f"{listing.name(path)} has no fovea in a table.")
-        rows.append(
-            Row(0, f"idrid_{split}_{number}", path, fovea_xy=fovea_xy, split=split)
+    rows = [
+        Row(
+            0,
+            f"idrid_{split}_{number}",
+            path,
+            fovea_xy=foveas.get((split, number)),
+            split=split,
         )
+        for (split, number), path in listing.find(_LOCALISATION).items()
+    ]
+    names = [row.image_id for row in rows if row.fovea_xy is None]
+    contents.missing += without("fovea", names, len(rows))
     return rows
 
 
-def _segmentation(listing: Listing, reading: Reading) -> list[Row]:
+def _segmentation(listing: Listing, contents: Contents) -> list[Row]:
     masks = listing.find(r"/idrid_(\d{2})_od\.tiff?")
     rows = []
     for (split, number), path in listing.find(_SEGMENTATION).items():
         mask = masks.get((number,))
-        if mask is None:
-            reading.missing.append(f"{listing.name(path)} has no mask of its disc.")
         rows.append(
             Row(
                 0,
@@ -81,17 +83,21 @@ def _segmentation(listing: Listing, reading: Reading) -> list[Row]:
                 split=split,
             )
         )
+    names = [row.image_id for row in rows if row.disc_mask is None]
+    contents.missing += without("disc", names, len(rows))
     return rows
 
 
 def _joined(
-    localisation: list[Row], segmentation: list[Row], reading: Reading
+    localisation: list[Row], segmentation: list[Row], contents: Contents
 ) -> list[Row]:
     """Joins rows of the same photograph, by its look.
 
     Of copies in both splits the one for training is left out; copies in one split count
     as one patient's.
     """
+    # Training first.
+    localisation = sorted(localisation, key=lambda row: row.split, reverse=True)
     rows = localisation + segmentation
     same = _same_looks([row.image for row in rows])
     joined: dict[int, Row] = {}
@@ -100,7 +106,7 @@ def _joined(
         copies = [k for k in joined if same[i, k]]
         if not copies:
             joined[i] = row
-        elif row.disc_mask is not None:
+        elif i >= len(localisation):
             for k in copies:
                 joined[k] = dataclasses.replace(joined[k], disc_mask=row.disc_mask)
             merged.append(row.image_id)
@@ -113,12 +119,12 @@ def _joined(
                 joined[copies[0]] = dataclasses.replace(first, patient=first.image_id)
             joined[i] = row
     if merged:
-        reading.notes.append(
+        contents.notes.append(
             "photographs of the segmentation part that are also in the localisation "
             f"part are one with those: {len(merged)} ({some(merged)})."
         )
     if left_out:
-        reading.notes.append(
+        contents.notes.append(
             "training photographs that are also in the test split are left out: "
             f"{len(left_out)} ({some(left_out)})."
         )

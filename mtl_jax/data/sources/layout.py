@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 from mtl_jax.data.sources.listing import Listing
-from mtl_jax.data.sources.rows import Reading
+from mtl_jax.data.sources.rows import Contents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,5 +25,5 @@ class Layout:
     photographs: str
     looked_for: str
     labels: tuple[str, ...]
-    read: Callable[[Listing], Reading]
+    read: Callable[[Listing], Contents]
     placed: str = ""

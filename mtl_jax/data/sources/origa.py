@@ -11,14 +11,14 @@ from typing import Any
 from mtl_jax.data.sources import _class_masks
 from mtl_jax.data.sources.layout import Layout
 from mtl_jax.data.sources.listing import Listing, eye_of, text_of
-from mtl_jax.data.sources.rows import Reading
+from mtl_jax.data.sources.rows import Contents
 
 # Other folders beside hold the same photographs cropped and squared.
 _PHOTOGRAPHS = r"/images/(\d{3})\.jpe?g"
 _SETS = {"a": "train", "b": "test"}
 
 
-def read(listing: Listing) -> Reading:
+def read(listing: Listing) -> Contents:
     """Reads the photographs: set A of the table is train, set B is test."""
     return _class_masks.read(
         listing,

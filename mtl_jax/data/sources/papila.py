@@ -10,12 +10,12 @@ import re
 from mtl_jax.data.sources.layout import Layout
 from mtl_jax.data.sources.listing import Listing, number_of, text_of
 from mtl_jax.data.sources.masks import MaskFile
-from mtl_jax.data.sources.rows import Reading, Row
+from mtl_jax.data.sources.rows import Contents, Row, without
 
 _PHOTOGRAPHS = r"/ret(\d{3})(od|os)\.(?:jpe?g|png)"
 
 
-def read(listing: Listing) -> Reading:
+def read(listing: Listing) -> Contents:
     """Reads the photographs; there is no official split.
 
     A mask is where at least half of the experts, so one of two, see the structure. A
@@ -35,15 +35,20 @@ def read(listing: Listing) -> Reading:
         if named is not None:
             value = number_of(cells, "diagnosis", where)
             diagnoses[f"{int(named[1]):03}", match[1]] = value
-    reading = Reading([], str(listing.root))
-    for (patient, eye), path in listing.find(_PHOTOGRAPHS).items():
+    photographs = listing.find(_PHOTOGRAPHS)
+    names = [
+        path.stem
+        for (patient, eye), path in photographs.items()
+        if diagnoses.get((patient, eye)) is None
+    ]
+    missing = without("diagnosis", names, len(photographs))
+    contents = Contents([], str(listing.root), missing=missing)
+    for (patient, eye), path in photographs.items():
         disc, cup = (contours.get((patient, eye, kind)) for kind in ("disc", "cup"))
         diagnosis = diagnoses.get((patient, eye))
-        if diagnosis is None:
-            reading.missing.append(f"{listing.name(path)} has no diagnosis")
-        reading.rows.append(
+        contents.rows.append(
             Row(
-                len(reading.rows) + 1,
+                len(contents.rows) + 1,
                 path.stem,
                 path,
                 disc_mask=MaskFile(disc, "contours") if disc else None,
@@ -53,7 +58,7 @@ def read(listing: Listing) -> Reading:
                 eye=eye.upper(),
             )
         )
-    return reading
+    return contents
 
 
 LAYOUT = Layout(

@@ -12,20 +12,20 @@ from mtl_jax.data.refuge.survey import survey
 from mtl_jax.data.sources.layout import Layout
 from mtl_jax.data.sources.listing import Listing
 from mtl_jax.data.sources.masks import MaskFile
-from mtl_jax.data.sources.rows import Reading, Row
+from mtl_jax.data.sources.rows import Contents, Row
 from mtl_jax.errors import UserError
 
 
-def read(listing: Listing) -> Reading:
+def read(listing: Listing) -> Contents:
     """Reads the photographs of the three official splits."""
     files = list_files(listing.root)
     found = survey(sort_files(files.files))
-    reading = Reading([], str(listing.root), missing=files.problems + found.problems)
+    contents = Contents([], str(listing.root), missing=files.problems + found.problems)
     for number, case in enumerate(found.cases, start=1):
         mask = None
         if case.mask is not None:
             mask = MaskFile((_unpacked(case.mask),), "refuge")
-        reading.rows.append(
+        contents.rows.append(
             Row(
                 number,
                 case.stem,
@@ -36,7 +36,7 @@ def read(listing: Listing) -> Reading:
                 split=case.split,
             )
         )
-    return reading
+    return contents
 
 
 def _unpacked(file: SourceFile) -> pathlib.Path:

@@ -8,7 +8,7 @@ Reference:
 from mtl_jax.data.sources.layout import Layout
 from mtl_jax.data.sources.listing import Listing
 from mtl_jax.data.sources.masks import MaskFile
-from mtl_jax.data.sources.rows import Reading, Row
+from mtl_jax.data.sources.rows import Contents, Row
 
 # Of both official partitions; the other has the same photographs.
 _PHOTOGRAPHS = (
@@ -17,15 +17,15 @@ _PHOTOGRAPHS = (
 )
 
 
-def read(listing: Listing) -> Reading:
+def read(listing: Listing) -> Contents:
     """Reads the photographs with the partition by hospital."""
     masks = listing.find(r"/(r[123]_im\d+)-\d-(disc|cup)-t\.png")
-    reading = Reading([], str(listing.root))
+    contents = Contents([], str(listing.root))
     for (split, diagnosis, stem), path in listing.find(_PHOTOGRAPHS).items():
         disc, cup = (masks.get((stem, kind)) for kind in ("disc", "cup"))
-        reading.rows.append(
+        contents.rows.append(
             Row(
-                len(reading.rows) + 1,
+                len(contents.rows) + 1,
                 path.stem,
                 path,
                 disc_mask=MaskFile((disc,)) if disc else None,
@@ -34,7 +34,7 @@ def read(listing: Listing) -> Reading:
                 split=split,
             )
         )
-    return reading
+    return contents
 
 
 LAYOUT = Layout(

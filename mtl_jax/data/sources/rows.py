@@ -80,7 +80,7 @@ class Problem:
 
 
 @dataclasses.dataclass
-class Reading:
+class Contents:
     """What a source holds, before its files are opened.
 
     Attributes:
@@ -119,7 +119,7 @@ def read_masks(
     return disc, cup
 
 
-def check(reading: Reading) -> None:
+def check(contents: Contents) -> None:
     """Decodes every file that a source names.
 
     An empty cup mask is an annotation: no cup is visible. An empty disc mask is a
@@ -130,12 +130,12 @@ def check(reading: Reading) -> None:
       UserError: with a list of all problems, those of its table too.
     """
     found = building.parallel_map(
-        file_problems, reading.rows, "checking files", processes=False
+        file_problems, contents.rows, "checking files", processes=False
     )
-    for row, texts in zip(reading.rows, found, strict=True):
-        reading.problems += [Problem(row.number, text) for text in texts]
-    if reading.problems:
-        raise UserError(report(reading))
+    for row, texts in zip(contents.rows, found, strict=True):
+        contents.problems += [Problem(row.number, text) for text in texts]
+    if contents.problems:
+        raise UserError(report(contents))
 
 
 def file_problems(row: Row) -> list[str]:
@@ -236,11 +236,11 @@ def divided_patients(rows: Iterable[Row]) -> dict[str, list[Row]]:
     }
 
 
-def report(reading: Reading) -> str:
+def report(contents: Contents) -> str:
     """Lists the problems of a source by row, after a first line with their number."""
-    ordered = sorted(reading.problems, key=lambda problem: problem.number)
-    where = f"{reading.table} row {{}}: " if reading.table else ""
-    return listed(reading.name, [where.format(p.number) + p.text for p in ordered])
+    ordered = sorted(contents.problems, key=lambda problem: problem.number)
+    where = f"{contents.table} row {{}}: " if contents.table else ""
+    return listed(contents.name, [where.format(p.number) + p.text for p in ordered])
 
 
 def some(names: Iterable[str], shown: int = 3) -> str:
@@ -249,6 +249,16 @@ def some(names: Iterable[str], shown: int = 3) -> str:
     if len(names) <= shown + 1:
         return ", ".join(names)
     return f"{', '.join(names[:shown])} and {len(names) - shown} more"
+
+
+def without(label: str, names: Sequence[str], total: int) -> list[str]:
+    """A sentence about the photographs that lack an annotation, if there are any."""
+    if not names:
+        return []
+    return [
+        f"no {label} for {len(names)} of {total} photographs ({some(names)}); the "
+        "published set has it for each."
+    ]
 
 
 def listed(name: str, lines: Sequence[str]) -> str:

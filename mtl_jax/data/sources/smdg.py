@@ -8,7 +8,7 @@ Reference:
 from mtl_jax.data.sources.layout import Layout
 from mtl_jax.data.sources.listing import Listing, eye_of, key_of, number_of, text_of
 from mtl_jax.data.sources.masks import MaskFile
-from mtl_jax.data.sources.rows import Problem, Reading, Row, some
+from mtl_jax.data.sources.rows import Contents, Problem, Row, some
 
 _PHOTOGRAPHS = r"/full-fundus/([^/]+)\.(?:png|jpe?g)"
 _FOLDERS = {
@@ -20,7 +20,7 @@ _FOLDERS = {
 _NOTHING = ("", "not visible", "nan")
 
 
-def read(listing: Listing) -> Reading:
+def read(listing: Listing) -> Contents:
     """Reads the photographs of the table; there is no official split.
 
     A suspect (-1) has no diagnosis.
@@ -29,7 +29,7 @@ def read(listing: Listing) -> Reading:
         folder: listing.find(rf"/{folder}/([^/]+\.(?:png|jpe?g))")
         for folder in _FOLDERS.values()
     }
-    reading, listed = Reading([], str(listing.root)), set()
+    contents, listed = Contents([], str(listing.root)), set()
     for _, where, cells in listing.records(
         r"/metadata[^/]*\.csv", "names", "types", "fundus"
     ):
@@ -39,8 +39,10 @@ def read(listing: Listing) -> Reading:
             if named not in _NOTHING:
                 files[column] = found[folder].get((named.rsplit("/", 1)[-1],))
                 if files[column] is None:
-                    reading.problems.append(
-                        Problem(len(reading.rows) + 1, f"{where}: {named} is not there")
+                    contents.problems.append(
+                        Problem(
+                            len(contents.rows) + 1, f"{where}: {named} is not there"
+                        )
                     )
         if (path := files.get("fundus")) is None:
             continue
@@ -48,9 +50,9 @@ def read(listing: Listing) -> Reading:
         disc, cup = files.get("fundus_od_seg"), files.get("fundus_oc_seg")
         label = number_of(cells, "types", where)
         name, patient = text_of(cells["names"]), text_of(cells.get("patientid"))
-        reading.rows.append(
+        contents.rows.append(
             Row(
-                len(reading.rows) + 1,
+                len(contents.rows) + 1,
                 name,
                 path,
                 disc_mask=MaskFile((disc,), "soft") if disc else None,
@@ -62,11 +64,11 @@ def read(listing: Listing) -> Reading:
             )
         )
     if others := set(found["full-fundus"].values()) - listed:
-        reading.missing.append(
+        contents.missing.append(
             f"photographs that are not in the table: {len(others)} "
             f"({some(sorted(map(listing.name, others)))})."
         )
-    return reading
+    return contents
 
 
 LAYOUT = Layout(
