@@ -210,6 +210,33 @@ def test_a_file_that_is_there_twice(trees, tmp_path):
     )
 
 
+def test_a_photograph_in_both_official_splits(trees, tmp_path):
+    root = shutil.copytree(trees["drishti_gs1"][0], tmp_path / "copy")
+    (path,) = root.rglob("drishtiGS_002.png")
+    (test,) = root.rglob("drishtiGS_001.png")
+    shutil.copy(path, test.with_name(path.name))
+    with pytest.raises(
+        UserError, match=r"drishtiGS_002 is in \w+ and \w+ \(.*keep one"
+    ):
+        rows.check(sources.read("drishti_gs1", root))
+
+
+def test_a_table_of_smdg_that_names_what_is_not_there(trees, tmp_path):
+    root = shutil.copytree(trees["smdg"][0], tmp_path / "copy")
+    (root / "optic-disc/optic-disc/PAPILA-1.png").unlink()
+    (root / "full-fundus/full-fundus/PAPILA-2.png").unlink()
+    source_trees.write_photograph(root / "full-fundus/full-fundus/FIVES-1.png", 0)
+    (root / "metadata.csv").write_text("names,types,fundus\nBEH-1,1,/x.png\n")
+    contents = sources.read("smdg", root)
+    assert len(contents.rows) == len(trees["smdg"][1]) - 1
+    assert [p.text.split(" names ")[1] for p in contents.problems] == [
+        "/optic-disc/papila-1.png, which is not there.",
+        "/full-fundus/papila-2.png, which is not there.",
+    ]
+    (text,) = contents.missing
+    assert "not in the table: 1 (full-fundus/full-fundus/FIVES-1.png)" in text
+
+
 @pytest.mark.parametrize("other", ["g1020", "rim_one_dl", "idrid"])
 def test_files_of_two_data_sets(trees, tmp_path, other):
     shutil.copytree(trees["origa"][0], tmp_path, dirs_exist_ok=True)

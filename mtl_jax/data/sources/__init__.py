@@ -6,6 +6,7 @@ folder with a manifest is `mtl_jax.data.folder`.
 
 import dataclasses
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -22,7 +23,14 @@ from mtl_jax.data.sources import (
 )
 from mtl_jax.data.sources.layout import Layout
 from mtl_jax.data.sources.listing import Listing
-from mtl_jax.data.sources.rows import Contents, Row, divided_patients, some, without
+from mtl_jax.data.sources.rows import (
+    Contents,
+    Problem,
+    Row,
+    divided_patients,
+    some,
+    without,
+)
 from mtl_jax.errors import UserError
 from mtl_jax.tasks import LABELS
 
@@ -68,6 +76,7 @@ def read(name: str, root: pathlib.Path) -> Contents:
     placed = {path for _, path in listing.matches(layout.placed)}
     _add_missing(contents, layout, [listing.name(path) for path in there - placed])
     contents.missing += listing.repeated
+    contents.problems += _twice(contents.rows, listing)
     has_splits = all(row.split for row in contents.rows)
     assign = splits.assign_validation if has_splits else splits.assign
     contents.rows = [
@@ -103,6 +112,19 @@ def _add_missing(contents: Contents, layout: Layout, misplaced: list[str]) -> No
             "photographs in no folder of the published set, which has them like "
             f"{layout.looked_for}: {len(misplaced)} ({some(sorted(misplaced))})."
         )
+
+
+def _twice(rows: list[Row], listing: Listing) -> Iterator[Problem]:
+    """Photographs with one name, such as one in both official splits."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        if (other := first.setdefault(row.image_id, row)) is not row:
+            yield Problem(
+                row.number,
+                f"{row.image_id} is in {other.split} and {row.split} "
+                f"({listing.name(other.image)}, {listing.name(row.image)}); keep one "
+                "of them.",
+            )
 
 
 def _has(row: Row, label: str) -> bool:

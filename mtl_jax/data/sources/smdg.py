@@ -31,7 +31,7 @@ def read(listing: Listing) -> Contents:
     }
     contents, listed = Contents([], str(listing.root)), set()
     for _, where, cells in listing.records(
-        r"/metadata[^/]*\.csv", "names", "types", "fundus"
+        r"/metadata[ _-]*standardized\.csv", "names", "types", "fundus"
     ):
         files = {}
         for column, folder in _FOLDERS.items():
@@ -39,11 +39,8 @@ def read(listing: Listing) -> Contents:
             if named not in _NOTHING:
                 files[column] = found[folder].get((named.rsplit("/", 1)[-1],))
                 if files[column] is None:
-                    contents.problems.append(
-                        Problem(
-                            len(contents.rows) + 1, f"{where}: {named} is not there"
-                        )
-                    )
+                    text = f"{where} names {named}, which is not there."
+                    contents.problems.append(Problem(len(contents.rows) + 1, text))
         if (path := files.get("fundus")) is None:
             continue
         listed.add(path)
