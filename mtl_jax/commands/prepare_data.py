@@ -16,14 +16,18 @@ IMAGE_SIZE = flags.DEFINE_integer("image_size", 256, "Pixels a side; a multiple 
 SOURCE = flags.DEFINE_string(
     "source",
     None,
-    "fundus_folder: folder of the photographs. refuge: folder of the official archives "
-    "or of their files.",
+    "fundus_folder: folder of the photographs with a manifest; or several sources as "
+    "NAME:FOLDER,NAME:FOLDER, where NAME is a public data set (drishti_gs1, g1020, "
+    "idrid, origa, papila, refuge, rim_one_dl, smdg) or your own for a folder with a "
+    "manifest. refuge: folder of the official archives or of their files.",
 )
 MANIFEST = flags.DEFINE_string(
     "manifest", None, "fundus_folder: CSV file; by default, manifest.csv in the source."
 )
 ALLOW_MISSING = flags.DEFINE_bool(
-    "allow_missing", False, "refuge: build with partial labels if files are missing."
+    "allow_missing",
+    False,
+    "refuge, public sources: build with partial labels if files are missing.",
 )
 NAME = flags.DEFINE_string("name", None, "fundus_folder: name of the data set.")
 NUM_IMAGES = flags.DEFINE_list(
@@ -54,6 +58,7 @@ def main() -> None:
             manifest=MANIFEST.value,
             image_size=IMAGE_SIZE.value,
             name=NAME.value,
+            allow_missing=ALLOW_MISSING.value,
         )
     elif DATASET.value == "refuge":
         version_dir = refuge.build(

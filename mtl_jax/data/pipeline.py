@@ -158,7 +158,7 @@ def _divide(merged: "Table", fold: Fold) -> tuple["Table", "Table"]:
             f"{merged.name} has {len(merged)} images, too few for {fold.num_folds} "
             "folds; lower config.data.num_folds."
         )
-    parts = fold.divide(merged.image_ids(), merged.diagnoses())
+    parts = fold.divide(merged.image_ids(), merged.diagnoses(), merged.patients())
     name = f"fold {fold.number} of {fold.num_folds}"
     train, validation = (
         merged.subset(indices, f"{merged.name}, {name}, {split}")
@@ -218,6 +218,10 @@ class Table:
         """Returns the names of all images."""
         return [self._record(i)["image_id"].decode() for i in range(len(self))]
 
+    def patients(self) -> list[str]:
+        """Returns the patients of all images; empty where they are unknown."""
+        return [self._record(i)["patient"].decode() for i in range(len(self))]
+
     def diagnoses(self) -> list[int]:
         """Returns 1 for glaucoma, 0 for healthy, -1 for images without that label."""
         records = (self._record(i) for i in range(len(self)))
@@ -228,12 +232,13 @@ class Table:
         """Describes the photograph of one record.
 
         Returns:
-          `image_id` and `file_name` (str), `native_size` (height, width).
+          `image_id`, `file_name` and `source` (str), `native_size` (height, width).
         """
         record = self._record(index)
         return {
             "image_id": record["image_id"].decode(),
             "file_name": record["file_name"].decode(),
+            "source": record["source"].decode(),
             "native_size": tuple(int(n) for n in record["native_size"]),
         }
 

@@ -57,6 +57,9 @@ def features(image_size: int) -> tfds.features.FeaturesDict:
             "image_id": tfds.features.Text(),
             "file_name": tfds.features.Text(),
             "camera": tfds.features.Text(),
+            "source": tfds.features.Text(),
+            "patient": tfds.features.Text(),
+            "eye": tfds.features.Text(),
             "image": image(shape=(*square, 3), encoding_format="png"),
             "disc_mask": mask(square),
             "cup_mask": mask(square),
@@ -85,6 +88,9 @@ def encode_record(
     glaucoma: float | None = None,
     camera: str = "",
     file_name: str = "",
+    source: str = "",
+    patient: str = "",
+    eye: str = "",
 ) -> dict[str, Any]:
     """Makes the record of one photograph; None stands for "not annotated".
 
@@ -98,6 +104,9 @@ def encode_record(
       glaucoma: 1 for glaucoma, 0 for healthy.
       camera: name of the device.
       file_name: name of the photograph in results, with its extension.
+      source: name of the data set that it is from.
+      patient: unique name of the patient; empty if unknown.
+      eye: `OD` (right), `OS` (left), or empty.
 
     Returns:
       A dict that fits `features(image_size)`. Absent annotations are zero, with False
@@ -117,6 +126,9 @@ def encode_record(
         "image_id": image_id,
         "file_name": file_name,
         "camera": camera,
+        "source": source,
+        "patient": patient,
+        "eye": eye,
         "image": encode_png(geometry.resize_photograph(photograph, model_size)),
         **{
             name: encode_mask(geometry.resize_mask(mask, model_size))

@@ -67,13 +67,15 @@ def evaluate(
     table = pipeline.open_split(builder, split, fold, post.pixel_origin)
     if is_own:
         network = workdirs.fit_missing_classifier(network, workdir, builder, fold)
-    rows, traced = [], {}
+    rows, sources, traced = [], [], {}
     for case in scoring.cases(
         network, table, network.batch_size, network.classifier, resolution, post
     ):
         rows.append(scoring.score_case(case, post))
+        sources.append(case.details["source"])
         if resolution == "model":
             traced[case.details["image_id"]] = _outlines(case.prediction)
+    rows, by_source = _by_source(rows, sources)
     metrics = {
         **scoring.summarize(rows),
         "num_parameters": network.num_parameters,
@@ -83,6 +85,7 @@ def evaluate(
         "fold": own.fold if is_own else "official",
         "resolution": resolution,
         "checkpoint": network.checkpoint,
+        **({"by_source": by_source} if by_source else {}),
     }
     parts = [
         "" if is_own else f"{dataset.replace('/', '-')}-",
@@ -98,6 +101,25 @@ def evaluate(
         if draw is not None:
             draw(folder, network, table, rows)
     return output, metrics
+
+
+def _by_source(
+    rows: Sequence[Row], sources: Sequence[str]
+) -> tuple[list[Row], dict[str, dict[str, Any]]]:
+    """Adds a column `source` to rows, and computes the metrics of each source.
+
+    Images of one source alone are left as they are, without metrics of their own.
+    """
+    if len(set(sources)) < 2:
+        return list(rows), {}
+    named: list[Row] = [
+        {"image_id": row["image_id"], "source": source, **row}
+        for row, source in zip(rows, sources, strict=True)
+    ]
+    return named, {
+        name: scoring.summarize([row for row in named if row["source"] == name])
+        for name in sorted(set(sources))
+    }
 
 
 def _check_image_size(builder: tfds.core.DatasetBuilder, expected: int) -> None:

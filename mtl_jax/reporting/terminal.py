@@ -1,31 +1,56 @@
 """Formats the metrics of an evaluation for the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtl_jax import metrics
 
 
 def metrics_text(found: Mapping[str, Any]) -> str:
-    """Formats `metrics.json`: one line per metric, with its number of images."""
+    """Formats `metrics.json`: one line per metric, with its number of images.
+
+    Several sources stand in columns of a second table, without what none of them has.
+    """
     title = (
         f"{found['dataset']}, split {found['split']}, {found['resolution']} "
         f"resolution, checkpoint {found['checkpoint']}"
     )
     lines = [title, "-" * len(title)]
-    shown = metrics.at("terminal").values()
     # Shares and ratios stand above distances.
-    for metric in sorted(shown, key=lambda m: m.digits, reverse=True):
+    shown = sorted(
+        metrics.at("terminal").values(), key=lambda m: m.digits, reverse=True
+    )
+    for metric in shown:
         value, count = found[metric.name], found["num_images"][metric.name]
-        if value is not None:
-            text = f"{value:.{metric.digits}f}"
-        else:
-            # No count: the images lack the label, or the network lacks the task.
-            text = "one class only" if count else "-"
+        text = _text(metric, found)
+        if value is None and count:
+            text = "one class only"
         lines.append(f"{metric.title or metric.heading:33}{text:>14}  n = {count}")
     lines.append(f"{'parameters':33}{found['num_parameters']:14,}")
     # Weights that another program trained come without their seconds.
     seconds = found["seconds_per_step"]
     text = "-" if seconds is None else f"{seconds:.3f}"
     lines.append(f"{'seconds per training step':33}{text:>14}")
+    if "by_source" in found:
+        lines += ["", *_by_source(shown, found["by_source"])]
     return "\n".join(lines)
+
+
+def _by_source(
+    shown: Sequence[metrics.Metric], found: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """A line per metric, with a column for each source."""
+    width = max(12, *(len(name) + 2 for name in found))
+    lines = [f"{'by source':33}" + "".join(f"{name:>{width}}" for name in found)]
+    for metric in shown:
+        texts = [_text(metric, values) for values in found.values()]
+        if set(texts) != {"-"}:
+            line = f"{metric.title or metric.heading:33}"
+            lines.append(line + "".join(f"{text:>{width}}" for text in texts))
+    return lines
+
+
+def _text(metric: metrics.Metric, found: Mapping[str, Any]) -> str:
+    # No value: the images lack the label or a class, or the network lacks the task.
+    value = found[metric.name]
+    return "-" if value is None else f"{value:.{metric.digits}f}"

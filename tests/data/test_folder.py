@@ -163,7 +163,7 @@ def test_second_build_touches_nothing(built, monkeypatch):
     def fail(*args):
         raise AssertionError("a finished data set must not be checked again")
 
-    monkeypatch.setattr(builder, "read_manifest", fail)
+    monkeypatch.setattr(builder, "check", fail)
     again = folder.build(version_dir.parents[2], source, image_size=64, name="five")
     assert again == version_dir
     assert files_under(version_dir) == before
@@ -307,7 +307,7 @@ def test_real_photographs(tmp_path):
         tmp_path / "data", REAL_FUNDUS, manifest=tmp_path / "four.csv"
     )
     assert version_dir.parent.name == "real_fundus-256px"
-    rows = manifest.read_manifest(tmp_path / "four.csv", REAL_FUNDUS)
+    rows = manifest.read(tmp_path / "four.csv", REAL_FUNDUS).rows
     found = {
         name: record
         for split in SPLITS

@@ -43,6 +43,74 @@ def test_the_order_of_the_images_does_not_matter(classes, random):
     assert dict(zip(names, found, strict=True)) == expected
 
 
+@given(classes_lists, st.integers(2, 7), st.integers(0, 2**32 - 1))
+def test_without_patients_images_are_dealt_like_cards(classes, num_folds, seed):
+    """One stratum after another, in an order drawn by lot."""
+    names = names_of(classes)
+    lot = np.random.RandomState(seed).permutation(len(names))
+    rank = dict(zip(sorted(names), lot, strict=True))
+    order = sorted(range(len(names)), key=lambda i: (classes[i], rank[names[i]]))
+    expected = np.empty(len(names), int)
+    expected[order] = np.arange(len(names)) % num_folds
+    for patients in (None, [""] * len(names), [f"owner of {name}" for name in names]):
+        found = folds.assign(names, classes, num_folds, seed, patients)
+        np.testing.assert_array_equal(found, expected)
+
+
+patients_lists = st.lists(
+    st.tuples(st.sampled_from([-1, 0, 1]), st.integers(-4, 20)),
+    min_size=2,
+    max_size=60,
+)
+
+
+@given(
+    patients_lists,
+    st.integers(2, 7),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(folds.KINDS),
+    st.randoms(),
+)
+def test_a_patient_is_in_one_fold(images, num_folds, seed, kind, random):
+    """A negative number stands for an unknown patient."""
+    classes, numbers = zip(*images, strict=True)
+    eyes = {
+        name: (c, "" if n < 0 else f"patient {n}")
+        for name, c, n in zip(names_of(classes), classes, numbers, strict=True)
+    }
+
+    def fold_of(names):
+        found = {}
+        for number in range(num_folds):
+            fold = Fold(number, num_folds, seed, kind)
+            train, validation = fold.divide(names, *map(list, columns_of(names)))
+            assert sorted([*train, *validation]) == list(range(len(names)))
+            assert not {eyes[names[i]][1] for i in train} & {
+                eyes[names[i]][1] for i in validation
+            } - {""}
+            found |= {names[i]: number for i in validation}
+        return found
+
+    def columns_of(names):
+        return zip(*(eyes[name] for name in names), strict=True)
+
+    names = list(eyes)
+    found = fold_of(names)
+    assert set(found) == set(names)
+    random.shuffle(names)
+    assert fold_of(names) == found
+
+
+@given(st.lists(st.sampled_from([0, 1]), min_size=10, max_size=40), st.integers(0, 99))
+def test_pairs_of_eyes_are_spread_evenly(diagnoses, seed):
+    """Both eyes of each patient have one diagnosis."""
+    classes = np.repeat(diagnoses, 2)
+    patients = [f"patient {i // 2}" for i in range(len(classes))]
+    found = folds.assign(names_of(classes), classes, 5, seed, patients)
+    for group in (classes == 0, classes == 1, classes >= 0):
+        assert np.ptp(np.bincount(found[group], minlength=5)) <= 2
+
+
 def test_every_image_is_held_out_once_and_trained_on_otherwise():
     classes = [0] * 23 + [1] * 8
     divided = [Fold(i, 5, 3).divide(names_of(classes), classes) for i in range(5)]

@@ -1,9 +1,17 @@
+import dataclasses
+import pathlib
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from mtl_jax.data.folder import manifest
 from mtl_jax.data.folder.rows import SPLITS, parse_row
+from mtl_jax.data.sources import rows, splits
+from mtl_jax.data.sources.masks import MaskFile
+from mtl_jax.data.sources.rows import Row
 from mtl_jax.errors import UserError
 
 
@@ -39,9 +47,16 @@ def write(source, text, encoding="utf-8"):
     return path
 
 
+def read_manifest(path, source):
+    """The rows, after all their files are checked."""
+    contents = manifest.read(path, source)
+    rows.check(contents)
+    return contents.rows
+
+
 def problems_of(source, text):
     with pytest.raises(UserError) as caught:
-        manifest.read_manifest(write(source, text), source)
+        read_manifest(write(source, text), source)
     return str(caught.value)
 
 
@@ -57,19 +72,17 @@ def test_reads_what_spreadsheets_write(source, separator, newline, encoding):
         "",
     ]
     text = newline.join(lines).replace(",", separator)
-    first, second = manifest.read_manifest(write(source, text, encoding), source)
-    assert first == manifest.ManifestRow(
+    first, second = read_manifest(write(source, text, encoding), source)
+    assert first == Row(
         2,
         "ä",
         source / "a.jpg",
-        disc_mask=source / "disc.png",
+        disc_mask=MaskFile((source / "disc.png",)),
         fovea_xy=(1.5, 47.5),
         glaucoma=1.0,
         split="train",
     )
-    assert second == manifest.ManifestRow(
-        3, "b", source / "b.PNG", glaucoma=0.0, split="validation"
-    )
+    assert second == Row(3, "b", source / "b.PNG", glaucoma=0.0, split="validation")
 
 
 def test_rows_are_numbered_as_in_a_spreadsheet(source):
@@ -83,7 +96,7 @@ def test_rows_are_numbered_as_in_a_spreadsheet(source):
 def test_absolute_paths_and_short_rows(source, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     text = f"image_id,image,glaucoma\na,{source / 'a.jpg'}\n"
-    (row,) = manifest.read_manifest(write(source, text), elsewhere)
+    (row,) = read_manifest(write(source, text), elsewhere)
     assert row.image == source / "a.jpg"
     assert row.glaucoma is None
 
@@ -115,10 +128,10 @@ def test_malformed_tables(source, text, reason):
 
 def test_missing_manifest_and_wrong_encoding(source):
     with pytest.raises(UserError, match=r"manifest\.csv does not exist"):
-        manifest.read_manifest(source / "manifest.csv", source)
+        read_manifest(source / "manifest.csv", source)
     path = write(source, "image_id,image\nä,a.jpg\n", "latin-1")
     with pytest.raises(UserError, match=r"manifest\.csv is not UTF-8"):
-        manifest.read_manifest(path, source)
+        read_manifest(path, source)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +152,7 @@ def test_missing_manifest_and_wrong_encoding(source):
         ({"glaucoma": "2"}, "glaucoma '2' is none of"),
         ({"split": "dev"}, "split 'dev' is none of"),
         ({"split": ""}, "split '' is none of"),
+        ({"eye": "third"}, "eye 'third' is none of"),
     ],
 )
 def test_bad_cells(tmp_path, cells, reason):
@@ -204,8 +218,8 @@ def test_all_problems_are_reported_at_once_in_order(source):
 
 
 def test_long_reports_are_cut(source):
-    rows = "".join(f"{i},no{i}.png\n" for i in range(73))
-    lines = problems_of(source, "image_id,image\n" + rows).splitlines()
+    table = "".join(f"{i},no{i}.png\n" for i in range(73))
+    lines = problems_of(source, "image_id,image\n" + table).splitlines()
     assert "73 problems" in lines[0]
     assert len(lines) == 52
     assert lines[-1].strip() == "and 23 more"
@@ -217,32 +231,100 @@ def test_masks_of_every_kind_agree(source):
         "a,a.jpg,disc.png,cup.png,\n"
         "b,b.PNG,labels.png,empty.png,\n"
     )
-    first, second = manifest.read_manifest(write(source, text), source)
-    disc, cup = manifest.read_masks(first)
+    first, second = read_manifest(write(source, text), source)
+    disc, cup = rows.read_masks(first, (48, 64))
     assert (disc.sum(), cup.sum()) == (400, 100)
-    labels, empty = manifest.read_masks(second)
+    labels, empty = rows.read_masks(second, (48, 64))
     assert (labels == disc).all()
     assert empty.sum() == 0
 
     text = "image_id,image,mask\na,a.jpg,both.bmp\nb,b.PNG,\n"
-    both, neither = manifest.read_manifest(write(source, text), source)
-    for mask, expected in zip(manifest.read_masks(both), (disc, cup), strict=True):
+    both, neither = read_manifest(write(source, text), source)
+    for mask, expected in zip(
+        rows.read_masks(both, (48, 64)), (disc, cup), strict=True
+    ):
         assert (mask == expected).all()
-    assert manifest.read_masks(neither) == (None, None)
+    assert rows.read_masks(neither, (48, 64)) == (None, None)
+
+
+def photographs(patients):
+    """Rows without files: name i, of the i-th patient."""
+    return [
+        Row(i, f"p{i}", pathlib.Path(f"{i}.png"), patient=patient)
+        for i, patient in enumerate(patients)
+    ]
+
+
+def split_of(found):
+    return {row.image_id: row.split for row in found}
 
 
 def test_default_splits_do_not_depend_on_order():
-    names = [f"p{i}" for i in range(50)]
-    splits = manifest.default_splits(names)
-    assert splits == manifest.default_splits(reversed(names))
-    counts = {name: list(splits.values()).count(name) for name in SPLITS}
+    there = photographs([""] * 50)
+    found = split_of(splits.assign(there))
+    assert found == split_of(splits.assign(there[::-1]))
+    counts = {name: list(found.values()).count(name) for name in SPLITS}
     assert counts == {"train": 30, "validation": 10, "test": 10}
     pinned = [4, 5, 8, 15, 21, 25, 32, 35, 39, 40]
     # Another draw would move photographs from test to train unnoticed.
-    assert [i for i in range(50) if splits[f"p{i}"] == "test"] == pinned
+    assert [i for i in range(50) if found[f"p{i}"] == "test"] == pinned
+
+
+@given(st.lists(st.integers(-3, 15), min_size=5, max_size=60), st.randoms())
+def test_no_patient_is_in_two_default_splits(numbers, random):
+    """A negative number stands for an unknown patient."""
+    there = photographs(["" if n < 0 else f"patient {n}" for n in numbers])
+    found = splits.assign(there)
+    assert [r.image_id for r in found] == [r.image_id for r in there]
+    assert {r.split for r in found} <= set(SPLITS)
+    assert not rows.divided_patients(found)
+    largest = max(
+        [1, *(numbers.count(n) for n in set(numbers) if n >= 0)],
+    )
+    for split in ("validation", "test"):
+        size = sum(r.split == split for r in found)
+        # The last patient is taken or left, whichever is nearer.
+        assert abs(size - round(len(there) / 5)) <= largest / 2
+    shuffled = list(there)
+    random.shuffle(shuffled)
+    assert split_of(splits.assign(shuffled)) == split_of(found)
+
+
+@given(st.lists(st.integers(0, 15), min_size=5, max_size=60))
+def test_validation_is_drawn_from_training_alone(numbers):
+    there = [
+        dataclasses.replace(row, split="test" if n < 5 else "train")
+        for row, n in zip(
+            photographs([f"patient {n}" for n in numbers]), numbers, strict=True
+        )
+    ]
+    found = splits.assign_validation(there)
+    assert not rows.divided_patients(found)
+    for before, after in zip(there, found, strict=True):
+        assert (before.split == "test") == (after.split == "test")
+    # A second time nothing is left to do.
+    if any(row.split == "validation" for row in found):
+        assert splits.assign_validation(found) == found
+
+
+def test_patients_eyes_and_sources_of_a_manifest(source):
+    text = (
+        "image_id,image,patient,eye,source,split\n"
+        "a,a.jpg,7,Right,clinic,train\n"
+        "b,b.PNG,,os,,test\n"
+    )
+    first, second = read_manifest(write(source, text), source)
+    assert (first.patient, first.eye, first.source) == ("7", "OD", "clinic")
+    assert (second.patient, second.eye, second.source) == ("", "OS", "")
+
+
+def test_a_patient_in_two_splits_is_a_problem(source):
+    text = "image_id,image,patient,split\na,a.jpg,7,train\nb,b.PNG,7,test\n"
+    report = problems_of(source, text)
+    assert "row 2: patient 7 has photographs in train and test; put all into" in report
 
 
 def test_splits_for_testing_only_are_allowed(source):
     text = "image_id,image,split\na,a.jpg,test\nb,b.PNG,testing\n"
-    rows = manifest.read_manifest(write(source, text), source)
-    assert [row.split for row in rows] == ["test", "test"]
+    found = read_manifest(write(source, text), source)
+    assert [row.split for row in found] == ["test", "test"]

@@ -114,6 +114,7 @@ def test_contents_are_the_records(builder, split):
         details = table.details(i)
         assert details["image_id"] == record["image_id"].decode()
         assert details["file_name"] == f"{details['image_id']}.png"
+        assert details["source"] == ""
         assert details["native_size"] == tuple(record["native_size"])
         native = table.native(i, ["glaucoma", "fovea"])
         assert list(native) == ["glaucoma", "fovea_xy"]

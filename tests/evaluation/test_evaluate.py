@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
 from mtl_jax import workdirs
-from mtl_jax.data import pipeline, synthetic
+from mtl_jax.data import folder, pipeline, synthetic
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.reporting import evaluation
@@ -70,6 +70,26 @@ def on_native(workdir, folder_data):
 def on_discs(workdir, folder_data):
     """Images with disc masks alone."""
     return evaluated(workdir, split="train", dataset=folder_data[1])
+
+
+@pytest.fixture(scope="module")
+def on_sources(tiny_run, folder_data, shared_dir, tmp_path_factory):
+    """The photographs of `on_native`, every second from another source."""
+    photographs, tmp_path = shared_dir / "photographs", tmp_path_factory.mktemp("two")
+    head, *lines = (photographs / "manifest.csv").read_text().splitlines()
+    named = [f"{line},{('south', 'north')[i % 2]}" for i, line in enumerate(lines)]
+    (tmp_path / "two.csv").write_text("\n".join([f"{head},source", *named]))
+    version_dir = folder.build(
+        tmp_path / "data", photographs, manifest=tmp_path / "two.csv", image_size=32
+    )
+    return evaluated(
+        tiny_run.copy(tmp_path / "run"),
+        split="test",
+        resolution="native",
+        data_dir=str(tmp_path / "data"),
+        dataset=f"fundus_folder/{version_dir.parent.name}",
+        checkpoint="latest",
+    )
 
 
 # The metrics anew: from the network's logits, by the definitions.
@@ -255,6 +275,33 @@ def test_rows_against_the_definitions(case):
                 assert float(row[name]) == pytest.approx(reference[name], abs=2e-4)
             else:
                 assert row[name] == "", name
+
+
+def test_metrics_by_source(on_sources, on_native):
+    assert "by_source" not in on_native.metrics
+    assert "source" not in on_native.rows[0]
+    for name in METRICS:
+        assert on_sources.metrics[name] == on_native.metrics[name]
+    assert list(on_sources.rows[0])[:2] == ["image_id", "source"]
+    by_source = on_sources.metrics["by_source"]
+    assert list(by_source) == ["north", "south"]
+    for source, metrics in by_source.items():
+        rows = [row for row in on_sources.rows if row["source"] == source]
+        assert {int(row["image_id"].removeprefix("eye")) % 2 for row in rows} == {
+            int(source == "north")
+        }
+        for name in ("dice_disc", "dice_cup", "fovea_error", "fovea_error_native"):
+            values = [float(row[name]) for row in rows if row[name]]
+            assert metrics["num_images"][name] == len(values)
+            assert metrics[name] == pytest.approx(np.mean(values), abs=1e-9)
+    text = metrics_text(on_sources.metrics)
+    assert metrics_text(on_native.metrics).split("\n")[2:] == text.split("\n")[2:13]
+    _, head, *table = text.split("\n")[13:]
+    assert head.split() == ["by", "source", "north", "south"]
+    (disc,) = (line.split()[-2:] for line in table if "disc Dice" in line)
+    assert disc == [f"{by_source[s]['dice_disc']:.3f}" for s in ("north", "south")]
+    # All glaucomas are of one source.
+    assert not any(line.startswith("AUC") for line in table)
 
 
 def test_a_network_worth_testing(on_model, on_native):

@@ -1,42 +1,46 @@
-"""A TFDS data set of a researcher's own photographs, listed in a CSV manifest."""
+"""A TFDS data set of photographs from one or several sources.
+
+A source is a folder with a CSV manifest, or a public data set as it is unpacked.
+"""
 
 import dataclasses
 import functools
 import hashlib
 import pathlib
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
 
-from mtl_jax.data import building, images, schema
-from mtl_jax.data.folder.manifest import parse_manifest, read_manifest, read_masks
-from mtl_jax.data.folder.rows import ManifestRow
+from mtl_jax.data import building, images, schema, sources
+from mtl_jax.data.folder import manifest as manifests
+from mtl_jax.data.sources.rows import Contents, Row, check, listed, read_masks
 from mtl_jax.errors import UserError
+
+_HINT = "\nComplete the files, or build with partial labels by --allow_missing."
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class FundusFolderConfig(tfds.core.BuilderConfig):
-    """Source and image size of a data set.
+    """Photographs and image size of a data set.
 
     Attributes:
       name: of the data set and its size.
-      source: directory that relative paths in the manifest start from.
-      manifest: the CSV file.
       image_size: pixels a side of the model image.
-      fingerprint: hash of the contents of manifest and files.
+      rows: the photographs.
+      fingerprint: hash of the contents of tables and files.
     """
 
     name: str
-    source: str
-    manifest: str
     image_size: int
+    rows: list[Row] = dataclasses.field(default_factory=list)
     fingerprint: str = ""
 
 
 class FundusFolder(building.LocalBuilder):
-    """Builder for a manifest that `read_manifest` has accepted."""
+    """Builder for rows that `check` has accepted."""
 
     name = "fundus_folder"
 
@@ -44,7 +48,8 @@ class FundusFolder(building.LocalBuilder):
         config = self.builder_config
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Colour fundus photographs with annotations from a manifest.",
+            description="Colour fundus photographs with the annotations of their "
+            "sources.",
             features=schema.features(config.image_size),
             metadata=tfds.core.MetadataDict(
                 fingerprint=config.fingerprint,
@@ -56,9 +61,7 @@ class FundusFolder(building.LocalBuilder):
     def _split_generators(
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
-        rows, _ = parse_manifest(
-            self.builder_config.manifest, self.builder_config.source
-        )
+        rows = self.builder_config.rows
         by_split = {
             name: [r for r in rows if r.split == name] for name in schema.SPLITS
         }
@@ -69,7 +72,7 @@ class FundusFolder(building.LocalBuilder):
         }
 
     def _generate_examples(
-        self, split: str, rows: list[ManifestRow]
+        self, split: str, rows: list[Row]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         make_record = functools.partial(
             record_of, image_size=self.builder_config.image_size
@@ -82,7 +85,7 @@ class FundusFolder(building.LocalBuilder):
             yield row.image_id, record
 
 
-def record_of(row: ManifestRow, image_size: int) -> tuple[dict[str, Any], str]:
+def record_of(row: Row, image_size: int) -> tuple[dict[str, Any], str]:
     """Makes the record of one row; see `schema.encode_record`.
 
     Returns:
@@ -90,7 +93,8 @@ def record_of(row: ManifestRow, image_size: int) -> tuple[dict[str, Any], str]:
       `images.Photograph`.
     """
     photograph = images.open_photograph(row.image)
-    disc_mask, cup_mask = read_masks(row)
+    size = (photograph.picture.height, photograph.picture.width)
+    disc_mask, cup_mask = read_masks(row, size)
     record = schema.encode_record(
         row.image_id,
         photograph.picture,
@@ -100,6 +104,9 @@ def record_of(row: ManifestRow, image_size: int) -> tuple[dict[str, Any], str]:
         fovea_xy=row.fovea_xy,
         glaucoma=row.glaucoma,
         file_name=row.image.name,
+        source=row.source,
+        patient=row.patient,
+        eye=row.eye,
     )
     return record, photograph.conversion
 
@@ -111,63 +118,161 @@ def build(
     manifest: images.PathLike | None = None,
     image_size: int = 256,
     name: str | None = None,
+    allow_missing: bool = False,
 ) -> pathlib.Path:
-    """Builds the data set of a manifest, unless it is built already.
+    """Builds the data set of one or several sources, unless it is built already.
 
     Every file is checked before anything is written. Large data sets are built by
     spawned processes; see `building.parallel_map`.
 
     Args:
       data_dir: directory of all TFDS data sets.
-      source: directory that relative paths in the manifest start from.
+      source: folder with a manifest, whose relative paths start from it. Or sources
+        with their names, separated by commas: `NAME:FOLDER`, where NAME is one of
+        `sources.LAYOUTS`, or any other name of a folder with a manifest.
       manifest: CSV file with the columns `rows.COLUMNS`; by default `manifest.csv` in
-        `source`.
+        `source`. Only with one source.
       image_size: pixels a side of the model image, a multiple of 16, at least 32.
-      name: name of the data set, by default that of the source directory. Characters
-        other than ASCII letters, digits and `_` become `_`.
+      name: name of the data set, by default that of the first source's folder.
+        Characters other than ASCII letters, digits and `_` become `_`.
+      allow_missing: whether to build if a public data set lacks annotations.
 
     Returns:
       The version directory, for `tfds.builder_from_directory`.
 
     Raises:
-      UserError: if the manifest or a file has problems (all are listed), if a data set
-        of this name was built from other contents, or if an argument is invalid.
+      UserError: if a table or a file has problems (all are listed), if a data set of
+        this name was built from other contents, or if an argument is invalid.
     """
-    source = pathlib.Path(source).expanduser().absolute()
-    if not source.is_dir():
-        raise UserError(f"{source} is not a directory; name the one with the images.")
-    manifest = pathlib.Path(manifest or source / "manifest.csv").expanduser().absolute()
+    named = _named_sources(str(source))
     schema.check_image_size(image_size)
-    name = re.sub(r"[^A-Za-z0-9_]", "_", name or source.resolve().name)
+    name = re.sub(r"[^A-Za-z0-9_]", "_", name or named[0][1].resolve().name)
     if not name:
-        raise UserError(f"{source} has no name for the data set; give a name.")
-    rows, _ = parse_manifest(manifest, source)
+        raise UserError(f"{named[0][1]} has no name for the data set; give a name.")
+    if manifest is not None and len(named) > 1:
+        raise UserError(
+            "--manifest names the table of one source; put a manifest.csv into the "
+            "folder of each."
+        )
+    found = [_read(kind, folder, manifest) for kind, folder in named]
+    rows = _joined(named, found)
     config = FundusFolderConfig(
         name=f"{name}-{image_size}px",
-        source=str(source),
-        manifest=str(manifest),
         image_size=image_size,
-        fingerprint=_fingerprint(manifest, rows),
+        rows=rows,
+        fingerprint=_fingerprint(rows),
     )
+    if any(kind for kind, _ in named):
+        print(sources.found(rows), flush=True)
+    for contents in found:
+        for note in contents.notes:
+            print(f"{contents.name}: {note}", file=sys.stderr)
+        if contents.missing:
+            text = listed(contents.name, contents.missing)
+            if not allow_missing:
+                raise UserError(text + _HINT)
+            print(text, file=sys.stderr)
     data_dir = pathlib.Path(data_dir).expanduser().absolute()
     version_dir = data_dir / FundusFolder.name / config.name / str(FundusFolder.VERSION)
     if not version_dir.exists():
-        read_manifest(manifest, source)
+        for contents in found:
+            check(contents)
         with building.quiet_tfds():
             builder = FundusFolder(
                 data_dir=data_dir, config=config, file_format="array_record"
             )
         version_dir = building.prepare(builder)
-    metadata = _metadata(version_dir, config)
+    metadata = _metadata(version_dir, config, str(source))
     building.say_conversions(metadata)
     return version_dir
 
 
-def _fingerprint(manifest: pathlib.Path, rows: list[ManifestRow]) -> str:
-    """Hashes a manifest's contents and its files' sizes and modification times."""
-    digest = hashlib.sha256(manifest.read_bytes())
+def _named_sources(text: str) -> list[tuple[str, pathlib.Path]]:
+    """Reads `NAME:FOLDER,…`, or a bare folder, whose name is then empty.
+
+    Raises:
+      UserError: if a folder does not exist, or a name is given twice.
+    """
+    # A folder's own name may have commas and colons.
+    parts = [text] if pathlib.Path(text).expanduser().is_dir() else text.split(",")
+    named = []
+    for part in parts:
+        match = re.fullmatch(r"([\w-]+):(.+)", part)
+        kind, folder = match.groups() if match else ("", part)
+        path = pathlib.Path(folder).expanduser().absolute()
+        if not path.is_dir():
+            raise UserError(f"{path} is not a directory; name the one with the images.")
+        named.append((kind, path))
+    kinds = [kind or path.name for kind, path in named]
+    if len(set(kinds)) < len(kinds):
+        raise UserError(
+            f"Two sources of {text} have one name; name each like NAME:FOLDER."
+        )
+    if "smdg" in kinds and (doubled := sorted({*kinds} & {*sources.IN_SMDG})):
+        raise UserError(
+            f"smdg has the photographs of {', '.join(doubled)} too; leave one of them "
+            "out, so that none is in training and in test."
+        )
+    return named
+
+
+def _read(
+    kind: str, folder: pathlib.Path, manifest: images.PathLike | None
+) -> Contents:
+    """Reads one source, see `build`."""
+    if kind in sources.LAYOUTS:
+        return sources.read(kind, folder)
+    path = pathlib.Path(manifest or folder / "manifest.csv").expanduser().absolute()
+    if kind and not path.is_file():
+        raise UserError(
+            f"{folder} has no manifest.csv, and {kind!r} is none of the public sets "
+            f"that are known by their files ({', '.join(sources.LAYOUTS)})."
+        )
+    contents = manifests.read(path, folder)
+    contents.rows = [
+        dataclasses.replace(row, source=row.source or kind or folder.name)
+        for row in contents.rows
+    ]
+    return contents
+
+
+def _joined(
+    named: Sequence[tuple[str, pathlib.Path]], found: Sequence[Contents]
+) -> list[Row]:
+    """Joins the rows of all sources. Patients of two sources are never the same.
+
+    Raises:
+      UserError: if two sources have the same `image_id`.
+    """
+    if len(found) == 1:
+        return found[0].rows
+    rows: list[Row] = []
+    first: dict[str, Contents] = {}
+    for (kind, folder), contents in zip(named, found, strict=True):
+        for row in contents.rows:
+            other = first.setdefault(row.image_id, contents)
+            if other is not contents:
+                raise UserError(
+                    f"{other.name} and {contents.name} both have an image_id "
+                    f"{row.image_id}; give one of them another name."
+                )
+            patient = row.patient and f"{kind or folder.name}/{row.patient}"
+            rows.append(dataclasses.replace(row, patient=patient))
+    return rows
+
+
+def _fingerprint(rows: Sequence[Row]) -> str:
+    """Hashes what the tables say, and the files' sizes and modification times.
+
+    It does not change if the folder moves.
+    """
+    digest = hashlib.sha256()
     for row in rows:
-        for path in (row.image, *row.mask_files.values()):
+        said = (row.image_id, row.fovea_xy, row.glaucoma, row.split, row.patient)
+        said += (row.eye, row.source, row.image.name)
+        said += tuple((key, m.reading) for key, m in row.mask_files.items())
+        digest.update(repr(said).encode())
+        for path in row.files:
             digest.update(_stamp(path).encode())
     return digest.hexdigest()
 
@@ -180,12 +285,14 @@ def _stamp(path: pathlib.Path) -> str:
     return f"{stat.st_size} {stat.st_mtime_ns};"
 
 
-def _metadata(version_dir: pathlib.Path, config: FundusFolderConfig) -> dict[str, Any]:
+def _metadata(
+    version_dir: pathlib.Path, config: FundusFolderConfig, source: str
+) -> dict[str, Any]:
     """Reads the metadata of a data set; refuses one built from other contents."""
     built = building.read_metadata(version_dir, "fingerprint")
     if built["fingerprint"] != config.fingerprint:
         raise UserError(
-            f"{version_dir} was built from other contents of {config.manifest} and its"
-            " files; give another name or delete this folder."
+            f"{version_dir} was built from other contents of {source}, its tables and "
+            "files; give another name or delete this folder."
         )
     return built

@@ -1,6 +1,5 @@
 """Rows of a manifest: the allowed values of cells, and their meaning."""
 
-import dataclasses
 import math
 import pathlib
 import re
@@ -8,6 +7,8 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from mtl_jax.data.schema import SPLITS
+from mtl_jax.data.sources.masks import MaskFile
+from mtl_jax.data.sources.rows import Row
 
 REQUIRED_COLUMNS = ("image_id", "image")
 MASK_COLUMNS = ("disc_mask", "cup_mask", "mask")
@@ -18,6 +19,9 @@ COLUMNS = (
     "fovea_y",
     "glaucoma",
     "split",
+    "patient",
+    "eye",
+    "source",
 )
 
 _SPLIT_NAMES = {
@@ -32,55 +36,19 @@ _GLAUCOMA_VALUES = {
     **dict.fromkeys(("0", "0.0", "false", "no"), 0.0),
     **dict.fromkeys(("1", "1.0", "true", "yes"), 1.0),
 }
+_EYES = {
+    "": "",
+    **dict.fromkeys(("od", "right", "r"), "OD"),
+    **dict.fromkeys(("os", "left", "l"), "OS"),
+}
 _UNSAFE_ID = re.compile(r"^\.|[/\\\x00-\x1f\x7f]")
 
 _Value = TypeVar("_Value")
 
 
-@dataclasses.dataclass(frozen=True)
-class ManifestRow:
-    """One photograph and its annotations; None stands for "not annotated".
-
-    Attributes:
-      number: row number in a spreadsheet, where the header is row 1.
-      image_id: unique name, usable as a file name.
-      image: the photograph.
-      disc_mask: mask of the optic disc.
-      cup_mask: mask of the optic cup.
-      mask: one mask with REFUGE's values in place of these two.
-      fovea_xy: (x, y) = (column, row) in native pixels.
-      glaucoma: 1 for glaucoma, 0 for healthy.
-      split: one of `SPLITS`.
-    """
-
-    number: int
-    image_id: str
-    image: pathlib.Path
-    disc_mask: pathlib.Path | None = None
-    cup_mask: pathlib.Path | None = None
-    mask: pathlib.Path | None = None
-    fovea_xy: tuple[float, float] | None = None
-    glaucoma: float | None = None
-    split: str = "train"
-
-    @property
-    def mask_files(self) -> dict[str, pathlib.Path]:
-        """The files of the annotated masks, by column."""
-        named = {column: getattr(self, column) for column in MASK_COLUMNS}
-        return {column: path for column, path in named.items() if path is not None}
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """Something to correct in one row of a manifest."""
-
-    number: int
-    text: str
-
-
 def parse_row(
     number: int, cells: dict[str, str], source_dir: pathlib.Path
-) -> tuple[ManifestRow | None, list[str]]:
+) -> tuple[Row | None, list[str]]:
     """Makes a row from its cells.
 
     Args:
@@ -105,12 +73,19 @@ def parse_row(
     fovea_xy = parsed(_parse_fovea, "fovea_x", "fovea_y")
     glaucoma = parsed(_parse_glaucoma, "glaucoma")
     split = parsed(_parse_split, "split") if "split" in cells else None
-    masks = {c: source_dir / cells[c] for c in MASK_COLUMNS if cells.get(c)}
+    eye = parsed(_parse_eye, "eye")
+    masks = {
+        column: MaskFile(
+            (source_dir / cells[column],), "refuge" if column == "mask" else "binary"
+        )
+        for column in MASK_COLUMNS
+        if cells.get(column)
+    }
     if "mask" in masks and len(masks) > 1:
         problems.append("both mask and disc_mask or cup_mask are given; keep only one")
     if not cells["image"]:
         return None, [*problems, "the cell image is empty; name the photograph"]
-    row = ManifestRow(
+    row = Row(
         number,
         image_id or "",
         source_dir / cells["image"],
@@ -118,6 +93,9 @@ def parse_row(
         fovea_xy=fovea_xy,
         glaucoma=glaucoma,
         split=split or SPLITS[0],
+        patient=cells.get("patient", ""),
+        eye=eye or "",
+        source=cells.get("source", ""),
     )
     return row, problems
 
@@ -163,6 +141,12 @@ def _parse_split(text: str) -> str:
     if text.lower() not in _SPLIT_NAMES:
         raise ValueError(f"split {text!r} is none of {words(SPLITS)}")
     return _SPLIT_NAMES[text.lower()]
+
+
+def _parse_eye(text: str) -> str:
+    if text.lower() not in _EYES:
+        raise ValueError(f"eye {text!r} is none of OD, OS, right, left or empty")
+    return _EYES[text.lower()]
 
 
 def words(names: Iterable[str]) -> str:

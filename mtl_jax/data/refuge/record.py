@@ -62,6 +62,9 @@ def examine(case: Case, image_size: int) -> Examined:
         image_size,
         **annotations,
         glaucoma=case.glaucoma,
+        source="refuge",
+        patient="",
+        eye="",
         camera=official.SPLITS[case.split].camera,
         # The challenge's name, which this copy of the file may not have.
         file_name=f"{case.stem}.jpg",

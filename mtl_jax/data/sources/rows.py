@@ -1,0 +1,270 @@
+"""A photograph of a source with its annotations, and what may be wrong with it."""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from mtl_jax.data import building, images
+from mtl_jax.data.schema import MIN_SIZE
+from mtl_jax.data.sources.masks import VALUES, MaskFile
+from mtl_jax.errors import UserError
+
+_LONGEST_REPORT = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One photograph and its annotations; None stands for "not annotated".
+
+    Attributes:
+      number: place in its source; of a manifest, the row in a spreadsheet.
+      image_id: unique name, usable as a file name.
+      image: the photograph.
+      disc_mask: mask of the optic disc.
+      cup_mask: mask of the optic cup.
+      mask: one file with both in place of these two.
+      fovea_xy: (x, y) = (column, row) in native pixels.
+      glaucoma: 1 for glaucoma, 0 for healthy.
+      split: one of `schema.SPLITS`; empty until it is drawn.
+      patient: unique name; empty if unknown.
+      eye: `OD` (right), `OS` (left), or empty.
+      source: name that metrics are broken down by.
+    """
+
+    number: int
+    image_id: str
+    image: pathlib.Path
+    disc_mask: MaskFile | None = None
+    cup_mask: MaskFile | None = None
+    mask: MaskFile | None = None
+    fovea_xy: tuple[float, float] | None = None
+    glaucoma: float | None = None
+    split: str = ""
+    patient: str = ""
+    eye: str = ""
+    source: str = ""
+
+    @property
+    def mask_files(self) -> dict[str, MaskFile]:
+        """The annotated masks, by attribute."""
+        named = {
+            "disc_mask": self.disc_mask,
+            "cup_mask": self.cup_mask,
+            "mask": self.mask,
+        }
+        return {name: mask for name, mask in named.items() if mask is not None}
+
+    @property
+    def labels(self) -> tuple[bool, ...]:
+        """Which annotations there are, in the order of `tasks.LABELS`."""
+        disc, cup = (
+            mask is not None or self.mask is not None
+            for mask in (self.disc_mask, self.cup_mask)
+        )
+        return self.glaucoma is not None, disc, cup, self.fovea_xy is not None
+
+    @property
+    def files(self) -> list[pathlib.Path]:
+        """The photograph and the files of its masks."""
+        return [self.image, *(p for m in self.mask_files.values() for p in m.paths)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Something to correct in one row of a source."""
+
+    number: int
+    text: str
+
+
+@dataclasses.dataclass
+class Contents:
+    """What a source holds, before its files are opened.
+
+    Attributes:
+      rows: the photographs.
+      name: the table or folder.
+      table: name of the table that `Row.number` counts the rows of, if there is one.
+      problems: what is wrong.
+      missing: sentences about annotations that others of the source have.
+      notes: sentences about what is done with the source's peculiarities.
+    """
+
+    rows: list[Row]
+    name: str
+    table: str = ""
+    problems: list[Problem] = dataclasses.field(default_factory=list)
+    missing: list[str] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+
+def read_masks(
+    row: Row, size: tuple[int, int]
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Reads the optic disc and cup of a row, each uint8 [H, W], 1 inside, or None.
+
+    Args:
+      row: the photograph.
+      size: its (height, width).
+    """
+    if row.mask is not None:
+        levels = row.mask.levels(row.mask.values(size))
+        return (levels > 0).astype(np.uint8), (levels > 1).astype(np.uint8)
+    disc, cup = (
+        None if mask is None else mask.levels(mask.values(size))
+        for mask in (row.disc_mask, row.cup_mask)
+    )
+    return disc, cup
+
+
+def check(contents: Contents) -> None:
+    """Decodes every file that a source names.
+
+    An empty cup mask is an annotation: no cup is visible. An empty disc mask is a
+    problem, because most often its values follow another convention. A mask with every
+    pixel inside is a problem, and so is a fovea outside its photograph.
+
+    Raises:
+      UserError: with a list of all problems, those of its table too.
+    """
+    found = building.parallel_map(
+        file_problems, contents.rows, "checking files", processes=False
+    )
+    for row, texts in zip(contents.rows, found, strict=True):
+        contents.problems += [Problem(row.number, text) for text in texts]
+    if contents.problems:
+        raise UserError(report(contents))
+
+
+def file_problems(row: Row) -> list[str]:
+    """Decodes the files of a row and lists their problems."""
+    problems = []
+    size = None
+    try:
+        size = images.read_photograph(row.image).shape[:2]
+    except UserError as error:
+        problems.append(str(error))
+    if size is not None:
+        problems += _photograph_problems(row, size)
+    for column, mask in row.mask_files.items():
+        # Without its photograph a contour has no size.
+        if size is None and mask.reading == "contours":
+            continue
+        try:
+            values = mask.values(size or (1, 1))
+        except UserError as error:
+            problems.append(str(error))
+        else:
+            problems += _mask_problems(column, mask, values, size)
+    return problems
+
+
+def _photograph_problems(row: Row, size: tuple[int, int]) -> list[str]:
+    height, width = size
+    problems = []
+    if min(size) < MIN_SIZE:
+        problems.append(
+            f"{row.image} has {width} x {height} pixels; at least {MIN_SIZE} a side are"
+            " needed."
+        )
+    if row.fovea_xy is not None:
+        x, y = row.fovea_xy
+        if not (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5):
+            problems.append(
+                f"the fovea ({x:g}, {y:g}) lies outside {row.image}, which has {width}"
+                f" x {height} pixels; give x (column), y (row) in pixels of this file."
+            )
+    return problems
+
+
+def _mask_problems(
+    column: str, mask: MaskFile, values: np.ndarray, size: tuple[int, int] | None
+) -> list[str]:
+    problems = []
+    if size is not None and values.shape != size:
+        problems.append(
+            f"{mask.name} has {values.shape[1]} x {values.shape[0]} pixels, its "
+            f"photograph {size[1]} x {size[0]}; a mask must fit pixel by pixel."
+        )
+    expected = VALUES[mask.reading]
+    if mask.reading == "classes" and values.max() > 2:
+        return [
+            *problems,
+            f"{mask.name} has the value {values.max()}; its values must be {expected}.",
+        ]
+    inside = mask.levels(values) > 0
+    if inside.all():
+        problems.append(
+            f"every pixel of {mask.name} is inside; its values must be {expected}."
+        )
+    elif not inside.any() and (column != "cup_mask" or values.max() > 0):
+        problems.append(
+            f"no pixel of {mask.name} is inside (its largest value is {values.max()});"
+            f" its values must be {expected}; leave the cell empty if it is not"
+            " annotated."
+        )
+    return problems
+
+
+def repetitions(rows: Sequence[Row], field: str) -> list[Problem]:
+    """The rows whose `field` is that of an earlier row."""
+    first: dict[str | pathlib.Path, int] = {}
+    problems = []
+    for row in rows:
+        value = getattr(row, field)
+        if value in first:
+            problems.append(
+                Problem(row.number, f"{field} {value} is also in row {first[value]}")
+            )
+        elif value:
+            first[value] = row.number
+    return problems
+
+
+def divided_patients(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """The patients with photographs in several splits, with their rows."""
+    by_patient: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.patient and row.split:
+            by_patient.setdefault(row.patient, []).append(row)
+    return {
+        patient: members
+        for patient, members in by_patient.items()
+        if len({row.split for row in members}) > 1
+    }
+
+
+def report(contents: Contents) -> str:
+    """Lists the problems of a source by row, after a first line with their number."""
+    ordered = sorted(contents.problems, key=lambda problem: problem.number)
+    where = f"{contents.table} row {{}}: " if contents.table else ""
+    return listed(contents.name, [where.format(p.number) + p.text for p in ordered])
+
+
+def some(names: Iterable[str], shown: int = 3) -> str:
+    """Joins the first few of many names, and tells how many more there are."""
+    names = list(names)
+    if len(names) <= shown + 1:
+        return ", ".join(names)
+    return f"{', '.join(names[:shown])} and {len(names) - shown} more"
+
+
+def without(label: str, names: Sequence[str], total: int) -> list[str]:
+    """A sentence about the photographs that lack an annotation, if there are any."""
+    if not names:
+        return []
+    return [
+        f"no {label} for {len(names)} of {total} photographs ({some(names)}); the "
+        "published set has it for each."
+    ]
+
+
+def listed(name: str, lines: Sequence[str]) -> str:
+    """Lists the problems of a file or folder after a line with their number."""
+    count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
+    if len(lines) > _LONGEST_REPORT:
+        more = len(lines) - _LONGEST_REPORT
+        lines = [*lines[:_LONGEST_REPORT], f"and {more} more"]
+    return "\n  ".join([f"{name} has {count}:", *lines])
