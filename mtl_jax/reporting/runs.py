@@ -138,8 +138,9 @@ def readings(
         for details in map(split.details, range(len(split))):
             name, reading = details["image_id"], None
             if name in by_image:
-                sizes = details["native_size"], size
-                reading = _reading(by_image[name], outlines[name], *sizes)
+                reading = _reading(
+                    by_image[name], outlines[name], details["frame"], size
+                )
             found.append(reading)
     return found
 
@@ -147,7 +148,7 @@ def readings(
 def _reading(
     numbers: Mapping[str, float | None],
     outlines: Mapping[str, Any],
-    native_size: tuple[int, int],
+    frame: geometry.Frame,
     size: tuple[int, int],
 ) -> Reading:
     marks: dict[str, Any] = {
@@ -156,7 +157,7 @@ def _reading(
     for task in tasks.of_kind("localisation"):
         native_xy = [numbers.get(f"{task.name}_{axis}") for axis in "xy"]
         if None not in native_xy:
-            marks[task.name] = geometry.rescale_xy(native_xy, native_size, size)
+            marks[task.name] = geometry.xy_to_model(native_xy, frame, size)
     return Reading(marks, numbers)
 
 

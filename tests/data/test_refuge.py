@@ -123,7 +123,7 @@ def test_full_official_set_builds_without_allow_missing(
     full_archives, tmp_path, capfd, in_threads
 ):
     version_dir = refuge.build(tmp_path, full_archives, image_size=32)
-    assert version_dir == tmp_path / "refuge" / "32px" / "2.0.0"
+    assert version_dir == tmp_path / "refuge" / "32px" / "3.0.0"
     out, err = capfd.readouterr()
     for split in SPLITS:
         assert f"{split:12}     400        40     400     400\n" in out

@@ -11,6 +11,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from mtl_jax.data import building, images, schema
+from mtl_jax.data.field_of_view import Shape
 from mtl_jax.data.folder.manifest import parse_manifest, read_manifest, read_masks
 from mtl_jax.data.folder.rows import ManifestRow
 from mtl_jax.errors import UserError
@@ -25,6 +26,7 @@ class FundusFolderConfig(tfds.core.BuilderConfig):
       source: directory that relative paths in the manifest start from.
       manifest: the CSV file.
       image_size: pixels a side of the model image.
+      shape: what it shows of the photograph.
       fingerprint: hash of the contents of manifest and files.
     """
 
@@ -32,6 +34,7 @@ class FundusFolderConfig(tfds.core.BuilderConfig):
     source: str
     manifest: str
     image_size: int
+    shape: Shape
     fingerprint: str = ""
 
 
@@ -46,7 +49,9 @@ class FundusFolder(building.LocalBuilder):
             builder=self,
             description="Colour fundus photographs with annotations from a manifest.",
             features=schema.features(config.image_size),
-            metadata=tfds.core.MetadataDict(fingerprint=config.fingerprint),
+            metadata=tfds.core.MetadataDict(
+                fingerprint=config.fingerprint, shape=config.shape
+            ),
         )
 
     def _split_generators(
@@ -67,8 +72,9 @@ class FundusFolder(building.LocalBuilder):
     def _generate_examples(
         self, split: str, rows: list[ManifestRow]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
+        config = self.builder_config
         make_record = functools.partial(
-            record_of, image_size=self.builder_config.image_size
+            record_of, image_size=config.image_size, shape=config.shape
         )
         records = building.parallel_map(
             make_record, rows, f"building {split}", processes=True
@@ -77,13 +83,14 @@ class FundusFolder(building.LocalBuilder):
             yield row.image_id, record
 
 
-def record_of(row: ManifestRow, image_size: int) -> dict[str, Any]:
+def record_of(row: ManifestRow, image_size: int, shape: Shape) -> dict[str, Any]:
     """Makes the record of one row; see `schema.encode_record`."""
     disc_mask, cup_mask = read_masks(row)
     return schema.encode_record(
         row.image_id,
         images.open_photograph(row.image),
         image_size,
+        shape,
         disc_mask=disc_mask,
         cup_mask=cup_mask,
         fovea_xy=row.fovea_xy,
@@ -98,6 +105,7 @@ def build(
     *,
     manifest: images.PathLike | None = None,
     image_size: int = 256,
+    shape: Shape = "fov",
     name: str | None = None,
 ) -> pathlib.Path:
     """Builds the data set of a manifest, unless it is built already.
@@ -111,6 +119,7 @@ def build(
       manifest: CSV file with the columns `rows.COLUMNS`; by default `manifest.csv` in
         `source`.
       image_size: pixels a side of the model image, a multiple of 16, at least 32.
+      shape: what it shows of a photograph, see `field_of_view.frame_of`.
       name: name of the data set, by default that of the source directory. Characters
         other than ASCII letters, digits and `_` become `_`.
 
@@ -131,10 +140,11 @@ def build(
         raise UserError(f"{source} has no name for the data set; give a name.")
     rows, _ = parse_manifest(manifest, source)
     config = FundusFolderConfig(
-        name=f"{name}-{image_size}px",
+        name=building.config_name(f"{name}-{image_size}px", shape, default="fov"),
         source=str(source),
         manifest=str(manifest),
         image_size=image_size,
+        shape=shape,
         fingerprint=_fingerprint(manifest, rows),
     )
     data_dir = pathlib.Path(data_dir).expanduser().absolute()

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from mtl_jax.data import images, schema
+from mtl_jax.data.field_of_view import Shape
 from mtl_jax.data.refuge import official
 from mtl_jax.data.refuge.files import SourceFile
 from mtl_jax.data.refuge.survey import Case
@@ -30,13 +31,14 @@ class Decoded(NamedTuple):
 
 
 def examine(
-    case: Case, image_size: int
+    case: Case, image_size: int, shape: Shape
 ) -> tuple[dict[str, Any] | None, list[str], int]:
     """Makes the record of one photograph.
 
     Args:
       case: the photograph and its annotations.
       image_size: pixels a side of the model image.
+      shape: what it shows of the photograph, see `field_of_view.frame_of`.
 
     Returns:
       The record, see `schema.encode_record`, or None if the photograph cannot be read;
@@ -50,6 +52,7 @@ def examine(
         case.stem,
         photograph,
         image_size,
+        shape,
         **annotations,
         glaucoma=case.glaucoma,
         camera=official.SPLITS[case.split].camera,
