@@ -29,11 +29,14 @@ _DARK, _WHITE, _NOISE = 48, 230, 8
 _SHARE, _LEAST, _MOST = 0.15, 6, 24
 # A corner, as a share of the long side; the smallest field of view, of the area.
 _CORNER, _SMALLEST = 1 / 50, 0.1
-# Share of the border that a circle goes through, and how far off it, in radii. A
-# rectangle fills this share of its bounding box.
-_CONSENSUS, _TOLERANCE, _FILLED = 0.5, 0.02, 0.97
-# Circles that are tried, each on at most so many points of the border.
-_TRIALS, _POINTS = 300, 400
+# Share of the border that a circle goes through, how far off it beside one pixel, in
+# radii, and share of the fundus within it.
+_CONSENSUS, _TOLERANCE, _CONTAINED = 0.4, 0.015, 0.95
+# Share of what stands out from the ground that is in one piece.
+_IN_ONE_PIECE = 0.9
+# Circles that are tried, each on at most so many points of the border, and how often
+# the best is fitted anew.
+_TRIALS, _POINTS, _REFINEMENTS = 300, 400, 5
 
 
 class FieldOfView(NamedTuple):
@@ -68,7 +71,8 @@ def find(photograph: Image.Image) -> FieldOfView:
     """Finds the field of view of an RGB photograph.
 
     Returns:
-      The bounding box of its part in the photograph.
+      The bounding box of the circle's part in the photograph; of what stands out from
+      the ground if that is not round.
     """
     native = np.array(photograph.size)
     size = np.maximum(1, np.rint(native * min(1, _LONG_SIDE / native.max()))).astype(
@@ -98,21 +102,22 @@ def _find(pixels: np.ndarray) -> tuple[np.ndarray | None, str]:
     labels, count = ndimage.label(inside)
     if not count:
         return None, "nothing stands out from the ground"
-    fundus = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
+    areas = np.bincount(labels.ravel())[1:]
+    fundus = labels == 1 + np.argmax(areas)
     rows, columns = np.flatnonzero(fundus.any(1)), np.flatnonzero(fundus.any(0))
     box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], float)
-    sides = box[2:] - box[:2]
-    if sides.prod() < _SMALLEST * fundus.size:
+    if areas.max() < _SMALLEST * fundus.size:
         return None, "what stands out from the ground is too small"
     circle = _circle(_border(fundus))
-    if circle is not None:
+    if circle is not None and _contained(fundus, circle) >= _CONTAINED:
         x, y, radius = circle
         around = np.array([x - radius, y - radius, x + radius, y + radius])
         far = np.tile(fundus.shape[::-1], 2)
         return np.clip(around, 0, far), ""
-    if fundus.sum() >= _FILLED * sides.prod():
+    # Such as a close-up on a black canvas.
+    if areas.max() >= _IN_ONE_PIECE * areas.sum():
         return box, ""
-    return None, "what stands out from the ground is not round"
+    return None, "what stands out from the ground is in pieces"
 
 
 def _ground(pixels: np.ndarray) -> np.ndarray | None:
@@ -152,32 +157,45 @@ def _circle(points: np.ndarray) -> tuple[float, float, float] | None:
         return None
     # RandomState's streams are frozen for all versions of NumPy.
     triples = np.random.RandomState(0).randint(len(points), size=(_TRIALS, 3))
-    circles = _through(points[triples])
+    circles = _through(points[triples], np.ones(triples.shape))
     some = points[:: -(-len(points) // _POINTS)]
-    best = np.argmax(_inliers(some, circles).sum(1))
+    best = np.argmax(_closeness(some, circles).sum(1))
     circle = circles[best : best + 1]
-    for _ in range(3):
-        circle = _through(points[_inliers(points, circle)[0]][None])
-    if _inliers(points, circle).mean() < _CONSENSUS:
+    for _ in range(_REFINEMENTS):
+        circle = _through(points[None], _closeness(points, circle))
+    if (_closeness(points, circle) > 0).mean() < _CONSENSUS:
         return None
-    return tuple(map(float, circle[0]))
+    x, y, radius = map(float, circle[0])
+    return x, y, radius
 
 
-def _through(points: np.ndarray) -> np.ndarray:
+def _closeness(points: np.ndarray, circles: np.ndarray) -> np.ndarray:
+    """How close points are to circles [m, 3], from 1 to 0 at the tolerance, [m, n].
+
+    Its square is Tukey's biweight.
+    """
+    distance = np.linalg.norm(points[None] - circles[:, None, :2], axis=2)
+    radius = circles[:, 2:]
+    return np.maximum(1 - ((distance - radius) / (_TOLERANCE * radius + 1)) ** 2, 0)
+
+
+def _through(points: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """The circles [m, 3] that fit sets of points [m, n, 2] best (Kasa, least squares).
 
     A circle is linear in a = (2 x, 2 y, r^2 - x^2 - y^2): a . (u, v, 1) = u^2 + v^2.
     """
     design = np.concatenate([points, np.ones((*points.shape[:2], 1))], axis=2)
     target = (points**2).sum(-1, keepdims=True)
-    a = (np.linalg.pinv(design) @ target)[..., 0]
+    weights = weights[..., None]
+    a = (np.linalg.pinv(weights * design) @ (weights * target))[..., 0]
     centres = a[:, :2] / 2
     square = np.maximum(a[:, 2] + (centres**2).sum(1), 0)
     return np.concatenate([centres, np.sqrt(square)[:, None]], axis=1)
 
 
-def _inliers(points: np.ndarray, circles: np.ndarray) -> np.ndarray:
-    """Which points lie on which circles, bool [m, n]."""
-    distance = np.linalg.norm(points[None] - circles[:, None, :2], axis=2)
-    radius = circles[:, 2:]
-    return np.abs(distance - radius) <= _TOLERANCE * radius
+def _contained(fundus: np.ndarray, circle: tuple[float, float, float]) -> float:
+    """The share of the fundus that lies within a circle."""
+    x, y, radius = circle
+    rows, columns = np.ogrid[: fundus.shape[0], : fundus.shape[1]]
+    distance = np.hypot(columns + 0.5 - x, rows + 0.5 - y)
+    return float((distance[fundus] <= radius + 1).mean())
