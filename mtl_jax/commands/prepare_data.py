@@ -1,5 +1,7 @@
 """Builds a data set: --dataset=synthetic_fundus, fundus_folder or refuge."""
 
+from typing import Any
+
 from absl import flags
 
 from mtl_jax.commands import _flags
@@ -55,7 +57,7 @@ def main() -> None:
     from mtl_jax.data import folder, pipeline, refuge, synthetic
 
     # Every data set has its own default.
-    shape = {"shape": SHAPE.value} if SHAPE.value else {}
+    shape: dict[str, Any] = {"shape": SHAPE.value} if SHAPE.value else {}
     if DATASET.value == "fundus_folder":
         version_dir = folder.build(
             DATA_DIR.value,

@@ -7,7 +7,7 @@ text, the notch that marks the upright photograph, and parts of the fundus that 
 dark as the ground. A circle through most of the border tells them from the fundus.
 """
 
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -17,7 +17,6 @@ from mtl_jax.data.geometry import Frame, square, whole
 
 # How a photograph is brought to the square model image.
 Shape = Literal["fov", "stretch"]
-SHAPES: tuple[Shape, ...] = get_args(Shape)
 
 # Long side of the reduced photograph that the field of view is looked for in, pixels.
 _LONG_SIDE = 400

@@ -298,8 +298,9 @@ class Table:
 
 
 def _frame(record: dict[str, Any]) -> geometry.Frame:
-    height, width = map(int, record["native_size"])
-    return geometry.Frame(*map(int, record["frame"]), (height, width))
+    rows, columns = map(int, record["native_size"])
+    left, top, width, height = map(int, record["frame"])
+    return geometry.Frame(left, top, width, height, (rows, columns))
 
 
 def steps_per_epoch(table: Table, batch_size: int) -> int:

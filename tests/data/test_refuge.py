@@ -208,10 +208,10 @@ KILLED_BUILD = """
 import os, signal, sys
 from mtl_jax.data.refuge import builder
 whole = builder.examine
-def stop(case, image_size):
+def stop(case, image_size, shape):
     if case.stem == "T0002":
         os.kill(os.getpid(), signal.SIGKILL)
-    return whole(case, image_size)
+    return whole(case, image_size, shape)
 builder.examine = stop
 builder.build(sys.argv[1], sys.argv[2], image_size=32, allow_missing=True)
 """

@@ -90,7 +90,7 @@ class SyntheticFundusConfig(tfds.core.BuilderConfig):
             parts.append(f"glaucoma{float(self.glaucoma_fraction)}")
         if self.seed != defaults["seed"]:
             parts.append(f"seed{self.seed}")
-        return building.config_name("-".join(parts), self.shape, defaults["shape"])
+        return building.config_name("-".join(parts), self.shape, "stretch")
 
 
 class SyntheticFundus(building.LocalBuilder):
