@@ -23,8 +23,8 @@ _LONG_SIDE = 400
 # Grey values: the lightest dark ground, the darkest white one, and the largest standard
 # deviation of a ground, which JPEG and sensor noise stay below.
 _DARK, _WHITE, _NOISE = 48, 230, 8
-# The fundus differs from the ground by this share of its own difference, in these
-# limits of grey values.
+# What differs from the ground by this share of what the brightest tenth does stands out
+# from it; the limits are grey values.
 _SHARE, _LEAST, _MOST = 0.15, 6, 24
 # A corner, as a share of the long side; the smallest field of view, of the area.
 _CORNER, _SMALLEST = 1 / 50, 0.1
@@ -74,14 +74,13 @@ def find(photograph: Image.Image) -> FieldOfView:
       the ground if that is not round.
     """
     native = np.array(photograph.size)
-    size = np.maximum(1, np.rint(native * min(1, _LONG_SIDE / native.max()))).astype(
-        int
-    )
+    scale = min(1, _LONG_SIDE / native.max())
+    width, height = size = np.maximum(1, np.rint(scale * native)).astype(int)
     # Every pixel is the mean of nine, which is faster than that of all and as good.
-    reduced = photograph.resize(tuple(3 * size), Image.Resampling.NEAREST).reduce(3)
-    found, reason = _find(
-        np.moveaxis(np.asarray(reduced), 2, 0).astype(np.float32, "C")
-    )
+    nearest = Image.Resampling.NEAREST
+    reduced = photograph.resize((3 * width, 3 * height), nearest).reduce(3)
+    pixels = np.moveaxis(np.asarray(reduced), 2, 0).astype(np.float32, order="C")
+    found, reason = _find(pixels)
     if found is None:
         return FieldOfView((0, 0, *photograph.size), reason)
     left, top, right, bottom = np.rint(found * np.tile(native / size, 2)).astype(int)
@@ -164,7 +163,7 @@ def _circle(points: np.ndarray) -> tuple[float, float, float] | None:
         circle = _through(points[None], _closeness(points, circle))
     if (_closeness(points, circle) > 0).mean() < _CONSENSUS:
         return None
-    x, y, radius = map(float, circle[0])
+    x, y, radius = circle[0]
     return x, y, radius
 
 
