@@ -64,6 +64,8 @@ def synthetic_data(shared_dir):
 def folder_data(shared_dir):
     """Data directory and name of photographs of several sizes, annotated in part.
 
+    They are stretched, as those that `tiny_run` is trained on.
+
     The training split has disc masks only, in the test split each image lacks something
     else, and there is no validation split.
     """
@@ -71,7 +73,9 @@ def folder_data(shared_dir):
     with once(source / "manifest.csv", shared_dir / "photographs.lock") as first:
         if first:
             write_photographs(source)
-    version_dir = folder.build(shared_dir / "data", source, image_size=SIZE)
+    version_dir = folder.build(
+        shared_dir / "data", source, image_size=SIZE, shape="stretch"
+    )
     return str(shared_dir / "data"), f"fundus_folder/{version_dir.parent.name}"
 
 
@@ -82,7 +86,9 @@ def complete_data(shared_dir):
     with once(source / "manifest.csv", shared_dir / "complete.lock") as first:
         if first:
             write_photographs(source, complete=True)
-    version_dir = folder.build(shared_dir / "data", source, image_size=SIZE)
+    version_dir = folder.build(
+        shared_dir / "data", source, image_size=SIZE, shape="stretch"
+    )
     return str(shared_dir / "data"), f"fundus_folder/{version_dir.parent.name}"
 
 

@@ -1,5 +1,7 @@
 """Builds a data set: --dataset=synthetic_fundus, fundus_folder or refuge."""
 
+from typing import Any
+
 from absl import flags
 
 from mtl_jax.commands import _flags
@@ -13,6 +15,13 @@ DATASET = flags.DEFINE_enum(
 )
 DATA_DIR = flags.DEFINE_string("data_dir", "data", "Folder of all data sets.")
 IMAGE_SIZE = flags.DEFINE_integer("image_size", 256, "Pixels a side; a multiple of 16.")
+SHAPE = flags.DEFINE_enum(
+    "shape",
+    None,
+    ["fov", "stretch"],
+    "What the network sees of a photograph: the smallest square around its round field "
+    "of view (default of fundus_folder), or the whole, stretched to a square.",
+)
 SOURCE = flags.DEFINE_string(
     "source",
     None,
@@ -51,6 +60,8 @@ def main() -> None:
     """Builds the data set and prints how to train on it."""
     from mtl_jax.data import folder, pipeline, refuge, synthetic
 
+    # Every data set has its own default.
+    shape: dict[str, Any] = {"shape": SHAPE.value} if SHAPE.value else {}
     if DATASET.value == "fundus_folder":
         version_dir = folder.build(
             DATA_DIR.value,
@@ -59,6 +70,7 @@ def main() -> None:
             image_size=IMAGE_SIZE.value,
             name=NAME.value,
             allow_missing=ALLOW_MISSING.value,
+            **shape,
         )
     elif DATASET.value == "refuge":
         version_dir = refuge.build(
@@ -66,6 +78,7 @@ def main() -> None:
             _flags.required(SOURCE),
             image_size=IMAGE_SIZE.value,
             allow_missing=ALLOW_MISSING.value,
+            **shape,
         )
     else:
         version_dir = synthetic.build(
@@ -74,6 +87,7 @@ def main() -> None:
             num_images=_flags.whole_numbers(NUM_IMAGES),
             glaucoma_fraction=GLAUCOMA_FRACTION.value,
             seed=SEED.value,
+            **shape,
         )
     if EXAMPLE.value:
         synthetic.write_example(EXAMPLE.value)

@@ -28,6 +28,7 @@ from absl import logging
 from tensorflow_datasets.core.utils import tqdm_utils
 
 from mtl_jax.data import images
+from mtl_jax.data.field_of_view import Shape
 from mtl_jax.errors import UserError
 
 # With fewer items, starting processes takes longer than they save.
@@ -44,15 +45,21 @@ _Result = TypeVar("_Result")
 class LocalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Base of all builders here: they download nothing and write the same record."""
 
-    VERSION = tfds.core.Version("2.0.0")
+    VERSION = tfds.core.Version("3.0.0")
     RELEASE_NOTES = {
         "1.0.0": "First version.",
         "2.0.0": "The fovea in native pixels is float64.",
+        "3.0.0": "What the model image shows of the photograph.",
     }
 
     # Otherwise TFDS 4.9.10 looks for download checksums beside the code by means of
     # importlib_resources, a package that it does not install.
     url_infos = None
+
+
+def config_name(size_and_more: str, shape: Shape, default: Shape) -> str:
+    """Adds the shape to a data set's name if it is not the default of its kind."""
+    return size_and_more if shape == default else f"{size_and_more}-{shape}"
 
 
 @contextlib.contextmanager

@@ -20,7 +20,8 @@ import numpy.typing as npt
 import tensorflow_datasets as tfds
 
 from mtl_jax.data import geometry, schema
-from mtl_jax.data.building import quiet_tfds
+from mtl_jax.data.building import LocalBuilder, quiet_tfds
+from mtl_jax.data.field_of_view import Shape
 from mtl_jax.data.folds import Fold
 from mtl_jax.errors import UserError
 from mtl_jax.tasks import ANNOTATIONS, LABELS
@@ -52,24 +53,30 @@ def open_dataset(data_dir: str, dataset: str) -> tfds.core.DatasetBuilder:
       UserError: if there is no such data set. The message names those that exist.
     """
     root = pathlib.Path(data_dir).expanduser()
-    versions = sorted((root / dataset).glob("[0-9]*.[0-9]*.[0-9]*/dataset_info.json"))
-    if not dataset or not versions:
+    built = f"{LocalBuilder.VERSION}/dataset_info.json"
+    version_dir = (root / dataset / built).parent
+    if not dataset or not (root / dataset / built).exists():
         there = sorted(
             str(info.parent.parent.relative_to(root))
-            for info in root.glob("*/*/[0-9]*.[0-9]*.[0-9]*/dataset_info.json")
+            for info in root.glob(f"*/*/{built}")
         )
         raise UserError(
             f"There is no data set {dataset!r} in {root} (there "
             + (f"are {', '.join(there)}" if there else "is none at all")
             + "); build it with scripts/prepare_data.py, or name another."
         )
-    with quiet_tfds(), _readable(versions[-1].parent):
-        return tfds.builder_from_directory(versions[-1].parent)
+    with quiet_tfds(), _readable(version_dir):
+        return tfds.builder_from_directory(version_dir)
 
 
 def image_size(builder: tfds.core.DatasetBuilder) -> int:
     """Returns the pixels a side of the data set's model images."""
     return builder.info.features["image"].shape[0]
+
+
+def shape(builder: tfds.core.DatasetBuilder) -> Shape:
+    """Returns what the data set's model images show of the photographs."""
+    return builder.info.metadata["shape"]
 
 
 def describe(version_dir: pathlib.Path) -> str:
@@ -232,14 +239,17 @@ class Table:
         """Describes the photograph of one record.
 
         Returns:
-          `image_id`, `file_name` and `source` (str), `native_size` (height, width).
+          `image_id`, `file_name` and `source` (str), `native_size` (height, width), and
+          `frame`, the `geometry.Frame` that its model image shows.
         """
         record = self._record(index)
+        frame = _frame(record)
         return {
             "image_id": record["image_id"].decode(),
             "file_name": record["file_name"].decode(),
             "source": record["source"].decode(),
-            "native_size": tuple(int(n) for n in record["native_size"]),
+            "native_size": frame.native_size,
+            "frame": frame,
         }
 
     def native(self, index: int, labels: Iterable[str]) -> dict[str, np.ndarray]:
@@ -276,9 +286,9 @@ class Table:
             }
             # Records hold the point in our own convention.
             if self._pixel_origin != "centre":
-                values["fovea_xy"] = geometry.rescale_xy(
+                values["fovea_xy"] = geometry.xy_to_model(
                     record["native_fovea_xy"],
-                    record["native_size"],
+                    _frame(record),
                     values["image"].shape[:2],
                     self._pixel_origin,
                 ).astype(np.float32)
@@ -290,6 +300,12 @@ class Table:
         batch = {key: np.stack([r[key] for r in records]) for key in TRAINING_KEYS}
         # TFDS returns scalars as Python numbers.
         return {**batch, "glaucoma": batch["glaucoma"].astype(np.float32)}
+
+
+def _frame(record: dict[str, Any]) -> geometry.Frame:
+    rows, columns = map(int, record["native_size"])
+    left, top, width, height = map(int, record["frame"])
+    return geometry.Frame(left, top, width, height, (rows, columns))
 
 
 def steps_per_epoch(table: Table, batch_size: int) -> int:

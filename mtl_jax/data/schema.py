@@ -15,7 +15,7 @@ import numpy.typing as npt
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from mtl_jax.data import geometry
+from mtl_jax.data import field_of_view, geometry
 from mtl_jax.errors import UserError
 from mtl_jax.tasks import LABELS
 
@@ -67,6 +67,8 @@ def features(image_size: int) -> tfds.features.FeaturesDict:
             "glaucoma": np.float32,
             "has_label": tfds.features.Tensor(shape=(len(LABELS),), dtype=np.bool_),
             "native_size": tfds.features.Tensor(shape=(2,), dtype=np.int32),
+            # `geometry.Frame.box`
+            "frame": tfds.features.Tensor(shape=(4,), dtype=np.int32),
             # As bytes: otherwise TFDS stores float32.
             "native_fovea_xy": tfds.features.Tensor(
                 shape=(2,), dtype=np.float64, encoding="bytes"
@@ -81,6 +83,7 @@ def encode_record(
     image_id: str,
     photograph: Image.Image,
     image_size: int,
+    shape: field_of_view.Shape,
     *,
     disc_mask: np.ndarray | None = None,
     cup_mask: np.ndarray | None = None,
@@ -98,6 +101,7 @@ def encode_record(
       image_id: unique name within the data set.
       photograph: RGB at native size.
       image_size: pixels a side of the model image.
+      shape: what the model image shows of it, see `field_of_view.frame_of`.
       disc_mask: uint8 [H, W], non-zero inside the optic disc.
       cup_mask: uint8 [H, W], non-zero inside the optic cup.
       fovea_xy: (x, y) in native pixels.
@@ -114,13 +118,14 @@ def encode_record(
     """
     native_size = (photograph.height, photograph.width)
     model_size = (image_size, image_size)
+    frame = field_of_view.frame_of(photograph, shape)
     empty = np.zeros(native_size, np.uint8)
     masks = {
         name: empty if mask is None else mask
         for name, mask in (("disc_mask", disc_mask), ("cup_mask", cup_mask))
     }
     native_xy = np.zeros(2) if fovea_xy is None else np.asarray(fovea_xy, np.float64)
-    model_xy = geometry.rescale_xy(native_xy, native_size, model_size)
+    model_xy = geometry.xy_to_model(native_xy, frame, model_size)
     labels = (glaucoma, disc_mask, cup_mask, fovea_xy)
     return {
         "image_id": image_id,
@@ -129,9 +134,11 @@ def encode_record(
         "source": source,
         "patient": patient,
         "eye": eye,
-        "image": encode_png(geometry.resize_photograph(photograph, model_size)),
+        "image": encode_png(
+            geometry.photograph_to_model(photograph, frame, model_size)
+        ),
         **{
-            name: encode_mask(geometry.resize_mask(mask, model_size))
+            name: encode_mask(geometry.mask_to_model(mask, frame, model_size))
             for name, mask in masks.items()
         },
         "fovea_xy": np.zeros(2, np.float32)
@@ -140,6 +147,7 @@ def encode_record(
         "glaucoma": np.float32(0 if glaucoma is None else glaucoma),
         "has_label": np.array([label is not None for label in labels]),
         "native_size": np.array(native_size, np.int32),
+        "frame": np.array(frame.box, np.int32),
         "native_fovea_xy": native_xy,
         **{f"native_{name}": encode_mask(mask) for name, mask in masks.items()},
     }

@@ -60,7 +60,7 @@ def evaluate(
     dataset = dataset or own.dataset
     is_own = dataset == own.dataset
     builder = pipeline.open_dataset(data_dir or own.data_dir, dataset)
-    _check_image_size(builder, network.image_size)
+    _check_images(builder, network)
     # Another data set's images were not divided for this run.
     fold = network.experiment.fold if is_own else None
     post = network.post
@@ -122,13 +122,22 @@ def _by_source(
     }
 
 
-def _check_image_size(builder: tfds.core.DatasetBuilder, expected: int) -> None:
-    """Refuses images of another size than the network was trained on."""
+def _check_images(
+    builder: tfds.core.DatasetBuilder, network: workdirs.TrainedNetwork
+) -> None:
+    """Refuses images of another size or shape than the network was trained on."""
+    expected = network.image_size
     if (side := pipeline.image_size(builder)) != expected:
         raise UserError(
             f"{builder.info.full_name} has images of {side} pixels a side, the network "
             f"was trained on {expected}; build the data set with "
             f"--image_size={expected}."
+        )
+    if (shape := pipeline.shape(builder)) != network.shape:
+        raise UserError(
+            f"{builder.info.full_name} has photographs in the shape {shape!r}, the "
+            f"network was trained on {network.shape!r}; build the data set with "
+            f"--shape={network.shape}."
         )
 
 

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 import tqdm
+from PIL import Image
 
 from mtl_jax import workdirs
-from mtl_jax.data import geometry, images
+from mtl_jax.data import field_of_view, geometry, images
 from mtl_jax.errors import UserError
 from mtl_jax.inference.prediction import Prediction, interpret
 
@@ -76,8 +77,11 @@ def _predict_batch(
 ) -> list[Predicted]:
     size = (network.image_size, network.image_size)
     model_images = np.zeros((network.batch_size, *size, 3), np.uint8)
+    frames = []
     for index, (*_, photograph) in enumerate(read):
-        model_images[index] = geometry.resize_photograph(photograph, size)
+        picture = Image.fromarray(photograph)
+        frames.append(field_of_view.frame_of(picture, network.shape))
+        model_images[index] = geometry.photograph_to_model(picture, frames[-1], size)
     logits, _ = network({"image": model_images})
     return [
         Predicted(
@@ -87,7 +91,7 @@ def _predict_batch(
             interpret(
                 {task: values[index] for task, values in logits.items()},
                 network.classifier,
-                photograph.shape[:2],
+                frames[index],
                 network.post,
             ),
         )

@@ -116,6 +116,7 @@ def _train(config: configuration.Config, workdir: pathlib.Path, variant: str) ->
             config,
             **begin(config, variant),
             image_size=pipeline.image_size(dataset),
+            shape=pipeline.shape(dataset),
             origin={"variant": variant},
         )
     workdirs.train(config, workdir, resume=True)

@@ -17,11 +17,10 @@ import dataclasses
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 from scipy import ndimage
 from scipy.special import expit
 
-from mtl_jax.data.geometry import PixelOrigin
+from mtl_jax.data.geometry import Frame, PixelOrigin, picture_to_native
 
 Connectivity = Literal[8, 4]
 Empty = Literal["empty", "whole"]
@@ -84,31 +83,27 @@ def largest_component(mask: np.ndarray, connectivity: Connectivity = 8) -> np.nd
 
 def segment(
     logits: np.ndarray,
-    size: tuple[int, int] | None = None,
+    frame: Frame | None = None,
     post: PostProcessing = PAPER,
 ) -> np.ndarray:
     """Turns a map of logits into a mask (Pascal et al. 2022).
 
     Pixels of probability >= 0.5 are inside, and only the largest component stays. The
     probabilities are resized, not the mask: the outline at native size is then smooth
-    rather than a staircase of model pixels.
+    rather than a staircase of model pixels. Nothing is found outside the frame.
 
     Args:
       logits: float [H, W].
-      size: (height, width) of the mask; None keeps the size of `logits`.
+      frame: what the map shows of the image that the mask is for; None if this is the
+        map itself.
       post: conventions on connectivity and empty masks.
 
     Returns:
-      uint8 mask, 1 inside, of shape `size`.
+      uint8 mask, 1 inside, of the image's size.
     """
     probability = expit(np.asarray(logits, np.float32))
-    if size is not None and probability.shape != tuple(size):
-        height, width = size
-        probability = np.asarray(
-            Image.fromarray(probability).resize(
-                (width, height), Image.Resampling.BILINEAR
-            )
-        )
+    if frame is not None:
+        probability = picture_to_native(probability, frame)
     mask = largest_component(probability >= 0.5, post.connectivity)
     if post.empty == "whole" and not mask.any():
         return np.ones_like(mask)

@@ -63,16 +63,20 @@ class Prediction:
         return vcdr.diagnose(self.probability)
 
 
-def _probability(logit: np.ndarray, size: Size, post: PostProcessing) -> float:
+def _probability(
+    logit: np.ndarray, frame: geometry.Frame, post: PostProcessing
+) -> float:
     return float(expit(logit))
 
 
-def _point(logits: np.ndarray, size: Size, post: PostProcessing) -> np.ndarray:
-    point = np.array(postprocess.centre_of_mass(logits))
-    return geometry.rescale_xy(point, logits.shape, size, post.pixel_origin)
+def _point(
+    logits: np.ndarray, frame: geometry.Frame, post: PostProcessing
+) -> np.ndarray:
+    point = postprocess.centre_of_mass(logits)
+    return geometry.xy_to_native(point, frame, logits.shape, post.pixel_origin)
 
 
-_READ: dict[tasks.Kind, Callable[[np.ndarray, Size, PostProcessing], Any]] = {
+_READ: dict[tasks.Kind, Callable[[np.ndarray, geometry.Frame, PostProcessing], Any]] = {
     "classification": _probability,
     "segmentation": postprocess.segment,
     "localisation": _point,
@@ -82,7 +86,7 @@ _READ: dict[tasks.Kind, Callable[[np.ndarray, Size, PostProcessing], Any]] = {
 def interpret(
     logits: Mapping[str, np.ndarray],
     classifier: VcdrClassifier | None,
-    size: Size,
+    frame: geometry.Frame,
     post: PostProcessing = PAPER,
 ) -> Prediction:
     """Post-processes the logits of one image as Pascal et al. 2022 do.
@@ -90,12 +94,12 @@ def interpret(
     Args:
       logits: logits by task: a number for a classification, [H, W] for the others.
       classifier: classifier on the vertical cup-to-disc ratio; None if not fitted.
-      size: (height, width) for masks and points: that of the network's image, or that
-        of the photograph.
+      frame: what the network's image shows of the image that masks and points are for:
+        of the photograph, or, as `geometry.whole`, of itself.
       post: conventions of the paper's text or of its authors' program.
     """
     found = {
-        name: _READ[tasks.TASKS[name].kind](values, size, post)
+        name: _READ[tasks.TASKS[name].kind](values, frame, post)
         for name, values in logits.items()
     }
     disc, cup = found.get(_DISC), found.get(_CUP)
@@ -109,7 +113,7 @@ def interpret(
         if classifier is not None:
             from_ratio = vcdr.predict_probability(classifier, ratio)
     return Prediction(
-        size=size,
+        size=frame.native_size,
         found=found,
         vcdr=ratio,
         probability_vcdr=from_ratio,

@@ -35,6 +35,8 @@ class Case(NamedTuple):
       index: index of the image in the split.
       details: details of the photograph, see `pipeline.Table.details`.
       model_size: (height, width) of the model image.
+      frame: what it shows of the image that masks are compared in: of the photograph,
+        or of itself.
       prediction: the network's prediction.
       truth: annotations by task, or None. Masks have the prediction's size, points are
         in pixels of the model image.
@@ -45,6 +47,7 @@ class Case(NamedTuple):
     index: int
     details: dict[str, Any]
     model_size: tuple[int, int]
+    frame: geometry.Frame
     prediction: Prediction
     truth: Found
     native_points: Found
@@ -83,10 +86,11 @@ def cases(
             details = table.details(index)
             truth = truth_of(batch, row)
             is_native = resolution == "native"
+            frame = details["frame"] if is_native else geometry.whole(model_size)
             prediction = interpret(
                 {task: values[row] for task, values in logits.items()},
                 classifier,
-                details["native_size"] if is_native else model_size,
+                frame,
                 post,
             )
             native = native_truth(table, index, truth, "localisation")
@@ -98,7 +102,9 @@ def cases(
                 for task, values in losses.items()
                 if truth[task] is not None
             }
-            yield Case(index, details, model_size, prediction, truth, native, annotated)
+            yield Case(
+                index, details, model_size, frame, prediction, truth, native, annotated
+            )
 
 
 def _check_finite(logits: Logits, table: pipeline.Table) -> None:
@@ -233,11 +239,11 @@ def _score_point(
     predicted, true = case.prediction.found.get(task.name), case.truth[task.name]
     if predicted is None:
         return dict.fromkeys(keys)
-    native_size, origin = case.details["native_size"], post.pixel_origin
-    native = geometry.rescale_xy(predicted, case.prediction.size, native_size, origin)
+    size, origin = case.model_size, post.pixel_origin
+    model = geometry.xy_to_model(predicted, case.frame, size, origin)
+    native = geometry.xy_to_native(model, case.details["frame"], size, origin)
     errors: tuple[float | None, float | None] = (None, None)
     if true is not None:
-        model = geometry.rescale_xy(native, native_size, case.model_size, origin)
         errors = (
             metrics.distance(model, true),
             metrics.distance(native, case.native_points[task.name]),

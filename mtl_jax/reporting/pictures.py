@@ -86,17 +86,16 @@ def _draw_case(
     """Draws one case at the photograph's own proportions."""
     batch = table.take([index] * network.batch_size)
     logits, _ = network(batch)
-    details = table.details(index)
-    native = details["native_size"]
+    frame = table.details(index)["frame"]
     prediction = interpret(
         {task: values[0] for task, values in logits.items()},
         network.classifier,
-        native,
+        frame,
         network.post,
     )
     truth = scoring.truth_of(batch, 0)
     return overlay.draw(
-        geometry.resize_photograph(batch["image"][0], native),
+        geometry.picture_to_native(batch["image"][0], frame),
         prediction.found,
         scoring.native_truth(table, index, truth, "segmentation", "localisation"),
         caption,

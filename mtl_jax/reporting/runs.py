@@ -141,8 +141,9 @@ def readings(
         for details in map(split.details, range(len(split))):
             name, reading = details["image_id"], None
             if name in by_image:
-                sizes = details["native_size"], size
-                reading = _reading(by_image[name], outlines[name], *sizes)
+                reading = _reading(
+                    by_image[name], outlines[name], details["frame"], size
+                )
             found.append(reading)
     return found
 
@@ -150,7 +151,7 @@ def readings(
 def _reading(
     numbers: Mapping[str, float],
     outlines: Mapping[str, Any],
-    native_size: tuple[int, int],
+    frame: geometry.Frame,
     size: tuple[int, int],
 ) -> Reading:
     marks: dict[str, Any] = {
@@ -159,7 +160,7 @@ def _reading(
     for task in tasks.of_kind("localisation"):
         x, y = (numbers.get(f"{task.name}_{axis}") for axis in "xy")
         if x is not None and y is not None:
-            marks[task.name] = geometry.rescale_xy([x, y], native_size, size)
+            marks[task.name] = geometry.xy_to_model([x, y], frame, size)
     return Reading(marks, numbers)
 
 

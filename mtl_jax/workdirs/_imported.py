@@ -8,6 +8,7 @@ import numpy as np
 
 from mtl_jax import configuration, files
 from mtl_jax.data import schema
+from mtl_jax.data.field_of_view import Shape
 from mtl_jax.errors import UserError
 from mtl_jax.inference.vcdr import VcdrClassifier
 from mtl_jax.training.checkpoints import Checkpoints
@@ -51,6 +52,8 @@ def write_imported(
         config,
         network.params,
         image_size=image_size,
+        # As the authors' program trains.
+        shape="stretch",
         classifier=network.classifier,
         origin={
             "source": network.source,
@@ -66,6 +69,7 @@ def write_network(
     params: Any,
     *,
     image_size: int,
+    shape: Shape,
     batch_stats: Any = None,
     classifier: VcdrClassifier | None = None,
     origin: dict[str, Any],
@@ -77,6 +81,7 @@ def write_network(
       config: config of the run.
       params: parameters of the network.
       image_size: pixels a side of the network's images.
+      shape: what these show of their photographs.
       batch_stats: batch statistics of the network; None if it has none.
       classifier: classifier on the vertical cup-to-disc ratio.
       origin: JSON values that tell where the network comes from.
@@ -87,6 +92,7 @@ def write_network(
     metadata = {
         "config": configuration.to_json(config),
         "image_size": image_size,
+        "shape": shape,
         "num_training_images": None,
         "vcdr_classifier": classifier and classifier._asdict(),
         "epoch": 0,

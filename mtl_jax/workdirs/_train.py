@@ -118,6 +118,7 @@ def _train_network(
         metadata = {
             "config": configuration.to_json(config),
             "image_size": side,
+            "shape": pipeline.shape(dataset),
             "num_training_images": len(train),
             "vcdr_classifier": classifier and classifier._asdict(),
         }

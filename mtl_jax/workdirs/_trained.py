@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 
 from mtl_jax import configuration, files, tasks, weights
 from mtl_jax.data import folds, pipeline
+from mtl_jax.data.field_of_view import Shape
 from mtl_jax.errors import UserError
 from mtl_jax.inference import postprocess, scoring
 from mtl_jax.inference.postprocess import PostProcessing
@@ -61,6 +62,11 @@ class TrainedNetwork:
     def config(self) -> configuration.Config:
         """Config of the run."""
         return self.experiment.config
+
+    @property
+    def shape(self) -> Shape:
+        """What the images it was trained on show of their photographs."""
+        return self.metadata["shape"]
 
     @property
     def post(self) -> PostProcessing:

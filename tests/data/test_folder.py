@@ -113,8 +113,11 @@ def test_images_and_masks_survive(built):
     train = records(version_dir, "train")
     record = train["full"]
     picture = np.asarray(Image.open(source / "full.png"))
-    expected = geometry.resize_photograph(picture, (64, 64))
+    # Without a ground, as noise is, it is padded to a square.
+    padded = np.pad(picture, ((20, 20), (0, 0), (0, 0)))
+    expected = geometry.resize_photograph(padded, (64, 64))
     assert (record["image"] == expected).all()
+    assert record["frame"].tolist() == [0, -20, 120, 120]
     assert record["native_size"].tolist() == [80, 120]
     for name in ("disc", "cup"):
         native = np.asarray(Image.open(source / f"{name}.png")) // 255
@@ -122,7 +125,7 @@ def test_images_and_masks_survive(built):
             assert (annotated[f"native_{name}_mask"][..., 0] == native).all()
             assert (
                 annotated[f"{name}_mask"][..., 0]
-                == geometry.resize_mask(native, (64, 64))
+                == geometry.resize_mask(np.pad(native, ((20, 20), (0, 0))), (64, 64))
             ).all()
     assert train["disc_only"]["native_cup_mask"].shape == (80, 120, 1)
     assert not train["disc_only"]["native_cup_mask"].any()
@@ -136,14 +139,14 @@ def test_fovea_comes_back_exactly_and_at_model_size_nearly(built, split, name, x
     record = records(built[1], split)[name]
     np.testing.assert_array_equal(record["native_fovea_xy"], xy)
     assert record["fovea_xy"].dtype == np.float32
-    back = geometry.rescale_xy(record["fovea_xy"], (64, 64), record["native_size"])
+    back = geometry.rescale_xy(record["fovea_xy"], (64, 64), (120, 120)) - (0, 20)
     np.testing.assert_allclose(back, xy, atol=1e-3)
 
 
 def test_name_size_and_litter(tmp_path, source):
     version_dir = folder.build(tmp_path / "data", source, image_size=32)
     relative = version_dir.relative_to(tmp_path / "data").as_posix()
-    assert relative == "fundus_folder/my_photos__v2_-32px/2.0.0"
+    assert relative == "fundus_folder/my_photos__v2_-32px/3.0.0"
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["fundus_folder"]
     assert list(version_dir.parent.iterdir()) == [version_dir]
 
@@ -196,7 +199,7 @@ def test_problems_leave_nothing_behind(tmp_path, source):
 
 
 def test_failed_build_leaves_nothing_behind(tmp_path, source, monkeypatch):
-    def fail(row, image_size):
+    def fail(row, image_size, shape):
         raise UserError(f"{row.image} vanished.")
 
     monkeypatch.setattr(builder, "record_of", fail)
@@ -212,10 +215,10 @@ import os, signal, sys
 from mtl_jax.data import folder
 from mtl_jax.data.folder import builder
 whole = builder.record_of
-def stop(row, image_size):
+def stop(row, image_size, shape):
     if row.image_id == "bare":
         os.kill(os.getpid(), signal.SIGKILL)
-    return whole(row, image_size)
+    return whole(row, image_size, shape)
 builder.record_of = stop
 folder.build(sys.argv[1], sys.argv[2], image_size=32)
 """

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from mtl_jax.data import geometry
 
@@ -76,3 +77,76 @@ def test_from_the_corner_points_are_multiplied(x, y, size, other):
     ours = geometry.rescale_xy([x, y], size, other)
     scale = np.array([other[1] / size[1], other[0] / size[0]])
     np.testing.assert_allclose(there - ours, (1 - scale) / 2, rtol=1e-9, atol=1e-6)
+
+
+BOXES = st.tuples(
+    st.integers(-50, 60), st.integers(-50, 60), st.integers(5, 90), st.integers(5, 90)
+).filter(lambda box: box[0] + box[2] > 0 and box[1] + box[3] > 0)
+
+
+@given(
+    COORDINATES,
+    COORDINATES,
+    st.tuples(*2 * [st.integers(-3000, 3000)], *2 * [st.integers(30, 6000)]),
+    st.tuples(st.integers(16, 1024), st.integers(16, 1024)),
+    st.sampled_from(["centre", "corner"]),
+)
+def test_points_come_back_exactly(x, y, box, size, origin):
+    frame = geometry.Frame(*box, (100, 100))
+    there = geometry.xy_to_model([x, y], frame, size, origin)
+    assert there.dtype == np.float64
+    back = geometry.xy_to_native(there, frame, size, origin)
+    np.testing.assert_allclose(back, [x, y], rtol=0, atol=1e-9)
+
+
+@given(BOXES, st.integers(60, 100), st.integers(60, 100))
+def test_model_images_show_the_frame_padded_with_black(box, height, width):
+    """Against a photograph that NumPy pads and cuts."""
+    left, top, *sides = box
+    frame = geometry.Frame(*box, (height, width))
+    photograph = np.random.default_rng(0).integers(1, 256, (height, width, 3), np.uint8)
+    padded = np.pad(photograph, ((60, 200), (60, 200), (0, 0)))
+    rows, columns = slice(60 + top, None), slice(60 + left, None)
+    cut = padded[rows, columns][: sides[1], : sides[0]]
+    for picture in (photograph, Image.fromarray(photograph)):
+        shown = geometry.photograph_to_model(picture, frame, (32, 48))
+        np.testing.assert_array_equal(shown, geometry.resize_photograph(cut, (32, 48)))
+    mask = geometry.mask_to_model(photograph[..., 0], frame, (32, 48))
+    np.testing.assert_array_equal(mask, geometry.resize_mask(cut[..., 0], (32, 48)))
+    # Without a change of size what is shown comes back as it was, and nothing else.
+    back = geometry.picture_to_native(cut, frame)
+    shown = np.zeros((height, width), bool)
+    shown[
+        max(top, 0) : max(top + sides[1], 0), max(left, 0) : max(left + sides[0], 0)
+    ] = 1
+    np.testing.assert_array_equal(back, np.where(shown[..., None], photograph, 0))
+
+
+@given(
+    st.tuples(st.integers(100, 400), st.integers(100, 400)),
+    st.floats(0.2, 0.8),
+    st.floats(0.2, 0.8),
+    st.tuples(*4 * [st.floats(0, 0.15)]),
+)
+def test_a_disc_returns_to_its_place(size, x, y, borders):
+    """From native mask to model mask and back, with the frame of any part."""
+    height, width = size
+    left, top = int(borders[0] * width), int(borders[1] * height)
+    right, bottom = width - int(borders[2] * width), height - int(borders[3] * height)
+    frame = geometry.square((left, top, right, bottom), size)
+    assert frame.width == frame.height == max(right - left, bottom - top)
+    slack = np.array([frame.width - (right - left), frame.height - (bottom - top)]) // 2
+    assert (frame.left, frame.top) == (left - slack[0], top - slack[1])
+    centre, radius = np.array([x * width, y * height]), 0.15 * min(size)
+    rows, columns = np.indices(size)
+    disc = (np.hypot(columns - centre[0], rows - centre[1]) < radius).astype(np.uint8)
+    model = geometry.mask_to_model(disc, frame, (128, 128))
+    back = geometry.picture_to_native(model.astype(np.float32), frame) >= 0.5
+    disc[: max(frame.top, 0)] = disc[:, : max(frame.left, 0)] = 0
+    disc[frame.top + frame.height :] = disc[:, frame.left + frame.width :] = 0
+    assert back.shape == size
+    overlap = 2 * (back & (disc > 0)).sum() / (back.sum() + disc.sum())
+    assert overlap > 0.95
+    # And the points of the mask are where the point function says.
+    seen = geometry.xy_to_model(centre_of_mass(disc), frame, (128, 128))
+    np.testing.assert_allclose(centre_of_mass(model), seen, atol=0.5)

@@ -124,7 +124,7 @@ def test_full_official_set_builds_without_allow_missing(
     full_archives, tmp_path, capfd, in_threads
 ):
     version_dir = refuge.build(tmp_path, full_archives, image_size=32)
-    assert version_dir == tmp_path / "refuge" / "32px" / "2.0.0"
+    assert version_dir == tmp_path / "refuge" / "32px" / "3.0.0"
     out, err = capfd.readouterr()
     for split in SPLITS:
         assert f"{split:12}     400        40     400     400\n" in out
@@ -209,10 +209,10 @@ KILLED_BUILD = """
 import os, signal, sys
 from mtl_jax.data.refuge import builder
 whole = builder.examine
-def stop(case, image_size):
+def stop(case, image_size, shape):
     if case.stem == "T0002":
         os.kill(os.getpid(), signal.SIGKILL)
-    return whole(case, image_size)
+    return whole(case, image_size, shape)
 builder.examine = stop
 builder.build(sys.argv[1], sys.argv[2], image_size=32, allow_missing=True)
 """

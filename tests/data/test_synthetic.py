@@ -264,7 +264,7 @@ class TestBuild:
     def test_nothing_else_is_left(self, built):
         data_dir = built.parents[2]
         assert [p.name for p in data_dir.iterdir()] == ["synthetic_fundus"]
-        assert [p.name for p in built.parent.iterdir()] == ["2.0.0"]
+        assert [p.name for p in built.parent.iterdir()] == ["3.0.0"]
 
     def test_images_do_not_depend_on_their_number(self, tmp_path, built):
         more = {**SMALL, "num_images": (10, 2, 3)}
@@ -299,7 +299,7 @@ class TestBuild:
 
     def test_killed_build_is_swept_up(self, tmp_path):
         config = builder.SyntheticFundusConfig(**SMALL)
-        stale = tmp_path / "synthetic_fundus" / config.name / "incomplete.ABC123_2.0.0"
+        stale = tmp_path / "synthetic_fundus" / config.name / "incomplete.ABC123_3.0.0"
         stale.mkdir(parents=True)
         (stale / "synthetic_fundus-train.array_record").write_bytes(b"half")
         built = synthetic.build(tmp_path, **SMALL)

@@ -64,10 +64,16 @@ def test_ratio_of_probabilities_is_theirs():
         disc, cup = torch.sigmoid(torch.tensor(maps))
         expected = their_ratio(torch, disc, cup)
         logits = dict(zip(("disc", "cup"), maps, strict=True))
-        found = [interpret(logits, None, size, AUTHORS) for size in ((32, 32), (80, 9))]
+        found = [
+            interpret(logits, None, geometry.whole(size), AUTHORS)
+            for size in ((32, 32), (80, 9))
+        ]
         assert found[0].vcdr == found[1].vcdr == pytest.approx(expected, abs=1e-6)
         differences.append(
-            abs(found[0].vcdr - (interpret(logits, None, (32, 32)).vcdr or 0))
+            abs(
+                found[0].vcdr
+                - (interpret(logits, None, geometry.whole((32, 32))).vcdr or 0)
+            )
         )
     assert max(differences) == pytest.approx(6.0, abs=0.05)
 
@@ -81,7 +87,7 @@ def test_of_maps_with_sharp_edges_both_ratios_are_near():
         for share in (0.3, 0.5, 0.7):
             logits = {"disc": radius - distance, "cup": share * radius - distance}
             ours, theirs = (
-                interpret(logits, None, (256, 256), post).vcdr
+                interpret(logits, None, geometry.whole((256, 256)), post).vcdr
                 for post in (PAPER, AUTHORS)
             )
             differences.append(abs(ours - theirs))
@@ -90,10 +96,10 @@ def test_of_maps_with_sharp_edges_both_ratios_are_near():
 
 def test_there_is_always_a_ratio():
     nothing = {name: np.full((8, 8), -30.0) for name in ("disc", "cup")}
-    assert interpret(nothing, None, (8, 8)).vcdr is None
-    assert interpret(nothing, None, (8, 8), AUTHORS).vcdr == pytest.approx(
-        1e-13 * 8 / 1e-7, rel=0.1
-    )
+    assert interpret(nothing, None, geometry.whole((8, 8))).vcdr is None
+    assert interpret(
+        nothing, None, geometry.whole((8, 8)), AUTHORS
+    ).vcdr == pytest.approx(1e-13 * 8 / 1e-7, rel=0.1)
 
 
 def their_mask(logits):
@@ -125,11 +131,11 @@ def test_masks_are_theirs():
 
 def test_an_empty_mask_is_the_whole_image_at_any_size():
     nothing = {name: np.full((8, 8), -30.0) for name in ("disc", "cup")}
-    found = interpret(nothing, None, (30, 20), AUTHORS)
+    found = interpret(nothing, None, geometry.whole((30, 20)), AUTHORS)
     assert found.found["disc"].shape == found.found["cup"].shape == (30, 20)
     assert found.found["disc"].all()
     assert found.found["cup"].all()
-    found = interpret(nothing, None, (30, 20))
+    found = interpret(nothing, None, geometry.whole((30, 20)))
     assert not found.found["disc"].any()
 
 
@@ -158,7 +164,9 @@ def test_a_perfect_map_of_theirs(native_size):
         for post, found in distances.items():
             # Where the network's own image is, and where the photograph is.
             at_model, at_native = (
-                interpret({"fovea": as_logits(values)}, None, size, post).found["fovea"]
+                interpret(
+                    {"fovea": as_logits(values)}, None, geometry.whole(size), post
+                ).found["fovea"]
                 for size in ((256, 256), native_size)
             )
             wanted = geometry.rescale_xy(

@@ -194,10 +194,10 @@ def test_a_data_set_without_test_split_is_refused_before_the_training(
 ):
     builder = pipeline.open_dataset(config.data.data_dir, config.data.dataset)
     place = tmp_path / "data" / config.data.dataset
-    shutil.copytree(builder.data_dir, place / "2.0.0")
-    info = json.loads((place / "2.0.0/dataset_info.json").read_text())
+    shutil.copytree(builder.data_dir, place / "3.0.0")
+    info = json.loads((place / "3.0.0/dataset_info.json").read_text())
     info["splits"] = [one for one in info["splits"] if one["name"] != "test"]
-    (place / "2.0.0/dataset_info.json").write_text(json.dumps(info))
+    (place / "3.0.0/dataset_info.json").write_text(json.dumps(info))
     other = configuration.from_json(configuration.to_json(config))
     other.data.data_dir = str(tmp_path / "data")
     runs = plan.cross_validation(other, METHODS, 2)

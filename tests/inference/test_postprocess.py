@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from mtl_jax.data import geometry
 from mtl_jax.inference import postprocess
 
 # The machines that run this are shared, so that no example has a time limit.
@@ -84,7 +85,7 @@ def test_segment_at_own_size_is_threshold_then_largest_component(logits):
     near = (np.abs(logits) < 1e-6) & (logits != 0)
     if not near.any():
         np.testing.assert_array_equal(postprocess.segment(logits), expected)
-        same_size = postprocess.segment(logits, logits.shape)
+        same_size = postprocess.segment(logits, geometry.whole(logits.shape))
         np.testing.assert_array_equal(same_size, expected)
 
 
@@ -97,7 +98,9 @@ def disc_logits(size, centre_xy, radius):
 @pytest.mark.parametrize("native", [(512, 512), (411, 389), (300, 500), (64, 64)])
 def test_segment_at_native_size_is_the_circle_scaled(native):
     size, centre, radius = 64, (29.3, 34.6), 14.0
-    mask = postprocess.segment(disc_logits(size, centre, radius), native)
+    mask = postprocess.segment(
+        disc_logits(size, centre, radius), geometry.whole(native)
+    )
     assert mask.shape == native
     # The pixel (i, j) of the native image, taken back to the map.
     y, x = np.mgrid[: native[0], : native[1]]
@@ -113,7 +116,7 @@ def test_segment_at_native_size_is_the_circle_scaled(native):
 
 def test_segment_removes_the_smaller_of_two_discs_after_resizing():
     two = np.maximum(disc_logits(64, (20, 20), 8), disc_logits(64, (48, 48), 5))
-    mask = postprocess.segment(two, (128, 128))
+    mask = postprocess.segment(two, geometry.whole((128, 128)))
     assert mask[41, 41] == 1
     assert not mask[72:, 72:].any()
 

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 
+from mtl_jax.data import geometry
 from mtl_jax.inference.prediction import (
     Prediction,
     cup_to_disc_ratio,
@@ -29,7 +30,7 @@ LOGITS = {
 
 
 def test_everything_at_model_size():
-    found = interpret(LOGITS, CLASSIFIER, (16, 16))
+    found = interpret(LOGITS, CLASSIFIER, geometry.whole((16, 16)))
     assert (found.found["disc"] == (LOGITS["disc"] > 0)).all()
     assert (found.found["cup"] == (LOGITS["cup"] > 0)).all()
     np.testing.assert_allclose(found.found["fovea"], (14, 10), atol=1e-6)
@@ -42,7 +43,7 @@ def test_everything_at_model_size():
 
 
 def test_masks_and_fovea_at_the_photographs_size():
-    found = interpret(LOGITS, CLASSIFIER, (64, 32))
+    found = interpret(LOGITS, CLASSIFIER, geometry.whole((64, 32)))
     assert found.size == (64, 32)
     assert found.found["disc"].shape == found.found["cup"].shape == (64, 32)
     # Four times the height, twice the width; pixel centres are at whole numbers.
@@ -56,14 +57,14 @@ def test_only_the_largest_component_counts():
     cup = LOGITS["cup"].copy()
     cup[:, 0] = 30.0
     cup[:3, 0] = -30.0
-    whole = interpret({**LOGITS, "cup": cup}, CLASSIFIER, (16, 16))
+    whole = interpret({**LOGITS, "cup": cup}, CLASSIFIER, geometry.whole((16, 16)))
     assert (whole.found["cup"] == (LOGITS["cup"] > 0)).all()
 
 
 @pytest.mark.parametrize("left_out", ["glaucoma", "disc", "cup", "fovea"])
 def test_a_task_less(left_out):
     logits = {name: value for name, value in LOGITS.items() if name != left_out}
-    found = interpret(logits, CLASSIFIER, (16, 16))
+    found = interpret(logits, CLASSIFIER, geometry.whole((16, 16)))
     assert set(found.found) == set(LOGITS) - {left_out}
     derived = ("probability_fc", "probability_vcdr", "probability", "vcdr")
     missing = {name for name in derived if getattr(found, name) is None}
@@ -84,25 +85,33 @@ def test_a_task_less(left_out):
 
 def test_no_ratio_where_nothing_was_found():
     nothing = np.full((16, 16), -30.0)
-    found = interpret({**LOGITS, "disc": nothing, "cup": nothing}, CLASSIFIER, (16, 16))
+    found = interpret(
+        {**LOGITS, "disc": nothing, "cup": nothing},
+        CLASSIFIER,
+        geometry.whole((16, 16)),
+    )
     assert not found.found["disc"].any()
     assert found.vcdr is None
     assert found.probability_vcdr == CLASSIFIER.prior
     mean = (found.probability_fc + CLASSIFIER.prior) / 2
     assert found.probability == pytest.approx(mean)
-    alone = interpret({"disc": nothing, "cup": nothing}, CLASSIFIER, (16, 16))
+    alone = interpret(
+        {"disc": nothing, "cup": nothing}, CLASSIFIER, geometry.whole((16, 16))
+    )
     assert alone.probability == CLASSIFIER.prior
-    unfitted = interpret({**LOGITS, "disc": nothing, "cup": nothing}, None, (16, 16))
+    unfitted = interpret(
+        {**LOGITS, "disc": nothing, "cup": nothing}, None, geometry.whole((16, 16))
+    )
     assert unfitted.vcdr is unfitted.probability_vcdr is None
-    whole = interpret({**LOGITS, "cup": nothing}, CLASSIFIER, (16, 16))
+    whole = interpret({**LOGITS, "cup": nothing}, CLASSIFIER, geometry.whole((16, 16)))
     assert whole.vcdr == 0.0
-    whole = interpret({**LOGITS, "disc": nothing}, CLASSIFIER, (16, 16))
+    whole = interpret({**LOGITS, "disc": nothing}, CLASSIFIER, geometry.whole((16, 16)))
     assert whole.vcdr == pytest.approx(1.0)
 
 
 def test_neither_classifier():
     logits = {"disc": LOGITS["disc"], "cup": LOGITS["cup"]}
-    found = interpret(logits, None, (16, 16))
+    found = interpret(logits, None, geometry.whole((16, 16)))
     assert found.vcdr == pytest.approx(0.5)
     assert found.probability is None
     assert found.diagnosis is None
@@ -110,7 +119,9 @@ def test_neither_classifier():
 
 @pytest.mark.parametrize(("logit", "diagnosis"), [(0.0, True), (-1e-3, False)])
 def test_diagnosis_from_one_half(logit, diagnosis):
-    found = interpret({"glaucoma": np.float64(logit)}, CLASSIFIER, (16, 16))
+    found = interpret(
+        {"glaucoma": np.float64(logit)}, CLASSIFIER, geometry.whole((16, 16))
+    )
     assert found.diagnosis is diagnosis
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from mtl_jax.data import pipeline
+from mtl_jax.data import geometry, pipeline
 from mtl_jax.inference import scoring
 from mtl_jax.inference.prediction import Prediction
 from mtl_jax.inference.vcdr import VcdrClassifier
@@ -146,11 +146,14 @@ def test_one_image_by_hand():
         vcdr=0.5,
         probability=0.75,
     )
-    details = {"image_id": "eye", "native_size": (128, 64)}
+    details = {"image_id": "eye", "frame": geometry.whole((128, 64))}
+    model = geometry.whole((32, 32))
     # (10 + 1/2) * 2 - 1/2 and (10 + 1/2) * 4 - 1/2.
     native = {"fovea": np.array([20.5, 41.5])}
     row = scoring.score_case(
-        scoring.Case(0, details, (32, 32), prediction, truth, native, {"disc": 0.5})
+        scoring.Case(
+            0, details, (32, 32), model, prediction, truth, native, {"disc": 0.5}
+        )
     )
     assert row["loss_disc"] == 0.5
     assert row["dice_disc"] == pytest.approx(0.7)
@@ -164,9 +167,10 @@ def test_one_image_by_hand():
 
 def test_no_tasks_no_scores():
     nothing = dict.fromkeys(("glaucoma", "disc", "cup", "fovea"))
-    details = {"image_id": "eye", "native_size": (8, 8)}
+    frame = geometry.whole((8, 8))
+    details = {"image_id": "eye", "frame": frame}
     row = scoring.score_case(
-        scoring.Case(0, details, (8, 8), Prediction(size=(8, 8)), nothing, {}, {})
+        scoring.Case(0, details, (8, 8), frame, Prediction((8, 8)), nothing, {}, {})
     )
     assert row.pop("image_id") == "eye"
     assert set(row.values()) == {None}

@@ -7,6 +7,7 @@ from photograph_files import deep, png_bytes, scaled, write_dicom
 from PIL import Image
 
 from mtl_jax import workdirs
+from mtl_jax.data import geometry
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import predict
 from mtl_jax.inference.prediction import interpret
@@ -65,7 +66,7 @@ def expected(tiny_run, photographs):
         predictions[path.stem] = interpret(
             {name: values[0] for name, values in logits.items()},
             network.classifier,
-            (image.height, image.width),
+            geometry.whole((image.height, image.width)),
         )
     return predictions
 

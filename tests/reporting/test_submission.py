@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from mtl_jax import metrics, workdirs
-from mtl_jax.data import folder, pipeline, refuge
+from mtl_jax.data import folder, geometry, pipeline, refuge
 from mtl_jax.errors import UserError
 from mtl_jax.inference import scoring
 from mtl_jax.inference.prediction import Prediction
@@ -263,8 +263,9 @@ def test_the_fovea_error_is_that_of_float64_coordinates(tmp_path):
     for i, row in enumerate(rows):
         true_x, true_y = foveas[int(row["image_id"].removeprefix("eye"))]
         y, x = (np.average(axis, weights=mass[i]) for axis in np.indices((32, 32)))
+        # Black photographs are padded above and below.
         found_x = (x + 0.5) * width / 32 - 0.5
-        found_y = (y + 0.5) * height / 32 - 0.5
+        found_y = (y + 0.5) * width / 32 - 0.5 - (width - height) / 2
         expected = math.hypot(found_x - true_x, found_y - true_y)
         assert row["fovea_error_native"] == pytest.approx(expected, rel=0, abs=1e-9)
 
@@ -287,9 +288,12 @@ def test_odd_masks_are_scored_as_there(disc, cup, wanted, tmp_path):
         folder, {"T0001": (mask, (0, 0), 0), "T0002": (mask, (0, 0), 1)}
     )
     truth = {"glaucoma": None, "disc": DISC, "cup": CUP, "fovea": None}
-    details = {"image_id": "T0001", "native_size": DISC.shape}
+    frame = geometry.whole(DISC.shape)
+    details = {"image_id": "T0001", "frame": frame}
     one_mask = scoring.as_one_mask(found, truth)
-    row = scoring.score_case(scoring.Case(0, details, (32, 32), *one_mask, {}, {}))
+    row = scoring.score_case(
+        scoring.Case(0, details, (32, 32), frame, *one_mask, {}, {})
+    )
     summary = scoring.summarize([row])
     for name in ("dice_disc", "dice_cup", "vcdr_mae"):
         assert summary[name] == pytest.approx(expected[name], abs=1e-6)
@@ -411,10 +415,11 @@ def test_random_masks_are_scored_as_there(tmp_path):
             "cup": true_cup,
             "fovea": true_xy,
         }
-        details = {"image_id": stem, "native_size": disc.shape}
+        frame = geometry.whole(disc.shape)
+        details = {"image_id": stem, "frame": frame}
         one_mask = scoring.as_one_mask(found, truth)
         native = {"fovea": true_xy}
-        case = scoring.Case(i, details, disc.shape, *one_mask, native, {})
+        case = scoring.Case(i, details, disc.shape, frame, *one_mask, native, {})
         predictions[stem], rows[stem] = found, scoring.score_case(case)
         truths[stem] = (grey(true_disc, true_cup), true_xy, truth["glaucoma"])
         empty += not (cup.any() and true_cup.any())

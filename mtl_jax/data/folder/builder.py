@@ -15,6 +15,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from mtl_jax.data import building, images, schema, sources
+from mtl_jax.data.field_of_view import Shape
 from mtl_jax.data.folder import manifest as manifests
 from mtl_jax.data.sources.rows import Contents, Row, check, listed, read_masks
 from mtl_jax.errors import UserError
@@ -29,12 +30,14 @@ class FundusFolderConfig(tfds.core.BuilderConfig):
     Attributes:
       name: of the data set and its size.
       image_size: pixels a side of the model image.
+      shape: what it shows of the photograph.
       rows: the photographs.
       fingerprint: hash of the contents of tables and files.
     """
 
     name: str
     image_size: int
+    shape: Shape
     rows: list[Row] = dataclasses.field(default_factory=list)
     fingerprint: str = ""
 
@@ -53,6 +56,7 @@ class FundusFolder(building.LocalBuilder):
             features=schema.features(config.image_size),
             metadata=tfds.core.MetadataDict(
                 fingerprint=config.fingerprint,
+                shape=config.shape,
                 # Numbers of photographs by `images.Photograph.conversion`.
                 conversions={},
             ),
@@ -74,8 +78,9 @@ class FundusFolder(building.LocalBuilder):
     def _generate_examples(
         self, split: str, rows: list[Row]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
+        config = self.builder_config
         make_record = functools.partial(
-            record_of, image_size=self.builder_config.image_size
+            record_of, image_size=config.image_size, shape=config.shape
         )
         records = building.parallel_map(
             make_record, rows, f"building {split}", processes=True
@@ -85,7 +90,7 @@ class FundusFolder(building.LocalBuilder):
             yield row.image_id, record
 
 
-def record_of(row: Row, image_size: int) -> tuple[dict[str, Any], str]:
+def record_of(row: Row, image_size: int, shape: Shape) -> tuple[dict[str, Any], str]:
     """Makes the record of one row; see `schema.encode_record`.
 
     Returns:
@@ -99,6 +104,7 @@ def record_of(row: Row, image_size: int) -> tuple[dict[str, Any], str]:
         row.image_id,
         photograph.picture,
         image_size,
+        shape,
         disc_mask=disc_mask,
         cup_mask=cup_mask,
         fovea_xy=row.fovea_xy,
@@ -117,6 +123,7 @@ def build(
     *,
     manifest: images.PathLike | None = None,
     image_size: int = 256,
+    shape: Shape = "fov",
     name: str | None = None,
     allow_missing: bool = False,
 ) -> pathlib.Path:
@@ -133,6 +140,7 @@ def build(
       manifest: CSV file with the columns `rows.COLUMNS`; by default `manifest.csv` in
         `source`. Only with one source.
       image_size: pixels a side of the model image, a multiple of 16, at least 32.
+      shape: what it shows of a photograph, see `field_of_view.frame_of`.
       name: name of the data set, by default that of the first source's folder.
         Characters other than ASCII letters, digits and `_` become `_`.
       allow_missing: whether to build if a public data set lacks annotations.
@@ -157,8 +165,9 @@ def build(
     found = [_read(kind, folder, manifest) for kind, folder in named]
     rows = _joined(named, found)
     config = FundusFolderConfig(
-        name=f"{name}-{image_size}px",
+        name=building.config_name(f"{name}-{image_size}px", shape, default="fov"),
         image_size=image_size,
+        shape=shape,
         rows=rows,
         fingerprint=_fingerprint(rows),
     )

@@ -10,6 +10,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from mtl_jax.data import building, images, schema
+from mtl_jax.data.field_of_view import Shape
 from mtl_jax.data.refuge.files import Listing, list_files, some
 from mtl_jax.data.refuge.layout import Layout, sort_files
 from mtl_jax.data.refuge.record import examine, problems_of
@@ -28,6 +29,7 @@ class RefugeConfig(tfds.core.BuilderConfig):
       name: its size.
       source: directory of the files, for messages.
       image_size: pixels a side of the model image.
+      shape: what it shows of the photograph.
       cases: the photographs.
       fingerprint: hash of the source's contents.
       allow_missing: whether problems are accepted.
@@ -38,6 +40,7 @@ class RefugeConfig(tfds.core.BuilderConfig):
     name: str
     source: str
     image_size: int
+    shape: Shape
     cases: list[Case] = dataclasses.field(default_factory=list)
     fingerprint: str = ""
     allow_missing: bool = False
@@ -65,6 +68,7 @@ class Refuge(building.LocalBuilder):
             features=schema.features(config.image_size),
             metadata=tfds.core.MetadataDict(
                 fingerprint=config.fingerprint,
+                shape=config.shape,
                 found=config.found,
                 problems=list(config.problems),
                 # By mask: the number of pixels with another value than REFUGE's.
@@ -90,8 +94,9 @@ class Refuge(building.LocalBuilder):
     def _generate_examples(
         self, split: str, cases: list[Case], is_last: bool
     ) -> Iterator[tuple[str, dict[str, Any]]]:
+        config = self.builder_config
         examine_one = functools.partial(
-            examine, image_size=self.builder_config.image_size
+            examine, image_size=config.image_size, shape=config.shape
         )
         problems = self.info.metadata["problems"]
         is_empty = True
@@ -110,10 +115,10 @@ class Refuge(building.LocalBuilder):
                 is_empty = False
                 building.count_conversion(self, examined.conversion)
                 yield case.stem, examined.record
-        report = _report(self.builder_config.source, problems)
+        report = _report(config.source, problems)
         if is_empty:  # TFDS cannot write an empty split.
             raise UserError(f"No photograph of the {split} split can be read. {report}")
-        if is_last and problems and not self.builder_config.allow_missing:
+        if is_last and problems and not config.allow_missing:
             raise UserError(report + _HINT)
 
 
@@ -122,6 +127,7 @@ def build(
     source: images.PathLike,
     *,
     image_size: int = 256,
+    shape: Shape = "stretch",
     allow_missing: bool = False,
 ) -> pathlib.Path:
     """Builds REFUGE, unless it is built already, and prints what it found.
@@ -132,6 +138,7 @@ def build(
       data_dir: directory of all TFDS data sets.
       source: directory with the official archives, or with their files in any folders.
       image_size: pixels a side of the model image, a multiple of 16, at least 32.
+      shape: what it shows of a photograph, see `field_of_view.frame_of`.
       allow_missing: whether to build if something is missing or contradictory. Such
         labels are then absent, unreadable photographs are left out, and problems are
         printed to stderr.
@@ -152,9 +159,10 @@ def build(
     if not (layout.photographs or layout.masks or listing.problems):
         raise UserError(_nothing_found(source, listing.notes + layout.notes))
     config = RefugeConfig(
-        name=f"{image_size}px",
+        name=building.config_name(f"{image_size}px", shape, default="stretch"),
         source=str(source),
         image_size=image_size,
+        shape=shape,
         fingerprint=layout.fingerprint,
         allow_missing=allow_missing,
     )

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtl_jax.data import images, schema
+from mtl_jax.data.field_of_view import Shape
 from mtl_jax.data.refuge import official
 from mtl_jax.data.refuge.files import SourceFile
 from mtl_jax.data.refuge.survey import Case
@@ -46,12 +47,13 @@ class Decoded(NamedTuple):
     other_values: int = 0
 
 
-def examine(case: Case, image_size: int) -> Examined:
+def examine(case: Case, image_size: int, shape: Shape) -> Examined:
     """Makes the record of one photograph.
 
     Args:
       case: the photograph and its annotations.
       image_size: pixels a side of the model image.
+      shape: what it shows of the photograph, see `field_of_view.frame_of`.
     """
     photograph, annotations, problems, other_values = read_case(case)
     if photograph is None:
@@ -60,6 +62,7 @@ def examine(case: Case, image_size: int) -> Examined:
         case.stem,
         photograph.picture,
         image_size,
+        shape,
         **annotations,
         glaucoma=case.glaucoma,
         source="refuge",

@@ -17,6 +17,7 @@ from PIL import Image
 
 from mtl_jax import files
 from mtl_jax.data import building, schema
+from mtl_jax.data.field_of_view import Shape
 from mtl_jax.data.schema import SPLITS
 from mtl_jax.data.synthetic import renderer
 from mtl_jax.errors import UserError
@@ -39,6 +40,7 @@ class SyntheticFundusConfig(tfds.core.BuilderConfig):
     Attributes:
       name: derived from the other fields; leave it empty.
       image_size: pixels a side, a multiple of 16 and at least 32.
+      shape: what the model image shows of the photograph.
       num_images: numbers of images in train, validation and test.
       glaucoma_fraction: share of glaucoma in each split.
       seed: random seed; it draws the same eyes for any number of images.
@@ -46,6 +48,7 @@ class SyntheticFundusConfig(tfds.core.BuilderConfig):
 
     name: str = ""
     image_size: int = 256
+    shape: Shape = "stretch"
     num_images: Sequence[int] = (400, 400, 400)
     glaucoma_fraction: float = 0.1
     seed: int = 0
@@ -87,7 +90,7 @@ class SyntheticFundusConfig(tfds.core.BuilderConfig):
             parts.append(f"glaucoma{float(self.glaucoma_fraction)}")
         if self.seed != defaults["seed"]:
             parts.append(f"seed{self.seed}")
-        return "-".join(parts)
+        return building.config_name("-".join(parts), self.shape, "stretch")
 
 
 class SyntheticFundus(building.LocalBuilder):
@@ -104,6 +107,7 @@ class SyntheticFundus(building.LocalBuilder):
             features=schema.features(config.image_size),
             metadata=tfds.core.MetadataDict(
                 image_size=config.image_size,
+                shape=config.shape,
                 num_images=list(config.num_images),
                 glaucoma_fraction=config.glaucoma_fraction,
                 seed=config.seed,
@@ -121,7 +125,11 @@ class SyntheticFundus(building.LocalBuilder):
         count = config.num_images[SPLITS.index(split)]
         labels = assign_labels(count, config.glaucoma_fraction)
         draw = functools.partial(
-            draw_record, split=split, image_size=config.image_size, seed=config.seed
+            draw_record,
+            split=split,
+            image_size=config.image_size,
+            shape=config.shape,
+            seed=config.seed,
         )
         images = list(enumerate(labels))
         for record in building.parallel_map(
@@ -134,6 +142,7 @@ def build(
     data_dir: str | os.PathLike[str],
     *,
     image_size: int = 256,
+    shape: Shape = "stretch",
     num_images: Sequence[int] = (400, 400, 400),
     glaucoma_fraction: float = 0.1,
     seed: int = 0,
@@ -146,6 +155,7 @@ def build(
     Args:
       data_dir: TFDS data directory, created if it does not exist.
       image_size: pixels a side.
+      shape: what the model image shows of a photograph, see `field_of_view.frame_of`.
       num_images: numbers of images in train, validation and test.
       glaucoma_fraction: share of glaucoma in each split.
       seed: random seed of the eyes.
@@ -158,6 +168,7 @@ def build(
     """
     config = SyntheticFundusConfig(
         image_size=image_size,
+        shape=shape,
         num_images=num_images,
         glaucoma_fraction=glaucoma_fraction,
         seed=seed,
@@ -168,7 +179,12 @@ def build(
 
 
 def draw_record(
-    image: tuple[int, bool], *, split: str, image_size: int, seed: int
+    image: tuple[int, bool],
+    *,
+    split: str,
+    image_size: int,
+    seed: int,
+    shape: Shape = "stretch",
 ) -> dict[str, Any]:
     """Draws one photograph of a split and makes its record.
 
@@ -178,6 +194,7 @@ def draw_record(
       split: "train", "validation" or "test".
       image_size: pixels a side, both native and model size.
       seed: seed of the data set.
+      shape: what the model image shows.
 
     Returns:
       A record that fits `schema.features(image_size)`.
@@ -189,6 +206,7 @@ def draw_record(
         image_id,
         Image.fromarray(fundus.photograph),
         image_size,
+        shape,
         disc_mask=fundus.disc_mask,
         cup_mask=fundus.cup_mask,
         fovea_xy=np.array(fundus.fovea_xy),
