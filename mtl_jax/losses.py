@@ -37,7 +37,7 @@ class Settings:
     fovea_reduction: Reduction = "mean"
     fovea_peak: Peak = "point"
 
-    def map_of(self, points: jax.Array, size: tuple[int, int]) -> jax.Array:
+    def map_of(self, points: jax.Array, size: Sequence[int]) -> jax.Array:
         """The target maps [B, H, W] of points [B, 2], see `fovea_map`."""
         return fovea_map(points, size, self.fovea_sigma, self.fovea_peak)
 

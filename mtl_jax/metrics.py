@@ -1,8 +1,8 @@
-"""Metrics of the paper and of the REFUGE challenge, from per-image rows.
+"""Computes the metrics of the paper and of the REFUGE challenge from per-image rows.
 
-A metric is one `Metric`; all that is said of it anywhere is in its entry. `METRICS` has
-those of derived quantities, and the kind of a task gives it others. A metric without
-labels is None (JSON null), never 0.
+A metric is one `Metric`, which has its formula and everything that tables say of it.
+`METRICS` lists the metrics of derived quantities. The kind of a task adds the task's
+own. A metric without labels is None (JSON null), never 0.
 
 References:
   Pascal et al., Multi-task deep learning for glaucoma detection from color fundus
@@ -13,6 +13,7 @@ References:
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -27,9 +28,9 @@ SPECIFICITY = 0.85
 # The task whose probability is averaged with that of the vertical cup-to-disc ratio.
 DIAGNOSIS = "glaucoma"
 
-# Where a metric is shown: a line in the terminal; a column of the table at model or
-# native resolution; the differences between methods; during training, as a score of
-# checkpoints, in their mean, and against the learning rate; beside each image.
+# Where a metric is shown. `model` and `native` are the tables at these resolutions.
+# `comparison` has the differences between methods. `validation` metrics score
+# checkpoints, and are drawn against the learning rate. `page` is beside each image.
 Place = Literal["terminal", "model", "native", "comparison", "validation", "page"]
 
 
@@ -55,8 +56,8 @@ def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
     return 2 * np.count_nonzero(prediction & truth) / total
 
 
-def distance(predicted_xy: ArrayLike, true_xy: ArrayLike) -> float:
-    """Computes the Euclidean distance of two points (x, y), in their pixels."""
+def distance(predicted_xy: Iterable[float], true_xy: Iterable[float]) -> float:
+    """Computes the Euclidean distance between two points (x, y), in their pixels."""
     return math.dist(predicted_xy, true_xy)
 
 
@@ -136,7 +137,7 @@ def has_both_classes(labels: ArrayLike) -> bool:
     return len(np.unique(np.asarray(labels))) == 2
 
 
-def _mean(values: ArrayLike) -> float | None:
+def _mean(values: Sequence[float] | np.ndarray) -> float | None:
     return float(np.mean(values)) if len(values) else None
 
 
@@ -148,9 +149,9 @@ class Unit(NamedTuple):
     """A unit of numbers in tables.
 
     Attributes:
-      name: follows the heading; may be empty.
-      factor: converts values to it.
-      digits: after the point.
+      name: text after the heading; may be empty.
+      factor: factor that converts a value to this unit.
+      digits: number of digits after the point.
     """
 
     name: str = ""
@@ -165,22 +166,22 @@ NATIVE_PIXELS = Unit("native px", digits=2)
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """A number that is said of a network, or of what it predicts for an image.
+    """A number that describes a network, or its prediction for an image.
 
     Attributes:
-      name: in `metrics.json` and `results.csv`, or the column of `per_image.csv`.
-      heading: in tables.
-      unit: in tables.
-      better: which values are better; None where neither are.
-      places: where it is shown.
-      columns: of the rows of images that have all of them, it is `reduce`.
-      reduce: maps these columns to the number, or None; without it, the number is not
-        of a data set.
-      title: in the terminal, if not the heading.
-      curve: in the legend of ROC curves; empty if there is none.
-      meaning: one sentence for the page.
-      task: that it is of; empty if it is of several.
-      is_constant: whether all runs of a method share it.
+      name: key in `metrics.json` and `results.csv`, or column of `per_image.csv`.
+      heading: heading in tables.
+      unit: unit in tables.
+      better: which values are better; None if neither are.
+      places: places where it is shown.
+      columns: columns that `reduce` reads, from the images that have all of them.
+      reduce: maps these columns to the number, or to None; None for a metric that
+        describes one image or the network itself.
+      title: title in the terminal; empty for the heading.
+      curve: name in the legend of ROC curves; empty without a curve.
+      meaning: sentence that explains it on the page.
+      task: name of its task; empty if it depends on several.
+      is_constant: whether all runs of a method have the same value.
     """
 
     name: str
@@ -198,21 +199,26 @@ class Metric:
 
     @property
     def column(self) -> str:
-        """The heading with the unit, as above a column of a table."""
+        """Heading and unit, as above a column of a table."""
         return ", ".join(filter(None, (self.heading, self.unit.name)))
 
     @property
     def digits(self) -> int:
-        """Digits after the point of the number itself, in no unit of its own."""
+        """Number of digits after the point of an unconverted value."""
         return self.unit.digits if self.unit.factor == 1 else Unit().digits
 
     @property
     def label(self) -> str:
-        """The heading of the number itself, with the unit if that is its own."""
+        """Heading of an unconverted value, with the unit only if that has no factor."""
         return self.column if self.unit.factor == 1 else self.heading
 
 
-# In the order of tables; a kind stands for the metrics of all tasks of it.
+# Other keys of `metrics.json`, `results.csv` and the log of a training.
+_RESERVED = re.compile(
+    "loss(_.*)?|num_images|dataset|split|fold|resolution|checkpoint|score|step|epoch"
+)
+
+# In the order of tables. A kind stands for the metrics of all its tasks.
 METRICS: list[Metric | tasks.Kind] = [
     Metric(
         "num_parameters",
@@ -299,7 +305,7 @@ METRICS: list[Metric | tasks.Kind] = [
 
 
 def _of_classification(task: tasks.Task) -> list[Metric]:
-    # Those of the diagnosis are derived: they stand in `METRICS`.
+    # `METRICS` lists the metrics of the diagnosis, which are derived.
     if task.name == DIAGNOSIS:
         return []
     score = probability_of(task)
@@ -382,41 +388,50 @@ _OF_KIND: dict[tasks.Kind, Callable[[tasks.Task], list[Metric]]] = {
 
 
 def register(metric: Metric) -> None:
-    """Makes a metric known, at the end of tables.
+    """Adds a metric at the end of tables.
 
     Raises:
-      ValueError: if there is a metric of that name.
+      ValueError: if its name or its heading is taken; or if it is for validation, but
+        neither rises nor is in pixels.
     """
-    if metric.name in every():
+    known = every()
+    if metric.name in known or _RESERVED.fullmatch(metric.name):
         raise ValueError(f"{metric.name!r} is taken")
+    if metric.column in {other.column for other in known.values()}:
+        raise ValueError(f"the heading {metric.column!r} is taken")
+    # The mean that chooses a checkpoint converts them to numbers that are 1 at best.
+    is_share = metric.better == "higher" or metric.unit == PIXELS
+    if "validation" in metric.places and not is_share:
+        raise ValueError(f"{metric.name!r} can have no part in the validation score")
     METRICS.append(metric)
 
 
 def every() -> dict[str, Metric]:
-    """All metrics by name, in the order of tables: of each task, and derived."""
+    """Returns all metrics, derived ones and those of tasks, by name in table order."""
     found = {}
     for entry in METRICS:
-        own = [entry]
-        if not isinstance(entry, Metric):
+        if isinstance(entry, Metric):
+            own = [entry]
+        else:
             own = [m for task in tasks.of_kind(entry) for m in _OF_KIND[entry](task)]
         found |= {metric.name: metric for metric in own}
     return found
 
 
 def at(place: Place) -> dict[str, Metric]:
-    """The metrics by name that are shown at a place, in the order of tables."""
+    """Returns the metrics that a place shows, by name, in the order of tables."""
     return {name: m for name, m in every().items() if place in m.places}
 
 
 def rising() -> set[str]:
-    """Names of the metrics of which larger is better."""
+    """Returns the names of the metrics that are better when they are higher."""
     return {name for name, metric in every().items() if metric.better == "higher"}
 
 
 def probability_of(task: tasks.Task) -> str:
-    """The column with the probability of a classification: of the diagnosis, the mean.
+    """Names the column with the probability of a classification.
 
-    The column of the true class has the name of the task.
+    For the diagnosis it is the averaged one. The true class has the task's name.
     """
     return "probability" if task.name == DIAGNOSIS else f"probability_{task.name}"
 
@@ -430,8 +445,8 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
       Each metric over the images that have all of its columns. A metric without images
-      is None. `num_images` maps each name to its number of images. If it is positive
-      and an AUC is None, all images were of one class.
+      is None. `num_images` maps each name to its number of images. If an AUC is None
+      despite its images, they are all of one class.
     """
     metrics: dict[str, Any] = {}
     num_images: dict[str, int] = {}
@@ -452,8 +467,8 @@ def validation_score(metrics: Mapping[str, Any], image_size: int) -> float | Non
       image_size: pixels a side of the model image, which scale errors in pixels.
 
     Returns:
-      The mean of the metrics shown in validation, those in pixels as 1 - error /
-      `image_size`, without those that are None; None if all are.
+      The mean of the validation metrics that are not None; None if all are. An error in
+      pixels counts as 1 - error / `image_size`.
     """
     return _mean(shares(metrics, at("validation").values(), image_size))
 
@@ -461,7 +476,7 @@ def validation_score(metrics: Mapping[str, Any], image_size: int) -> float | Non
 def shares(
     values: Mapping[str, Any], metrics: Iterable[Metric], image_size: int
 ) -> list[float]:
-    """Converts metrics to numbers that are 1 at best; without those that are None."""
+    """Converts the metrics that are not None to numbers that are 1 at best."""
     return [
         values[m.name] if m.better == "higher" else 1 - values[m.name] / image_size
         for m in metrics

@@ -1,13 +1,14 @@
-"""The tasks: what each learns from a photograph's annotations.
+"""Defines the tasks: what a network learns from a photograph's annotations.
 
-A task is one `Task` in `TASKS`. How it is trained, what its output becomes, and how
-that is scored and drawn follow from its kind. `register` adds a task, and
-`config.tasks` chooses some.
+A task is one `Task` in `TASKS`. Its kind determines how it is trained, what its output
+becomes, and how that is scored and drawn. `register` adds a task, and `config.tasks`
+chooses among them.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 
@@ -18,8 +19,8 @@ Kind = Literal["classification", "segmentation", "localisation"]
 # Maps logits, targets and settings to one loss per image, [B].
 Criterion = Callable[[jax.Array, Any, losses.Settings], jax.Array]
 
-# What a photograph may be annotated with, in the order of the columns of `has_label`,
-# and its key in a batch.
+# The annotations of a photograph, in the order of the columns of `has_label`, and their
+# keys in a batch.
 ANNOTATIONS = {
     "glaucoma": "glaucoma",
     "disc": "disc_mask",
@@ -28,7 +29,7 @@ ANNOTATIONS = {
 }
 LABELS = tuple(ANNOTATIONS)
 
-# Okabe and Ito's, which differ under every form of colour blindness.
+# Okabe and Ito's colours differ under every form of colour blindness.
 COLOURS = {
     "blue": (86, 180, 233),
     "green": (0, 158, 115),
@@ -54,18 +55,18 @@ class Task:
     """One task of the network.
 
     Attributes:
-      name: name of the task, of its head, and in columns and metrics.
-      title: its name in full.
+      name: name of the task and its head; columns and metrics contain it.
+      title: full name of the task.
       kind: a classification uses only the encoder; the others also use the decoder.
-      labels: the annotations of `ANNOTATIONS` that the target is made of. An image
-        counts for the task if it has all of them.
+      labels: names of the annotations that `target` reads. An image counts for the
+        task if it has all of them.
       target: maps annotations, by their keys in a batch, to the class (0 or 1), the
-        mask (1 inside), or the point (x, y). The annotations are those of one image or
-        of a batch, at the model's or the photograph's size, JAX or NumPy arrays. Of an
-        image without the labels it must be finite.
-      colour: of `COLOURS`, in pictures; a classification has none.
-      criterion: the loss of logits and targets; None for that of the kind.
-      settings: of the loss, see `build`.
+        mask (1 inside), or the point (x, y). It gets one image or a batch, at the
+        model's or the photograph's size, as JAX or NumPy arrays. For an image without
+        the labels it must return finite numbers, too.
+      colour: name in `COLOURS` for pictures; empty for a classification.
+      criterion: loss of logits and targets; None for the loss of the kind.
+      settings: settings of the loss, see `build`.
     """
 
     name: str
@@ -95,13 +96,19 @@ class Task:
     def loss(self, logits: jax.Array, batch: Batch) -> jax.Array:
         """Maps the head's logits and a batch to one loss per image, [B].
 
-        Those of images without the labels are left out later.
+        `losses.masked_mean` leaves out the images without the labels.
         """
         criterion = self.criterion or _CRITERIA[self.kind]
         return criterion(logits, self.target(batch), self.settings)
 
 
-# In the order of tables.
+# Columns of results, and files and folders of a workdir, which have names of their own.
+_RESERVED = re.compile(
+    "(auc|dice|loss|probability|vcdr|fc)(_.*)?|.*_(error|native|x|y)|image_id|split|"
+    "source|score|checkpoints?|evaluation|tensorboard|whole|crop"
+)
+
+# The registered tasks by name, in the order of tables.
 TASKS: dict[str, Task] = {}
 
 
@@ -109,10 +116,17 @@ def register(task: Task) -> None:
     """Makes a task known to configs, evaluations and reports.
 
     Raises:
-      ValueError: if there is a task of that name, or no such annotation or colour.
+      ValueError: if the name is taken or is not small letters, digits and `_`; if the
+        kind, an annotation or the colour is unknown; or if there are no labels.
     """
-    if task.name in TASKS:
+    if task.name in TASKS or _RESERVED.fullmatch(task.name):
         raise ValueError(f"{task.name!r} is taken")
+    if not re.fullmatch("[a-z][a-z0-9_]*", task.name):
+        raise ValueError(f"{task.name!r} must be of small letters, digits and _")
+    if task.kind not in get_args(Kind):
+        raise ValueError(f"{task.kind!r} is no kind; there are {get_args(Kind)}")
+    if not task.labels:
+        raise ValueError(f"{task.name!r} has no labels; name some of {LABELS}")
     if unknown := set(task.labels) - set(LABELS):
         raise ValueError(f"{min(unknown)!r} is no annotation; there are {LABELS}")
     if task.is_dense and task.colour not in COLOURS:
@@ -121,7 +135,7 @@ def register(task: Task) -> None:
 
 
 def of_kind(kind: Kind) -> list[Task]:
-    """The registered tasks of a kind, in the order of tables."""
+    """Lists the registered tasks of a kind, in the order of tables."""
     return [task for task in TASKS.values() if task.kind == kind]
 
 
@@ -131,8 +145,8 @@ def build(
     """Chooses the tasks called `names`, in the order of `TASKS`.
 
     Args:
-      names: some of `TASKS`; None for all.
-      settings: of their losses; None for the defaults.
+      names: names in `TASKS`; None for all.
+      settings: settings of their losses; None keeps those of each task.
 
     Raises:
       ValueError: for an unknown name, a repeated name, or no name.

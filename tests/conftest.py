@@ -8,6 +8,9 @@ elsewhere. What several devices do is tested in a process of its own
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# PyTorch's threads wait for each other by spinning: on cores that other workers share,
+# they take ten times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis
 import jax

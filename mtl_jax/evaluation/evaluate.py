@@ -1,4 +1,4 @@
-"""Evaluation of a trained network on a split of a data set."""
+"""Evaluates a trained network on a split of a data set."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.inference import outlines, scoring
 from mtl_jax.inference.prediction import Prediction
 
-# Outlines of the masks found, in pixels of the model image, by image and task.
+# The outlines of the predicted masks by image and task, in pixels of the model image.
 OUTLINES = "outlines.json"
 CONTENTS = ("metrics.json", "per_image.csv", "roc.png", OUTLINES, "overlays/*.png")
 
@@ -37,28 +37,29 @@ def evaluate(
     """Scores a checkpoint.
 
     Writes `metrics.json`, `per_image.csv` and, at model resolution, `outlines.json`
-    into the folder `evaluation/SPLIT-RESOLUTION` of the workdir. Its name has that of
-    the data set if it is not the run's own, and the checkpoint if it is not the best.
+    into the folder `evaluation/SPLIT-RESOLUTION` of the workdir. The name also has the
+    data set if it is not the run's own, and the checkpoint if it is not the best.
 
     Args:
-      workdir: of the run.
-      split: of the data set.
-      resolution: at which masks are compared, `model` or `native`.
+      workdir: folder of the run.
+      split: split of the data set.
+      resolution: resolution at which masks are compared, `model` or `native`.
       checkpoint: `best`, `latest` or a step.
-      data_dir: where data sets are, if not where the run had them.
-      dataset: to evaluate on, if not the run's own.
-      draw: adds pictures to that folder.
+      data_dir: folder of the data sets, if it has moved since the run.
+      dataset: data set to evaluate on, if not the run's own.
+      draw: function that adds pictures to that folder.
 
     Returns:
       The folder, and what `metrics.json` holds.
 
     Raises:
-      UserError: if the checkpoint, the data set or the split cannot be had.
+      UserError: if the checkpoint, the data set or the split cannot be read.
     """
     network = workdirs.load(workdir, checkpoint)
     own = network.config.data
-    is_own = dataset in (None, own.dataset)
-    builder = pipeline.open_dataset(data_dir or own.data_dir, dataset or own.dataset)
+    dataset = dataset or own.dataset
+    is_own = dataset == own.dataset
+    builder = pipeline.open_dataset(data_dir or own.data_dir, dataset)
     _check_images(builder, network)
     # Another data set's images were not divided for this run.
     fold = network.experiment.fold if is_own else None
@@ -119,7 +120,7 @@ def _check_images(
 
 
 def _outlines(prediction: Prediction) -> dict[str, list[list[list[float]]]]:
-    """Closed polylines of (x, y), of each mask that there is."""
+    """Traces each predicted mask as closed polylines of points (x, y)."""
     found = prediction.found
     masks = {t.name for t in tasks.of_kind("segmentation")} & found.keys()
     marks = outlines.marks_of({name: found[name] for name in masks})

@@ -1,7 +1,7 @@
-"""The map that teaches a network where a point is, and the map it predicts.
+"""Computes the target map of a point, and the map that a network predicts for it.
 
-Pascal et al. 2022 show the first in figure 6, beside its photograph, as a "saliency map
-centered on the fovea coordinates".
+Figure 6 of Pascal et al. 2022 shows the target map beside its photograph, as a
+"saliency map centered on the fovea coordinates".
 """
 
 import pathlib
@@ -21,9 +21,9 @@ class FoveaMaps(NamedTuple):
 
     Attributes:
       task: name of the localisation.
-      target: float32 [H, W], what its loss compares the prediction with (under
-        `data.pixel_origin="corner"` up to half a pixel beside it); None where the point
-        is not annotated.
+      target: float32 [H, W], the map that the loss compares the prediction with; None
+        where the point is not annotated. With `data.pixel_origin="corner"`, the
+        loss's map lies up to half a pixel beside this one.
       predicted: float32 [H, W], the sigmoid of the logits.
     """
 
@@ -35,17 +35,16 @@ class FoveaMaps(NamedTuple):
 def of_run(
     workdir: pathlib.Path, image: np.ndarray, points: Mapping[str, ArrayLike]
 ) -> FoveaMaps | None:
-    """The maps of a run's first localisation.
+    """Computes the maps of a run's first localisation.
 
     Args:
-      workdir: of the run.
+      workdir: folder of the run.
       image: uint8 [H, W, 3] of the size of its data set's images.
-      points: [2] by task, the annotated points (x, y) in pixels of the image.
+      points: annotated points (x, y) by task, [2] each, in pixels of the image.
 
     Returns:
-      Maps of the image's size; None if the run has no such task. Of a network that
-      sees images at another size the target is what it learns from, taken at the pixels
-      of the image.
+      Maps of the image's size; None if the run has no such task. The target has this
+      size even if the network sees images at another one.
     """
     loaded = workdirs.load_kind(workdir, "localisation")
     if loaded is None:

@@ -1,4 +1,4 @@
-"""Prediction on photographs."""
+"""Applies a network to photographs."""
 
 import pathlib
 import sys
@@ -19,13 +19,13 @@ _Photograph = tuple[str, pathlib.Path, np.ndarray]
 
 
 class Predicted(NamedTuple):
-    """A photograph and what a network says of it.
+    """A photograph and the prediction for it.
 
     Attributes:
-      name: stem of the file; numbered where several files share one.
-      path: of the file.
+      name: stem of the file, with a number if an earlier file has the same.
+      path: path of the file.
       photograph: uint8 [H, W, 3].
-      prediction: of the photograph's size.
+      prediction: prediction at the photograph's size.
     """
 
     name: str
@@ -42,10 +42,10 @@ def predict(
     """Applies a network to photographs of any size, with a progress bar.
 
     Args:
-      network: as `workdirs.load` returns it.
-      paths: of the photographs.
-      failures: gets one sentence for every photograph that cannot be read; it is left
-        out.
+      network: network that `workdirs.load` returned.
+      paths: paths of the photographs.
+      failures: list that gets a sentence for every photograph that cannot be read and
+        is left out.
     """
     names = _distinct_names(paths)
     progress = tqdm.tqdm(total=len(paths), desc="predicting", unit="image")
@@ -92,7 +92,7 @@ def _predict_batch(
 
 
 def _distinct_names(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, str]:
-    """File stems, numbered where several photographs share one."""
+    """Returns file stems, numbered where several photographs share one."""
     names: dict[pathlib.Path, str] = {}
     taken: set[str] = set()
     for path in paths:

@@ -1,7 +1,7 @@
-"""A gradient map: the pixels that a diagnosis depends on.
+"""Computes a gradient map: the pixels that a diagnosis depends on.
 
-It is ours, the paper has none; what its figure 6 calls a saliency map is the fovea's
-target map, see `fovea_map`.
+The paper has no such map. What its figure 6 calls a saliency map is the fovea's target
+map, see `fovea_map`.
 """
 
 import pathlib
@@ -17,7 +17,7 @@ from mtl_jax import workdirs
 from mtl_jax.training import parallel
 from mtl_jax.training.step import as_unit_range
 
-# Noisy copies of the image, and the standard deviation of the noise; pixels are 0 to 1.
+# Number of noisy copies, and standard deviation of the noise on pixels in [0, 1].
 NUM_COPIES = 32
 NOISE = 0.1
 
@@ -28,17 +28,17 @@ def saliency(
     image: np.ndarray,
     seed: int = 0,
 ) -> np.ndarray:
-    """How strongly a logit answers to each pixel: its gradient map.
+    """Computes how strongly a logit depends on each pixel: its gradient map.
 
-    The gradient with respect to the image, as Simonyan et al. 2014 take it: the largest
-    absolute value over the colours. It is averaged over noisy copies of the image
-    (SmoothGrad, Smilkov et al. 2017), without which it is mostly noise itself.
+    The map is the largest absolute gradient over the colours (Simonyan et al. 2014).
+    The gradient is the mean over noisy copies of the image (SmoothGrad, Smilkov et al.
+    2017). The gradient of the image alone is mostly noise.
 
     Args:
       logit: maps variables and float32 images [1, H, W, 3] in [0, 1] to logits [1].
-      variables: of the network.
+      variables: variables of the network.
       image: uint8 [H, W, 3].
-      seed: of the noise.
+      seed: seed of the noise.
 
     Returns:
       float32 [H, W], not negative.
@@ -64,10 +64,10 @@ def saliency(
 
 
 def of_run(workdir: pathlib.Path, image: np.ndarray) -> np.ndarray | None:
-    """Computes what a run's first classification depends on, see `saliency`.
+    """Computes the gradient map of a run's first classification, see `saliency`.
 
     Args:
-      workdir: of the run.
+      workdir: folder of the run.
       image: uint8 [H, W, 3] of the size of its data set's images.
 
     Returns:
@@ -83,6 +83,7 @@ def of_run(workdir: pathlib.Path, image: np.ndarray) -> np.ndarray | None:
         if view is not None:
             batch = {"image": images}
             images = view.look(batch, view.windows(batch))["image"]
+        # pyrefly: ignore[bad-index]  # A pair only where `mutable` is given.
         return model.apply(variables, images, heads=[task.name])[task.name]
 
     ((_, variables),) = network.networks

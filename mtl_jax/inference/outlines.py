@@ -1,4 +1,4 @@
-"""Outlines of masks, as overlays and pages draw them."""
+"""Traces the outlines of masks for overlays and pages."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,15 +8,14 @@ from contourpy import contour_generator
 
 from mtl_jax import tasks
 
-# What is drawn of an image by task, with pixel centres at whole numbers. Of a
-# segmentation closed outlines [n, 2] of points (x, y), each with or without its first
-# point again at the end; of a localisation the point [2]. A task that is absent has
-# nothing to draw.
+# The marks on an image, by task, with pixel centres at whole numbers. A segmentation
+# has closed outlines [n, 2] of points (x, y), which may repeat their first point at the
+# end. A localisation has its point [2]. A task without marks is absent.
 Marks = Mapping[str, Sequence[np.ndarray] | np.ndarray]
 
 
 def marks_of(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Turns masks and points by task, some of them None, into marks."""
+    """Turns masks and points by task into marks; those that are None are left out."""
     draw = {"segmentation": trace, "localisation": np.asarray}
     return {
         task.name: draw[task.kind](found[task.name])
@@ -40,5 +39,7 @@ def trace(mask: np.ndarray) -> list[np.ndarray]:
         return []
     # The bounding box is smaller, hence faster. Zeros around it close every outline.
     box = inside[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
-    lines = contour_generator(z=np.pad(box.astype(np.float32), 1)).lines(0.5)
-    return [line + (xs[0] - 1, ys[0] - 1) for line in lines]
+    generator = contour_generator(z=np.pad(box.astype(np.float32), 1))
+    # pyrefly: ignore[bad-assignment]  # Arrays, as the default type of lines is.
+    lines: list[np.ndarray] = generator.lines(0.5)
+    return [line + np.array([xs[0] - 1, ys[0] - 1]) for line in lines]

@@ -1,8 +1,8 @@
 """Turns the logits of one image into masks, points and probabilities.
 
-What a task finds follows from its kind. From what the tasks disc, cup and glaucoma find
-come the vertical cup-to-disc ratio, the averaged diagnosis, and the mask with three
-values; only this module and `reporting.submission` know them by name.
+The kind of a task determines what it finds. The tasks disc, cup and glaucoma also give
+the vertical cup-to-disc ratio, the averaged diagnosis, and the mask with three values.
+They are derived here; no other module asks for a task by its name.
 """
 
 import dataclasses
@@ -21,13 +21,13 @@ from mtl_jax.metrics import DIAGNOSIS
 
 _DISC, _CUP = "disc", "cup"
 
-# REFUGE's grey values of a mask that shows both structures, and which these are.
+# REFUGE's grey values of a mask with disc and cup, and the tasks that it shows.
 CUP, RIM, BACKGROUND = 0, 128, 255
 IN_GREY_MASK = (_DISC, _CUP)
 
 Size = tuple[int, int]
-# By task, what its kind gives: a probability (float), a mask (uint8 [h, w]), or a point
-# (x, y); None, or no entry, where there is none.
+# The finding of each task, by its kind: a probability (float), a mask (uint8 [h, w]),
+# or a point (x, y). It is None or absent if there is none.
 Found = Mapping[str, Any]
 
 
@@ -37,13 +37,13 @@ class Prediction:
 
     Attributes:
       size: (height, width) of the image that masks and points refer to.
-      found: by task of the network, what it says of the image.
+      found: findings by task of the network.
       vcdr: vertical cup-to-disc ratio; None where the network lacks disc or cup. From
         masks, it is None if both are empty. From probabilities, it belongs to the
         network's image for any `size`.
       probability_vcdr: probability of glaucoma from the ratio; without a ratio, the
         share of glaucomas among the training images.
-      probability: mean of this and the classifier's, or the only one.
+      probability: mean of `probability_fc` and `probability_vcdr`, or the known one.
     """
 
     size: Size
@@ -59,7 +59,7 @@ class Prediction:
 
     @property
     def diagnosis(self) -> bool | None:
-        """Whether it is glaucoma."""
+        """Whether the diagnosis is glaucoma; None without a probability."""
         return vcdr.diagnose(self.probability)
 
 
@@ -140,7 +140,7 @@ def cup_to_disc_ratio(
 
 
 def with_cup(found: Found) -> dict[str, Any]:
-    """Adds the cup to the disc, if there are both, as in one mask with three values."""
+    """Adds the cup to the disc if both exist, as in one mask with three values."""
     disc, cup = found.get(_DISC), found.get(_CUP)
     if disc is None or cup is None:
         return dict(found)

@@ -161,9 +161,9 @@ def native_truth(
 
     Args:
       table: the split.
-      index: of the image.
-      truth: its annotations, see `truth_of`, of which those that are None are left out.
-      kinds: of the tasks that are wanted.
+      index: index of the image.
+      truth: its annotations, see `truth_of`; a task that has None is left out.
+      kinds: kinds of the tasks to return.
     """
     annotated = [
         task
@@ -189,9 +189,9 @@ def score_case(case: Case, post: PostProcessing = PAPER) -> dict[str, Any]:
 
     Returns:
       The prediction's numbers and scores; None where there is nothing to compare. The
-      keys are `image_id`; those of the derived quantities; of every registered task
-      those of its kind; and `loss_TASK` of each annotated task. If neither disc nor cup
-      is found, the ratio of masks is 0, as in REFUGE's program.
+      keys are `image_id`, the derived quantities, the columns that every registered
+      task has by its kind, and `loss_TASK` of each annotated task. If neither disc nor
+      cup is found, the ratio of masks is 0, as in REFUGE's program.
     """
     prediction, truth = case.prediction, case.truth
     ratio = prediction.vcdr
@@ -234,7 +234,7 @@ def _score_mask(
 def _score_point(
     task: tasks.Task, case: Case, post: PostProcessing
 ) -> dict[str, float | None]:
-    """The point in pixels of the photograph, its error in those of both images."""
+    """Returns the point in pixels of the photograph, and its error in both images."""
     keys = [f"{task.name}_{key}" for key in ("x", "y", "error", "error_native")]
     predicted, true = case.prediction.found.get(task.name), case.truth[task.name]
     if predicted is None:

@@ -61,12 +61,13 @@ def fit(vcdr: ArrayLike, glaucoma: ArrayLike, C: float = 1.0) -> VcdrClassifier 
     # The import takes seconds, and predictions do not need it.
     from sklearn.linear_model import LogisticRegression
 
+    glaucoma = np.asarray(glaucoma)
     regression = LogisticRegression(C=C)
-    regression.fit(np.asarray(vcdr, np.float64)[:, np.newaxis], np.asarray(glaucoma))
+    regression.fit(np.asarray(vcdr, np.float64)[:, np.newaxis], glaucoma)
     return VcdrClassifier(
         coefficient=regression.coef_.item(),
         intercept=regression.intercept_.item(),
-        prior=float(np.mean(glaucoma)),
+        prior=float(glaucoma.mean()),
     )
 
 

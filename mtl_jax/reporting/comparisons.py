@@ -79,8 +79,9 @@ def _auc_difference(
     # The runs are comparable only if all of them scored the same images.
     if not cases or any(not each.index.equals(cases[0].index) for each in cases):
         return None
-    scores = np.split(np.stack([each.probability for each in cases]), 2)
-    return statistics.auc_difference(*scores, cases[0][DIAGNOSIS])
+    scores, reference = np.split(np.stack([each.probability for each in cases]), 2)
+    labels = cases[0][DIAGNOSIS].to_numpy()
+    return statistics.auc_difference(scores, reference, labels)
 
 
 def _line(

@@ -32,8 +32,8 @@ def plot_roc(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def quality(row: Mapping[str, Any], image_size: int) -> float | None:
     """Scores the prediction of one image from 0 to 1; None without any annotation.
 
-    The mean of each Dice, one minus each error relative to the width, and each
-    probability given to the true class, those there are.
+    It is the mean of what can be computed: each Dice, one minus each error relative to
+    the width, and each probability of the true class.
     """
     shown = [m for m in metrics.at("page").values() if m.task and m.better]
     parts = metrics.shares(row, shown, image_size)
@@ -47,7 +47,7 @@ def quality(row: Mapping[str, Any], image_size: int) -> float | None:
 def choose_cases(
     rows: Sequence[Mapping[str, Any]], image_size: int
 ) -> dict[str, list[int]]:
-    """Indices of the best, median and worst rows by `quality`, no row twice."""
+    """Chooses indices of the best, median and worst rows by `quality`, no row twice."""
     qualities = [(quality(row, image_size), i) for i, row in enumerate(rows)]
     known = sorted(pair for pair in qualities if pair[0] is not None)
     order = [index for _, index in reversed(known)]

@@ -30,11 +30,11 @@ def write(
 ) -> list[str]:
     """Predicts on photographs of any size, and writes the results.
 
-    Writes into `output`, as a table: `predictions.csv` with `columns()` (coordinates,
-    heights and areas in the photograph's own pixels; empty where the network has no
-    such task), `masks/NAME.png` with REFUGE's grey values, `TASK_masks/NAME.png` (255
-    inside) of each mask that these do not show, and `overlays/NAME.png`. Or a REFUGE
-    submission, see `submission`. A photograph that cannot be read is left out.
+    A table is `predictions.csv` with `columns()`. Coordinates, heights and areas are in
+    the photograph's own pixels, and empty where the network has no such task. Beside it
+    are `masks/NAME.png` with REFUGE's grey values, `TASK_masks/NAME.png` (255 inside)
+    for each mask that these do not show, and `overlays/NAME.png`. For the form `refuge`
+    see `submission`. A photograph that cannot be read is left out.
 
     Args:
       workdir: folder of the run.
@@ -71,7 +71,7 @@ def write(
 
 
 def columns() -> tuple[str, ...]:
-    """The columns of `predictions.csv`."""
+    """Returns the columns of `predictions.csv`."""
     masks = [task.name for task in tasks.of_kind("segmentation")]
     return (
         "image",
@@ -94,13 +94,13 @@ def columns() -> tuple[str, ...]:
 
 
 def _other_classes() -> list[tasks.Task]:
-    """The classifications that are no part of the diagnosis."""
+    """Lists the classifications other than the diagnosis."""
     classes = tasks.of_kind("classification")
     return [task for task in classes if task.name != metrics.DIAGNOSIS]
 
 
 def _other_masks() -> list[str]:
-    """The segmentations that the grey mask does not show."""
+    """Names the segmentations that the grey mask does not show."""
     names = (task.name for task in tasks.of_kind("segmentation"))
     return [name for name in names if name not in IN_GREY_MASK]
 

@@ -36,7 +36,7 @@ _CROSS_VALIDATED = {"single": ((93.56, 1.48),), "independent": ((96.76, 0.96),)}
 
 
 def heading(metric: str) -> str:
-    """What follows the heading of a metric above the paper's results."""
+    """Returns the text after a metric's heading above the paper's results."""
     is_time = metric == "seconds_per_step"
     return "published (REFUGE, Titan XP)" if is_time else "published (REFUGE)"
 

@@ -326,9 +326,9 @@ def _draw_case(
 def _draw_maps(
     folder: pathlib.Path, experiment: _Experiment, photograph: Photograph
 ) -> Figures:
-    """Draws maps of a photograph's first point and diagnosis, the fovea and glaucoma.
+    """Draws the maps of a photograph's first point and first diagnosis.
 
-    They are MTL-IO's if it has the task, or else the first method's that has it.
+    The network is MTL-IO's if that has the task, else the first method's that has it.
     """
     figures: Figures = {}
     pixels = photograph.pixels

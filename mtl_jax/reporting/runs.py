@@ -42,7 +42,7 @@ class RunKey(NamedTuple):
     method: str
 
     def workdir(self, directory: pathlib.Path) -> pathlib.Path:
-        """The folder of the run in the folder of its experiment."""
+        """Returns the folder of the run in the folder of its experiment."""
         name = plan.run_name(self.method, self.fold, self.seed, self.learning_rate)
         return directory / "runs" / name
 
@@ -58,7 +58,7 @@ def of(rows: pd.DataFrame) -> list[RunKey]:
 
 
 def labels(runs: Sequence[RunKey]) -> dict[RunKey, str]:
-    """Names each run by its method, and by as much else as tells it from the others."""
+    """Names each run by its method, and by further fields where runs share it."""
     parts = {
         "fold": lambda run: f"fold {run.fold}",
         "seed": lambda run: f"seed {run.seed}",
@@ -131,7 +131,10 @@ def readings(
       UserError: its evaluation cannot be read.
     """
     size = split.take([0])["image"].shape[1:3]
-    by_image = numbers.astype(object).where(numbers.notna(), None).to_dict("index")
+    by_image = {
+        str(name): {str(key): number for key, number in row.items() if pd.notna(number)}
+        for name, row in numbers.to_dict("index").items()
+    }
     with _evaluation(directory, run) as folder:
         outlines = json.loads((folder / evaluate.OUTLINES).read_text("utf-8"))
         found = []
@@ -146,7 +149,7 @@ def readings(
 
 
 def _reading(
-    numbers: Mapping[str, float | None],
+    numbers: Mapping[str, float],
     outlines: Mapping[str, Any],
     frame: geometry.Frame,
     size: tuple[int, int],
@@ -155,9 +158,9 @@ def _reading(
         name: [np.array(line) for line in lines] for name, lines in outlines.items()
     }
     for task in tasks.of_kind("localisation"):
-        native_xy = [numbers.get(f"{task.name}_{axis}") for axis in "xy"]
-        if None not in native_xy:
-            marks[task.name] = geometry.xy_to_model(native_xy, frame, size)
+        x, y = (numbers.get(f"{task.name}_{axis}") for axis in "xy")
+        if x is not None and y is not None:
+            marks[task.name] = geometry.xy_to_model([x, y], frame, size)
     return Reading(marks, numbers)
 
 

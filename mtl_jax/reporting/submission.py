@@ -69,8 +69,9 @@ def write(folder: pathlib.Path, predictions: Iterable[tuple[str, Prediction]]) -
                 "submission; rename one of the photographs."
             )
         named[stem] = file_name
-        mask = Image.fromarray(grey_mask(prediction))
-        mask.save(folder / "segmentation" / f"{stem}.bmp")
+        mask = grey_mask(prediction)
+        assert mask is not None, "the network has disc and cup, see check_tasks"
+        Image.fromarray(mask).save(folder / "segmentation" / f"{stem}.bmp")
         risks.append((f"{stem}.jpg", prediction.probability))
         foveas.append((f"{stem}.jpg", *map(float, prediction.found[_POINT])))
     for name, header, rows in (

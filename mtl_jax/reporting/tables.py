@@ -66,13 +66,14 @@ def texts(
         number = f"{{:.{metric.unit.digits}f}}".format
         best = number(_best(own["mean"], metric))
         ours = dict.fromkeys(methods.index, "-")
-        for cell in own.itertuples():
-            mean = number(cell.mean)
-            text = bold.format(mean) if mean == best else mean
+        parts = (own[column] for column in ("line", "mean", "std", "count"))
+        for line, mean, deviation, count in zip(*parts, strict=True):
+            text = number(mean)
+            text = bold.format(text) if text == best else text
             if not metric.is_constant:
-                text += f" {plus_minus} {number(cell.std)}" if cell.count > 1 else ""
-                text += f" ({cell.count})"
-            ours[cell.line] = text
+                text += f" {plus_minus} {number(deviation)}" if count > 1 else ""
+                text += f" ({count})"
+            ours[line] = text
         if len(own):
             shown[metric.column] = list(ours.values())
         beside = [theirs.get(name, {}).get(metric.name, ()) for name in methods]
@@ -117,7 +118,7 @@ def as_csv(cells: pd.DataFrame, theirs: Published) -> str:
 
 
 def _best(means: pd.Series, metric: metrics.Metric) -> float:
-    """The best mean of a column; NaN where no mean is better than another."""
+    """Returns the best mean of a column; NaN where no mean is better than another."""
     if len(means) < 2 or metric.better is None:
         return float("nan")
     return means.max() if metric.better == "higher" else means.min()

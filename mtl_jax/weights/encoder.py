@@ -71,7 +71,8 @@ def save(encoder: EncoderWeights, output: pathlib.Path) -> None:
 
     with files.whole_directory(output, CONTENTS) as folder:
         variables = {"params": encoder.params, "batch_stats": encoder.batch_stats}
-        tensors = traverse_util.flatten_dict(variables, sep="/")
+        # pyrefly: ignore[bad-assignment]  # Empty nodes only where they are kept.
+        tensors: dict[str, np.ndarray] = traverse_util.flatten_dict(variables, sep="/")
         save_file(tensors, folder / _TENSORS)
         files.write_json(
             folder / _RECORD,

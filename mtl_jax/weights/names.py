@@ -98,7 +98,7 @@ def torchvision_resnet34() -> Layers:
 
 def glaucoma_mtl() -> Layers:
     """The network of the original authors: kernel (OIHW), bias, BatchNorm's two."""
-    layers = {}
+    layers: Layers = {}
 
     def double_conv(ours: str, theirs: str, *channels: int) -> None:
         for j, (before, after) in enumerate(itertools.pairwise(channels)):

@@ -181,7 +181,7 @@ def _named_tensors(path: pathlib.Path, content: Any) -> Tensors:
             if torch.is_tensor(tensor) and tensor.is_floating_point()
         }
     # Sparse tensors, nested tensors, tensors without storage.
-    except (TypeError, RuntimeError, NotImplementedError) as error:
+    except (TypeError, RuntimeError) as error:
         raise UserError(
             f"{path} holds tensors of an unusual layout ({error}); export them as "
             "plain ones."

@@ -1,6 +1,7 @@
 """Trains the networks of a config in a workdir."""
 
 import contextlib
+import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -138,7 +139,7 @@ def _initial_state(
     params, batch_stats = weights.start_from(
         pretrained, state.params, state.batch_stats
     )
-    return state.replace(params=params, batch_stats=batch_stats)
+    return dataclasses.replace(state, params=params, batch_stats=batch_stats)
 
 
 def _check_data(train: pipeline.Table, saved: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ gradient map of its diagnosis.
 
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,6 +23,8 @@ from mtl_jax.reporting.drawing.curves import save
 # the points of two methods apart without colour.
 _SIGNS = (("+", "#F0E442"), ("x", "#56B4E9"))
 _HALO = (withStroke(linewidth=3, foreground="#000000B0"),)
+_POINT: dict[str, Any] = {"ms": 7, "linestyle": "none", "path_effects": _HALO}
+_RING: dict[str, Any] = {**_POINT, "marker": "o", "mfc": "none", "color": "w"}
 
 # The cut-out around a mask is this many times as wide as the mask.
 _MARGIN = 2.0
@@ -55,10 +58,13 @@ def plot_case(
     window = _window(photograph.shape, [marks for marks, _ in panels.values()])
     _show(first, photograph, title)
     _draw_points(first, truth, found)
+    limits = {}
     if window is not None:
         left, top, side = window
         corner = (left - 0.5, top - 0.5)
         first.add_patch(Rectangle(corner, side, side, fill=False, ec="w", lw=0.8))
+        limits["xlim"] = (left - 0.5, left + side - 0.5)
+        limits["ylim"] = (top + side - 0.5, top - 0.5)
     for axes, (name, (marks, numbers)) in zip(others, panels.items(), strict=True):
         _show(axes, photograph, name)
         axes.set_xlabel(numbers, fontsize=8)
@@ -66,9 +72,7 @@ def plot_case(
             colour = np.array(task.rgb) / 255
             for line in marks.get(task.name, []):
                 axes.add_patch(Polygon(line, fc=(*colour, 0.35), ec=colour, lw=1.6))
-        if window is not None:
-            axes.set(xlim=(left - 0.5, left + side - 0.5))
-            axes.set(ylim=(top + side - 0.5, top - 0.5))
+        axes.set(**limits)
     colours = (f"{t.name} {t.colour}" for t in tasks.of_kind("segmentation"))
     others[0].set_xlabel(", ".join(colours), fontsize=8)
     save(figure, path)
@@ -98,7 +102,7 @@ def plot_fovea_maps(
     first, *others = figure.subplots(1, 1 + len(maps))
     _show(first, photograph, title)
     for axes, (name, values) in zip(others, maps.items(), strict=True):
-        drawn = _show(axes, values, name, vmin=0, vmax=1)
+        drawn = _show(axes, values, name, vmax=1)
         _mark_annotated(axes, truth)
     figure.colorbar(drawn, ax=others, shrink=0.8).ax.tick_params(labelsize=8)
     _draw_points(first, truth, {})
@@ -122,15 +126,24 @@ def plot_saliency(
     figure = Figure(figsize=(5.2, 2.9), layout="constrained")
     left, right = figure.subplots(1, 2)
     _show(left, photograph, title)
-    _show(right, saliency, "gradient map", vmin=0, vmax=np.percentile(saliency, 99))
+    _show(right, saliency, "gradient map", vmax=np.percentile(saliency, 99))
     save(figure, path)
 
 
-def _show(axes: Axes, image: np.ndarray, title: str, **scale: float) -> AxesImage:
+def _show(
+    axes: Axes, image: np.ndarray, title: str, vmax: float | None = None
+) -> AxesImage:
+    """Shows a picture, or a map whose colours reach from 0 to `vmax`."""
     axes.set_title(title, fontsize=9, wrap=True, parse_math=False)
     axes.set(xticks=[], yticks=[])
     # Cividis is even in lightness, and looks the same to the colour-blind.
-    return axes.imshow(image, cmap="cividis", interpolation="nearest", **scale)
+    return axes.imshow(
+        image,
+        cmap="cividis",
+        interpolation="nearest",
+        vmin=None if vmax is None else 0,
+        vmax=vmax,
+    )
 
 
 def _draw_points(
@@ -138,11 +151,10 @@ def _draw_points(
 ) -> None:
     _mark_annotated(axes, truth)
     for (name, (marks, _)), (sign, colour) in zip(found.items(), _SIGNS, strict=False):
-        style = {"marker": sign, "ms": 7, "mew": 1.5, "linestyle": "none"}
-        style |= {"color": colour, "path_effects": _HALO}
         points = [marks[t.name] for t in _points() if t.name in marks]
         if points:
-            axes.plot(*np.transpose(points), **style, label=name)
+            xy = np.transpose(points)
+            axes.plot(*xy, marker=sign, mew=1.5, color=colour, label=name, **_POINT)
     if axes.get_legend_handles_labels()[0]:
         # A dark legend shows the white ring.
         axes.legend(
@@ -159,12 +171,10 @@ def _points() -> list[tasks.Task]:
 
 
 def _mark_annotated(axes: Axes, truth: Marks) -> None:
-    ring = {"marker": "o", "mfc": "none", "ms": 7, "linestyle": "none"}
-    ring |= {"color": "w", "path_effects": _HALO}
     for task in _points():
         if task.name in truth:
             label = f"{task.name}, annotated"
-            axes.plot(*truth[task.name], **ring, label=label)
+            axes.plot(*truth[task.name], **_RING, label=label)
 
 
 def _window(

@@ -45,8 +45,9 @@ def plot_mean_roc(
             sensitivities.append(
                 np.interp(rates, false_positive[last], true_positive[last])
             )
-        mean, area = np.mean(sensitivities, 0), np.mean([metrics.auc(*r) for r in runs])
-        label = f"{name}, AUC {area:.3f} ({len(runs)})"
+        mean = np.mean(sensitivities, 0)
+        areas = [area for run in runs if (area := metrics.auc(*run)) is not None]
+        label = f"{name}, AUC {np.mean(areas):.3f} ({len(runs)})"
         axes.plot(rates, mean, color=colour, linestyle=dash, label=label)
         if len(runs) > 1:
             deviation = np.std(sensitivities, 0, ddof=1)

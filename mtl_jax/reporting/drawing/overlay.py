@@ -62,9 +62,9 @@ def draw(
 
     Args:
       photograph: uint8 [H, W, 3] RGB.
-      found: by task what was predicted: masks [H, W], non-zero inside, and points
-        (x, y) in pixels of `photograph`; what is None, or a class, is not drawn.
-      truth: the same of what is annotated.
+      found: predictions by task: masks [H, W], non-zero inside, and points (x, y) in
+        pixels of `photograph`. A class is not drawn, nor is None.
+      truth: annotations by task, likewise.
       caption: text below the legend.
 
     Returns:

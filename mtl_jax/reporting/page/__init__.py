@@ -14,7 +14,7 @@ import importlib.resources
 import io
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
 import jinja2
@@ -66,7 +66,7 @@ class Reading(NamedTuple):
     Attributes:
       marks: the predicted marks.
       numbers: numbers by metric. One that could not be computed is None or absent. The
-        page shows the metrics that have it among their places.
+        page shows the metrics of `metrics.at("page")`.
     """
 
     marks: Marks
@@ -216,6 +216,7 @@ def _marks_data(marks: Marks, native_size: tuple[int, int]) -> dict[str, Any]:
     def point(xy: np.ndarray | None) -> list[float] | None:
         return None if xy is None else on_page(xy).round(2).tolist()
 
+    draw: dict[tasks.Kind, Callable[[Any], str | list[float] | None]]
     draw = {"segmentation": outline, "localisation": point}
     return {
         task.name: draw[task.kind](marks.get(task.name))
@@ -229,7 +230,7 @@ def _path(outline: np.ndarray) -> str:
     line = Polyline(np.concatenate([outline, outline[:1]]))
     line.simplify_threshold = _TOLERANCE
     # The last vertex is matplotlib's mark for the end of the path.
-    points = line.cleaned(simplify=True).vertices[:-1]
+    points = np.asarray(line.cleaned(simplify=True).vertices)[:-1]
     # Rounding the points, not the steps between them, keeps errors from adding up.
     tenths = np.rint(10 * points).astype(int)
     steps = np.diff(tenths, axis=0)
