@@ -171,6 +171,7 @@ def mistakes(place, synthetic_data, glaucoma_run):
             "--architecture=vgg19",
         ),
         "size": (prepare("synthetic_fundus", "--image_size=100"), "multiple of 16"),
+        "shape": (prepare("synthetic_fundus", "--shape=round"), "--shape=round"),
         "number": (prepare("synthetic_fundus", "--num_images=1,x,3"), "whole numbers"),
         "data_set": (prepare("refuge9"), "--dataset=refuge9"),
         "no_source": (prepare("fundus_folder"), "--source is missing"),

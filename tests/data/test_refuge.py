@@ -102,6 +102,22 @@ def test_records_are_what_the_files_say(small):
         np.testing.assert_allclose(back, eye.fovea_xy, atol=1e-3)
 
 
+def test_another_shape_is_another_data_set(small, tmp_path, in_threads):
+    version_dir = refuge.build(
+        tmp_path, small[0], image_size=32, shape="fov", allow_missing=True
+    )
+    assert version_dir.parent.name == "32px-fov"
+    found = records(version_dir)
+    for stem, stretched in records(small[1]).items():
+        height, width = (int(side) for side in stretched["native_size"])
+        assert stretched["frame"].tolist() == [0, 0, width, height]
+        left, top, *sides = found[stem]["frame"].tolist()
+        assert sides[0] == sides[1] <= max(height, width)
+        back = geometry.rescale_xy(found[stem]["fovea_xy"], (32, 32), sides)
+        wanted = stretched["native_fovea_xy"]
+        np.testing.assert_allclose(back + (left, top), wanted, atol=1e-3)
+
+
 @pytest.mark.parametrize("arrangement", list(ARRANGEMENTS))
 def test_every_arrangement_gives_the_same_records(small, tmp_path, arrangement, capfd):
     source = refuge_trees.write(ARRANGEMENTS[arrangement](), tmp_path / "source")

@@ -257,6 +257,22 @@ class TestBuild:
                 assert record["has_label"].all()
                 assert list(record["native_size"]) == [32, 32]
 
+    def test_the_field_of_view_fills_the_image_of_that_shape(self):
+        eye = {"split": "train", "image_size": 256, "seed": 0}
+        whole = builder.draw_record((0, False), **eye)
+        record = builder.draw_record((0, False), **eye, shape="fov")
+        assert whole["frame"].tolist() == [0, 0, 256, 256]
+        lit = schema.decode_png(whole["image"]).max(-1) > 40
+        columns, rows = np.flatnonzero(lit.any(0)), np.flatnonzero(lit.any(1))
+        left, top, width, height = record["frame"]
+        assert width == height
+        middle = left + width / 2, top + height / 2
+        ends = np.array([columns[[0, -1]], rows[[0, -1]]]) + [0, 1]
+        np.testing.assert_allclose(middle, ends.mean(1), atol=3)
+        np.testing.assert_allclose(width, np.ptp(ends, axis=1).max(), atol=4)
+        config = builder.SyntheticFundusConfig(seed=3, shape="fov")
+        assert config.name == "256px-seed3-fov"
+
     def test_splits_have_their_own_camera(self):
         cameras = {s: builder.CAMERAS[s].name for s in builder.SPLITS}
         assert cameras["train"] != cameras["validation"] == cameras["test"]
