@@ -13,6 +13,7 @@ References:
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -212,6 +213,11 @@ class Metric:
         return self.column if self.unit.factor == 1 else self.heading
 
 
+# Other keys of `metrics.json`, `results.csv` and the log of a training.
+_RESERVED = re.compile(
+    "loss(_.*)?|num_images|dataset|split|fold|resolution|checkpoint|score|step|epoch"
+)
+
 # In the order of tables. A kind stands for the metrics of all its tasks.
 METRICS: list[Metric | tasks.Kind] = [
     Metric(
@@ -385,10 +391,18 @@ def register(metric: Metric) -> None:
     """Adds a metric at the end of tables.
 
     Raises:
-      ValueError: if its name is taken.
+      ValueError: if its name or its heading is taken; or if it is for validation, but
+        neither rises nor is in pixels.
     """
-    if metric.name in every():
+    known = every()
+    if metric.name in known or _RESERVED.fullmatch(metric.name):
         raise ValueError(f"{metric.name!r} is taken")
+    if metric.column in {other.column for other in known.values()}:
+        raise ValueError(f"the heading {metric.column!r} is taken")
+    # The mean that chooses a checkpoint converts them to numbers that are 1 at best.
+    is_share = metric.better == "higher" or metric.unit == PIXELS
+    if "validation" in metric.places and not is_share:
+        raise ValueError(f"{metric.name!r} can have no part in the validation score")
     METRICS.append(metric)
 
 

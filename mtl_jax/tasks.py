@@ -6,8 +6,9 @@ chooses among them.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 
@@ -101,6 +102,12 @@ class Task:
         return criterion(logits, self.target(batch), self.settings)
 
 
+# Columns of results, and files and folders of a workdir, which have names of their own.
+_RESERVED = re.compile(
+    "(auc|dice|loss|probability|vcdr|fc)(_.*)?|.*_(error|native|x|y)|image_id|split|"
+    "source|score|checkpoints?|evaluation|tensorboard|whole|crop"
+)
+
 # The registered tasks by name, in the order of tables.
 TASKS: dict[str, Task] = {}
 
@@ -109,10 +116,17 @@ def register(task: Task) -> None:
     """Makes a task known to configs, evaluations and reports.
 
     Raises:
-      ValueError: if the name is taken, or an annotation or the colour is unknown.
+      ValueError: if the name is taken or is not small letters, digits and `_`; if the
+        kind, an annotation or the colour is unknown; or if there are no labels.
     """
-    if task.name in TASKS:
+    if task.name in TASKS or _RESERVED.fullmatch(task.name):
         raise ValueError(f"{task.name!r} is taken")
+    if not re.fullmatch("[a-z][a-z0-9_]*", task.name):
+        raise ValueError(f"{task.name!r} must be of small letters, digits and _")
+    if task.kind not in get_args(Kind):
+        raise ValueError(f"{task.kind!r} is no kind; there are {get_args(Kind)}")
+    if not task.labels:
+        raise ValueError(f"{task.name!r} has no labels; name some of {LABELS}")
     if unknown := set(task.labels) - set(LABELS):
         raise ValueError(f"{min(unknown)!r} is no annotation; there are {LABELS}")
     if task.is_dense and task.colour not in COLOURS:

@@ -12,6 +12,7 @@ from importlib import metadata
 import pytest
 from jax._src import compilation_cache
 
+from mtl_jax.commands import _compilation_cache
 from mtl_jax.commands._program import EXTRAS
 
 pytest_plugins = ("training_fixtures",)
@@ -64,6 +65,44 @@ def test_the_program_lists_what_the_scripts_do():
     listed = [line.split(maxsplit=1) for line in bare.stdout.splitlines()[2:]]
     assert [name for name, _ in listed] == COMMANDS
     assert dict(listed)["train"].startswith("Trains a network: --config=")
+
+
+def test_folders_of_the_user_keep_their_names(tmp_path):
+    path = tmp_path / "scripts/my.py"
+    finished = python(PROGRAM, "train", f"--config={path}", "--workdir=x")
+    assert finished.stderr == (
+        f"error: There is no config file '{path}'; see configs/.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("def (", "it is not Python"), ("x = 1", "it has no function get_config")],
+)
+def test_a_config_file_with_a_mistake(text, message, tmp_path):
+    (tmp_path / "config.py").write_text(text)
+    finished = python(
+        PROGRAM, "train", f"--config={tmp_path / 'config.py'}", "--workdir=x"
+    )
+    assert finished.returncode == 2
+    assert message in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_old_programs_leave_the_folder(tmp_path):
+    hashes = [f"{i:064x}" for i in range(_compilation_cache._MAX_PROGRAMS + 2)]
+    for i, name in enumerate(hashes):
+        (tmp_path / f"jit_f-{name}-cache").write_bytes(b"x")
+        last_use = tmp_path / f"jit_f-{name}-atime"
+        last_use.write_bytes(b"x")
+        os.utime(last_use, (i, i))
+    (tmp_path / "notes.txt").write_text("kept")
+    _compilation_cache._prepare(tmp_path)
+    kept = {path.name for path in tmp_path.iterdir() if path.suffix == ""}
+    assert kept - {".lockfile"} == {
+        f"jit_f-{name}-{kind}" for name in hashes[2:] for kind in ("cache", "atime")
+    }
+    assert (tmp_path / "notes.txt").exists()
 
 
 def test_help_names_what_was_started():

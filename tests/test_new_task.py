@@ -75,6 +75,16 @@ def others():
         ({}, "'rim' is taken"),
         ({"name": "x", "labels": ("disc", "vessels")}, "'vessels' is no annotation"),
         ({"name": "x", "colour": "pink"}, "'pink' is no colour"),
+        ({"name": "x", "kind": "segmentaton"}, "'segmentaton' is no kind"),
+        ({"name": "x", "labels": ()}, "'x' has no labels"),
+        ({"name": "a/b"}, "'a/b' must be of small letters"),
+        ({"name": ""}, "'' must be of small letters"),
+        # Columns and folders that there are.
+        ({"name": "probability"}, "'probability' is taken"),
+        ({"name": "dice_disc"}, "'dice_disc' is taken"),
+        ({"name": "vcdr_true"}, "'vcdr_true' is taken"),
+        ({"name": "image_id"}, "'image_id' is taken"),
+        ({"name": "crop"}, "'crop' is taken"),
     ],
 )
 def test_what_cannot_be_registered(rim, changes, message):
@@ -211,6 +221,25 @@ def test_a_new_metric_is_one_entry():
         assert "vcdr_bias" not in metrics.at("native")
     finally:
         metrics.METRICS.remove(bias)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "loss_disc"}, "'loss_disc' is taken"),
+        ({"name": "num_images"}, "'num_images' is taken"),
+        ({"heading": "vCDR error"}, "heading 'vCDR error' is taken"),
+        ({"places": ("validation",)}, "'x' can have no part in the validation score"),
+        (
+            {"places": ("validation",), "better": "lower"},
+            "'x' can have no part in the validation score",
+        ),
+    ],
+)
+def test_metrics_that_cannot_be_registered(changes, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.register(metrics.Metric(**({"name": "x", "heading": "X"} | changes)))
+    assert "x" not in metrics.every()
 
 
 def component(mask):

@@ -11,15 +11,16 @@ import sys
 import filelock
 from absl import flags
 
-_MAX_BYTES = 2**30
+# JAX looks at every program whenever it adds one: a thousand of them take 0.1 s.
+_MAX_BYTES, _MAX_PROGRAMS = 2**30, 1000
 
 FOLDER = flags.DEFINE_string(
     "compilation_cache",
     None,
-    "Folder that keeps at most 1 GiB of compiled programs for later commands. The "
-    "default is JAX_COMPILATION_CACHE_DIR with JAX's own limit, if that is set. "
-    "Otherwise it is mtl_jax/programs in the user's cache folder (XDG_CACHE_HOME or "
-    "~/.cache). An empty value keeps no programs.",
+    "Folder that keeps compiled programs, and nothing else, for later commands. Above "
+    "1 GiB the oldest are deleted. The default is JAX_COMPILATION_CACHE_DIR with JAX's "
+    "own limit, if that is set. Otherwise it is mtl_jax/programs in the user's cache "
+    "folder (XDG_CACHE_HOME or ~/.cache). An empty value keeps no programs.",
 )
 
 
@@ -56,13 +57,23 @@ def switch_on() -> None:
 
 
 def _prepare(folder: pathlib.Path) -> None:
-    """Makes the folder, and removes programs that were not written completely.
+    """Makes the folder, and removes programs that are incomplete or too many.
 
     JAX writes a program, and then a second file with the time of its last use. If a
     second file is missing, JAX can no longer read or add programs.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError("it cannot be written")
     with filelock.FileLock(folder / ".lockfile", timeout=10):
+        last_uses = {}
         for program in folder.glob("*-" + 64 * "[0-9a-f]" + "-cache"):
-            if not program.with_name(f"{program.name[:-6]}-atime").exists():
+            last_use = program.with_name(f"{program.name[:-6]}-atime")
+            if last_use.exists():
+                last_uses[program, last_use] = last_use.stat().st_mtime
+            else:
                 program.unlink()
+        oldest_first = sorted(last_uses, key=last_uses.__getitem__)
+        for files in oldest_first[: max(0, len(oldest_first) - _MAX_PROGRAMS)]:
+            for file in files:
+                file.unlink()

@@ -43,7 +43,7 @@ def main() -> None:
     """
     commands = _commands()
     verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if verb == "--help":
+    if verb in ("--help", "-h", "help"):
         width = max(map(len, commands))
         print("mtl-jax COMMAND --FLAG=VALUE ...; mtl-jax COMMAND --help lists flags.\n")
         for name, summary in commands.items():
@@ -106,13 +106,8 @@ def run(verb: str) -> NoReturn:
                 )
         raise
     except KeyboardInterrupt:
-        print(
-            _as_started(
-                "interrupted; continue with scripts/train.py --resume, or repeat the "
-                "command of an experiment."
-            ),
-            file=sys.stderr,
-        )
+        advice = "continue with --resume" if verb == "train" else "repeat the command"
+        print(f"interrupted; {advice}.", file=sys.stderr)
         sys.exit(130)
 
 
@@ -127,7 +122,9 @@ def _as_started(text: str) -> str:
     All other code can therefore name the script.
     """
     if sys.argv[0].startswith("mtl-jax "):
-        return re.sub(r"scripts/(\w+)\.py", r"mtl-jax \1", text)
+        # A folder of the user's may be called scripts, too.
+        verbs = "|".join(_commands())
+        return re.sub(rf"(?<![\w/])scripts/({verbs})\.py", r"mtl-jax \1", text)
     return text
 
 
@@ -161,7 +158,7 @@ def _prepare_help(command: types.ModuleType) -> None:
 def _parse(argv: list[str]) -> list[str]:
     """Parses flags; prints one sentence where ml_collections prints a traceback."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config")
+    parser.add_argument("--config", "-config", nargs="?", const="")
     config = parser.parse_known_args(argv[1:])[0].config
     if config is not None and not pathlib.Path(config.split(":")[0]).is_file():
         _fail(f"There is no config file {config!r}; see configs/.", 2)
@@ -169,6 +166,8 @@ def _parse(argv: list[str]) -> list[str]:
         return app.parse_flags_with_usage(argv)
     except UserError as error:
         _fail(f"--config={config}: {error}", 2)
+    except SyntaxError as error:
+        _fail(f"--config={config}: it is not Python ({error}); see configs/.", 2)
     except (AttributeError, KeyError) as error:
         # The error's text begins with the name of the field.
         name = re.split(r"\W", str(error).lstrip("'\"\\"), maxsplit=1)[0]
@@ -180,6 +179,8 @@ def _parse(argv: list[str]) -> list[str]:
                     "configs/default.py lists them all.",
                     2,
                 )
+        if "get_config" in str(error):
+            _fail(f"--config={config}: it has no function get_config.", 2)
         raise
 
 

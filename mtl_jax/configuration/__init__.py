@@ -3,7 +3,7 @@
 from mtl_jax.configuration.checks import check, check_image_size
 from mtl_jax.configuration.experiment import Experiment, build
 from mtl_jax.configuration.parts import part_configs
-from mtl_jax.configuration.text import differences, from_json, to_json
+from mtl_jax.configuration.text import differences, flatten, from_json, to_json
 from mtl_jax.configuration.values import OPTIMIZERS, STAGES, Config
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "check",
     "check_image_size",
     "differences",
+    "flatten",
     "from_json",
     "part_configs",
     "to_json",

@@ -83,6 +83,7 @@ def check(config: Config, *, is_part: bool = False) -> None:
     """
     _check_fields(config)
     values = flatten(config)
+    _check_tasks(config)
     _check_choice("method.name", config.method.name, methods.METHODS)
     choices, ranges = {**_CHOICES, "evaluation.score": scores()}, dict(_RANGES)
     for name, field in methods.fields().items():
@@ -108,7 +109,6 @@ def check(config: Config, *, is_part: bool = False) -> None:
                 f"config.{field} is {values[field]}; it must be at least 0 and less "
                 "than 1."
             )
-    _check_tasks(config)
     _check_together(config)
     if config.view.kind == "crop" and not is_part:
         raise UserError(

@@ -42,10 +42,10 @@ def _single_task_configs(config: Config) -> dict[str, Config]:
 
 
 def _choose_score(config: Config, names: Collection[str]) -> None:
-    """Scores a network of these tasks by their mean, if not by one of them.
-
-    The scores of several tasks need the diagnosis.
-    """
+    """Scores a network of these tasks by their mean, unless its score is of one."""
     score = metrics.every().get(config.evaluation.score)
-    if score and (score.task or metrics.DIAGNOSIS) not in names:
+    if score is None:
+        return
+    is_diagnosis = metrics.DIAGNOSIS in score.columns
+    if (score.task or (is_diagnosis and metrics.DIAGNOSIS)) not in names:
         config.evaluation.score = "mean"

@@ -130,7 +130,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         own = [row for row in rows if row["variant"] == variant]
         cells = []
         for name, metric in shown.items():
-            values = [row[name] for row in own if row[name] is not None]
+            values = [row[name] for row in own if row.get(name) is not None]
             text = f"{np.mean(values):.{metric.digits}f}" if values else "-"
             cells.append(text)
         found = sum((row["dice_cup"] or 0) >= FOUND for row in own)

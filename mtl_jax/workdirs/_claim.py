@@ -13,11 +13,12 @@ from mtl_jax.training.checkpoints import Checkpoints
 
 def networks(workdir: pathlib.Path) -> list[pathlib.Path]:
     """Lists the folders with checkpoints: the workdir, or those of its networks."""
-    parts = (*tasks.TASKS, *configuration.STAGES)
-    folders = [workdir, *(workdir / name for name in parts)]
+    order = [*tasks.TASKS, *configuration.STAGES]
+    parts = {path.parent for path in workdir.glob("*/checkpoints")}
+    known = [workdir / name for name in order if workdir / name in parts]
     return [
         folder
-        for folder in folders
+        for folder in (workdir, *known, *sorted(parts - {*known}))
         if Checkpoints(folder, read_only=True).steps() != []
     ]
 

@@ -106,12 +106,31 @@ def load(workdir: pathlib.Path, checkpoint: str = "best") -> TrainedNetwork:
     folders = networks(workdir)
     if not folders:
         raise UserError(f"{workdir} holds no checkpoint; name the workdir of a run.")
-    stages = [folder.name for folder in folders if folder != workdir]
-    if set(stages) & set(configuration.STAGES) and len(stages) < 2:
+    if missing := _parts(workdir) - {folder.name for folder in folders}:
         raise UserError(
-            f"{workdir} holds one of two stages only; train the other with --resume."
+            f"{workdir} does not hold the network {min(missing)} yet; train it with "
+            "--resume."
         )
     return _join([_load_one(folder, checkpoint) for folder in folders])
+
+
+def _parts(workdir: pathlib.Path) -> set[str]:
+    """Names the networks that the method of a workdir's config trains."""
+    path = workdir / "config.json"
+    if not path.exists():
+        return set()
+    try:
+        config = configuration.from_json(path.read_text(), path)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); name another workdir."
+        ) from error
+    fields = configuration.flatten(config)
+    if fields.get("method.name") == "single":
+        return {*fields.get("tasks", ())}
+    if fields.get("method.name") == "two_stage":
+        return {*configuration.STAGES}
+    return set()
 
 
 def load_kind(
@@ -142,7 +161,8 @@ def _load_one(folder: pathlib.Path, checkpoint: str) -> TrainedNetwork:
         configuration.check(config, is_part=True)
     except UserError as error:
         raise UserError(
-            f"{checkpoints.path(step)} is from another version of mtl_jax: {error}"
+            f"{checkpoints.path(step)} is from another version of mtl_jax, or from a "
+            f"program that registered more: {error}"
         ) from error
     experiment = configuration.build(config)
     variables = checkpoints.restore_model(step, experiment.variable_shapes())

@@ -4,6 +4,7 @@ import csv
 import functools
 import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from mtl_jax.data.synthetic import write_example
 from mtl_jax.errors import UserError
 from mtl_jax.reporting import evaluation, predictions
 from mtl_jax.workdirs import load
+from mtl_jax.workdirs._claim import networks
 
 pytest_plugins = ("training_fixtures",)
 
@@ -226,6 +228,23 @@ def test_single_task_networks_are_one_model(single, tmp_path):
         rows = list(csv.DictReader(file))
     assert all(row["probability_fc"] and row["fovea_x"] for row in rows)
     assert not any(row["mask"] for row in rows)
+
+
+def test_a_part_of_single_task_networks_is_no_model(single, tmp_path):
+    workdir = single.copy(tmp_path / "run")
+    shutil.rmtree(workdir / "fovea")
+    with pytest.raises(UserError, match="not hold the network fovea yet.*--resume"):
+        load(workdir)
+    assert load(workdir / "glaucoma").config.tasks == ["glaucoma"]
+
+
+def test_a_network_of_a_task_that_is_not_registered(single, tmp_path):
+    """Its folder is not passed over."""
+    workdir = single.copy(tmp_path / "run")
+    (workdir / "fovea").rename(workdir / "rim")
+    (workdir / "config.json").unlink()
+    names = [folder.name for folder in networks(workdir)]
+    assert names == ["glaucoma", "rim"]
 
 
 def test_single_task_networks_resume(single, tmp_path):
