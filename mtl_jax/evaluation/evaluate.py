@@ -39,6 +39,8 @@ def evaluate(
     Writes `metrics.json`, `per_image.csv` and, at model resolution, `outlines.json`
     into the folder `evaluation/SPLIT-RESOLUTION` of the workdir. The name also has the
     data set if it is not the run's own, and the checkpoint if it is not the best.
+    If the photographs are of several sources, the rows name them, and `by_source` has
+    the metrics of each.
 
     Args:
       workdir: folder of the run.
