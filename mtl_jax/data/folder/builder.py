@@ -6,6 +6,7 @@ A source is a folder with a CSV manifest, or a public data set as it is unpacked
 import dataclasses
 import functools
 import hashlib
+import os
 import pathlib
 import re
 import sys
@@ -175,7 +176,7 @@ def build(
         print(sources.found(rows), flush=True)
     for contents in found:
         for note in contents.notes:
-            print(f"{contents.name}: {note}", file=sys.stderr)
+            print(f"note: {contents.name}: {note}", file=sys.stderr)
         if contents.missing:
             text = listed(contents.name, contents.missing)
             if not allow_missing:
@@ -203,7 +204,7 @@ def _named_sources(text: str) -> list[tuple[str, pathlib.Path]]:
       UserError: if a folder does not exist, or a name is given twice.
     """
     # A folder's own name may have commas and colons.
-    parts = [text] if pathlib.Path(text).expanduser().is_dir() else text.split(",")
+    parts = [text] if os.path.isdir(os.path.expanduser(text)) else text.split(",")
     named = []
     for part in parts:
         match = re.fullmatch(r"([\w-]+):(.+)", part)
@@ -237,12 +238,7 @@ def _read(
             f"{folder} has no manifest.csv, and {kind!r} is none of the public sets "
             f"that are known by their files ({', '.join(sources.LAYOUTS)})."
         )
-    contents = manifests.read(path, folder)
-    contents.rows = [
-        dataclasses.replace(row, source=row.source or kind or folder.name)
-        for row in contents.rows
-    ]
-    return contents
+    return manifests.read(path, folder)
 
 
 def _joined(
@@ -250,14 +246,16 @@ def _joined(
 ) -> list[Row]:
     """Joins the rows of all sources. Patients of two sources are never the same.
 
+    A folder that is alone, without a name, is a source without one. It may move.
+
     Raises:
       UserError: if two sources have the same `image_id`.
     """
-    if len(found) == 1:
-        return found[0].rows
     rows: list[Row] = []
     first: dict[str, Contents] = {}
     for (kind, folder), contents in zip(named, found, strict=True):
+        is_named = len(found) > 1 or any(row.source for row in contents.rows)
+        name = kind or (folder.name if is_named else "")
         for row in contents.rows:
             other = first.setdefault(row.image_id, contents)
             if other is not contents:
@@ -265,8 +263,11 @@ def _joined(
                     f"{other.name} and {contents.name} both have an image_id "
                     f"{row.image_id}; give one of them another name."
                 )
-            patient = row.patient and f"{kind or folder.name}/{row.patient}"
-            rows.append(dataclasses.replace(row, patient=patient))
+            patient = row.patient
+            if patient and len(found) > 1:
+                patient = f"{name}/{patient}"
+            source = row.source or name
+            rows.append(dataclasses.replace(row, patient=patient, source=source))
     return rows
 
 
