@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from mtl_jax.annotations import LABELS
 from mtl_jax.data.sources import (
     drishti_gs1,
     g1020,
@@ -32,7 +33,6 @@ from mtl_jax.data.sources.rows import (
     without,
 )
 from mtl_jax.errors import UserError
-from mtl_jax.tasks import LABELS
 
 LAYOUTS: dict[str, Layout] = {
     "drishti_gs1": drishti_gs1.LAYOUT,

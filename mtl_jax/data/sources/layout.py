@@ -15,7 +15,7 @@ class Layout:
       photographs: pattern of its photographs, see `Listing.matches`, by which it is
         also recognised.
       looked_for: name of a photograph, for messages.
-      labels: of `tasks.LABELS`, what every photograph is annotated with.
+      labels: of `annotations.LABELS`, what every photograph is annotated with.
       read: finds photographs and annotations. Each row has its official split, or none
         does.
       placed: pattern of the photographs where the published set has them, if that is

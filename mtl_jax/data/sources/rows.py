@@ -58,7 +58,7 @@ class Row:
 
     @property
     def labels(self) -> tuple[bool, ...]:
-        """Which annotations there are, in the order of `tasks.LABELS`."""
+        """Which annotations there are, in the order of `annotations.LABELS`."""
         disc, cup = (
             mask is not None or self.mask is not None
             for mask in (self.disc_mask, self.cup_mask)
