@@ -13,21 +13,12 @@ from typing import Any, Literal, get_args
 import jax
 
 from mtl_jax import losses
+from mtl_jax.annotations import LABELS
 
 Batch = Mapping[str, jax.Array]
 Kind = Literal["classification", "segmentation", "localisation"]
 # Maps logits, targets and settings to one loss per image, [B].
 Criterion = Callable[[jax.Array, Any, losses.Settings], jax.Array]
-
-# The annotations of a photograph, in the order of the columns of `has_label`, and their
-# keys in a batch.
-ANNOTATIONS = {
-    "glaucoma": "glaucoma",
-    "disc": "disc_mask",
-    "cup": "cup_mask",
-    "fovea": "fovea_xy",
-}
-LABELS = tuple(ANNOTATIONS)
 
 # Okabe and Ito's colours differ under every form of colour blindness.
 COLOURS = {

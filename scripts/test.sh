@@ -3,4 +3,6 @@
 # Those that train whole protocols or several processes wait for -m slow.
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
-python -m pytest -n 2 --dist worksteal -m "not slow" "$@"
+# COVERAGE names a file for the lines that the tests run; SlipCover costs them little time.
+python ${COVERAGE:+-m slipcover --source mtl_jax --json --out "$COVERAGE"} \
+  -m pytest -n 2 --dist worksteal -m "not slow" "$@"

@@ -199,6 +199,7 @@ def test_every_import_is_declared_and_its_extra_known():
         assert declared(extra) - brought <= {"etils", "orbax-checkpoint", "scipy"}
 
 
+@pytest.mark.slow
 def test_the_second_command_finds_compiled_programs(glaucoma_run, tmp_path):
     # As the user's: importing JAX has set TF_CPP_MIN_LOG_LEVEL.
     env = {

@@ -1,6 +1,6 @@
 """From a TFDS data set on disk to batches of arrays.
 
-A `Table` is a split; it returns the records at any indices as one batch. Grain shuffles
+A `Split` returns the records at any indices as one batch. Grain shuffles
 indices rather than images, so that a few numbers are the position in the shuffled
 stream, and a checkpoint can hold them.
 """
@@ -19,12 +19,12 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow_datasets as tfds
 
+from mtl_jax.annotations import ANNOTATIONS, LABELS
 from mtl_jax.data import geometry, schema
 from mtl_jax.data.building import LocalBuilder, quiet_tfds
 from mtl_jax.data.field_of_view import Shape
 from mtl_jax.data.folds import Fold
 from mtl_jax.errors import UserError
-from mtl_jax.tasks import ANNOTATIONS, LABELS
 
 TRAINING_KEYS = (
     "image",
@@ -110,7 +110,7 @@ def open_split(
     split: str,
     fold: Fold | None = None,
     pixel_origin: geometry.PixelOrigin = "centre",
-) -> "Table":
+) -> "Split":
     """Opens a split of a data set.
 
     Args:
@@ -124,7 +124,7 @@ def open_split(
     """
     if fold is None or split not in TRAINING_SPLITS:
         check_split(builder, split)
-        return Table(builder, split, pixel_origin)
+        return Split(builder, split, pixel_origin)
     merged = _merged(builder, pixel_origin)
     return _divide(merged, fold)[TRAINING_SPLITS.index(split)]
 
@@ -133,7 +133,7 @@ def open_training_splits(
     builder: tfds.core.DatasetBuilder,
     fold: Fold | None = None,
     pixel_origin: geometry.PixelOrigin = "centre",
-) -> tuple["Table", "Table | None"]:
+) -> tuple["Split", "Split | None"]:
     """Opens the training and validation splits of a run; see `open_split`.
 
     Returns:
@@ -150,15 +150,15 @@ def open_training_splits(
 
 def _merged(
     builder: tfds.core.DatasetBuilder, pixel_origin: geometry.PixelOrigin
-) -> "Table":
-    """Opens the splits that folds divide as one table."""
+) -> "Split":
+    """Opens the splits that folds divide as one."""
     there = [split for split in TRAINING_SPLITS if split in builder.info.splits]
     if not there:
         raise UserError(f"{builder.info.full_name} has no images to make folds of.")
-    return Table(builder, "+".join(there), pixel_origin)
+    return Split(builder, "+".join(there), pixel_origin)
 
 
-def _divide(merged: "Table", fold: Fold) -> tuple["Table", "Table"]:
+def _divide(merged: "Split", fold: Fold) -> tuple["Split", "Split"]:
     """Divides the merged splits into training and validation."""
     if len(merged) < fold.num_folds:
         raise UserError(
@@ -174,7 +174,7 @@ def _divide(merged: "Table", fold: Fold) -> tuple["Table", "Table"]:
     return train, validation
 
 
-class Table:
+class Split:
     """The records of one split, decoded once if they fit into memory.
 
     Attributes:
@@ -196,7 +196,7 @@ class Table:
                 split,
                 decoders={key: tfds.decode.SkipDecoding() for key in schema.IMAGES},
             )
-        # The rows of the source that are this table's records.
+        # The rows of the source that are this split's records.
         self._rows = np.arange(len(self._source))
         self._decoded: dict[str, np.ndarray] | None = None
         side = image_size(builder)
@@ -207,8 +207,8 @@ class Table:
         """Returns the number of records."""
         return len(self._rows)
 
-    def subset(self, indices: npt.ArrayLike, name: str) -> "Table":
-        """Returns a table of the records at `indices`; it shares the decoded images."""
+    def subset(self, indices: npt.ArrayLike, name: str) -> "Split":
+        """Returns the records at `indices` as a split; it shares the decoded images."""
         subset = copy.copy(self)
         subset.name = name
         subset._rows = self._rows[np.asarray(indices, int)]
@@ -252,8 +252,8 @@ class Table:
 
         Args:
           index: of the record.
-          labels: of `tasks.ANNOTATIONS`, whose keys the result has. Decoding a mask
-            takes as long as resizing a photograph.
+          labels: some of `annotations.LABELS`; the result has their keys. Decoding a
+            mask takes as long as resizing a photograph.
 
         Returns:
           Masks uint8 [h, w], the fovea float64 [2], the diagnosis.
@@ -303,21 +303,21 @@ def _frame(record: dict[str, Any]) -> geometry.Frame:
     return geometry.Frame(left, top, width, height, (rows, columns))
 
 
-def steps_per_epoch(table: Table, batch_size: int) -> int:
+def steps_per_epoch(split: Split, batch_size: int) -> int:
     """Counts the full batches in one pass over a split.
 
     Raises:
       UserError: if the split is smaller than one batch.
     """
-    if len(table) < batch_size:
+    if len(split) < batch_size:
         raise UserError(
-            f"{table.name} has {len(table)} images, fewer than one batch of "
+            f"{split.name} has {len(split)} images, fewer than one batch of "
             f"{batch_size}; lower config.batch_size."
         )
-    return len(table) // batch_size
+    return len(split) // batch_size
 
 
-def training_batches(table: Table, batch_size: int, seed: int) -> grain.DatasetIterator:
+def training_batches(split: Split, batch_size: int, seed: int) -> grain.DatasetIterator:
     """Returns endless batches, shuffled anew in every epoch.
 
     The remainder of an epoch is dropped. The order depends only on seed and epoch. Each
@@ -325,25 +325,25 @@ def training_batches(table: Table, batch_size: int, seed: int) -> grain.DatasetI
     `set_state` save and restore its position.
 
     Args:
-      table: the training split.
+      split: the training split.
       batch_size: images of one batch, over all processes.
       seed: seed of the order.
     """
     share = batch_size // jax.process_count()
     start = share * jax.process_index()
     return iter(
-        grain.MapDataset.range(len(table))
+        grain.MapDataset.range(len(split))
         .seed(seed)
         .shuffle()
         .batch(batch_size, drop_remainder=True)
         .repeat()
-        .map(lambda indices: table.take(indices[start : start + share]))
+        .map(lambda indices: split.take(indices[start : start + share]))
         .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     )
 
 
 def evaluation_batches(
-    table: Table, batch_size: int
+    split: Split, batch_size: int
 ) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
     """Passes once over a split in order.
 
@@ -353,10 +353,10 @@ def evaluation_batches(
       The indices of the batch's records, without the copies; and the batch with the
       additional key `weight` [B], 1 for a record and 0 for a copy.
     """
-    for start in range(0, len(table), batch_size):
-        indices = list(range(start, min(start + batch_size, len(table))))
+    for start in range(0, len(split), batch_size):
+        indices = list(range(start, min(start + batch_size, len(split))))
         padding = batch_size - len(indices)
-        batch = table.take(indices + indices[-1:] * padding)
+        batch = split.take(indices + indices[-1:] * padding)
         weight = np.arange(batch_size) < len(indices)
         yield (
             indices,

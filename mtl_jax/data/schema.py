@@ -15,9 +15,9 @@ import numpy.typing as npt
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from mtl_jax.annotations import LABELS
 from mtl_jax.data import field_of_view, geometry
 from mtl_jax.errors import UserError
-from mtl_jax.tasks import LABELS
 
 SPLITS = ("train", "validation", "test")
 

@@ -20,7 +20,7 @@ CONTENTS = ("metrics.json", "per_image.csv", "roc.png", OUTLINES, "overlays/*.pn
 
 Row = Mapping[str, Any]
 Draw = Callable[
-    [pathlib.Path, workdirs.TrainedNetwork, pipeline.Table, Sequence[Row]], None
+    [pathlib.Path, workdirs.TrainedNetwork, pipeline.Split, Sequence[Row]], None
 ]
 
 
@@ -64,12 +64,12 @@ def evaluate(
     # Another data set's images were not divided for this run.
     fold = network.experiment.fold if is_own else None
     post = network.post
-    table = pipeline.open_split(builder, split, fold, post.pixel_origin)
+    opened = pipeline.open_split(builder, split, fold, post.pixel_origin)
     if is_own:
         network = workdirs.fit_missing_classifier(network, workdir, builder, fold)
     rows, traced = [], {}
     for case in scoring.cases(
-        network, table, network.batch_size, network.classifier, resolution, post
+        network, opened, network.batch_size, network.classifier, resolution, post
     ):
         rows.append(scoring.score_case(case, post))
         if resolution == "model":
@@ -96,7 +96,7 @@ def evaluate(
         if traced:
             (folder / OUTLINES).write_text(json.dumps(traced))
         if draw is not None:
-            draw(folder, network, table, rows)
+            draw(folder, network, opened, rows)
     return output, metrics
 
 

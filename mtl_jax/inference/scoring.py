@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from mtl_jax import metrics, tasks
+from mtl_jax.annotations import ANNOTATIONS, LABELS
 from mtl_jax.data import geometry, pipeline
 from mtl_jax.errors import NotFinite
 from mtl_jax.inference import vcdr
@@ -18,7 +19,6 @@ from mtl_jax.inference.prediction import (
     interpret,
     with_cup,
 )
-from mtl_jax.tasks import ANNOTATIONS, LABELS
 
 Resolution = Literal["model", "native"]
 Batch = dict[str, np.ndarray]
@@ -33,7 +33,7 @@ class Case(NamedTuple):
 
     Attributes:
       index: index of the image in the split.
-      details: details of the photograph, see `pipeline.Table.details`.
+      details: details of the photograph, see `pipeline.Split.details`.
       model_size: (height, width) of the model image.
       frame: what it shows of the image that masks are compared in: of the photograph,
         or of itself.
@@ -56,7 +56,7 @@ class Case(NamedTuple):
 
 def cases(
     network: Network,
-    table: pipeline.Table,
+    split: pipeline.Split,
     batch_size: int,
     classifier: vcdr.VcdrClassifier | None,
     resolution: Resolution = "model",
@@ -66,24 +66,24 @@ def cases(
 
     Args:
       network: the network.
-      table: the split.
+      split: split of the data set.
       batch_size: images per batch.
       classifier: classifier on the vertical cup-to-disc ratio; None if not fitted.
       resolution: resolution at which masks are compared. At `model` resolution disc and
         cup are compared separately. At `native` resolution the cup counts as part of
         the disc, as in the mask with three values that REFUGE's program compares.
-      post: conventions for the network's maps. The table's foveas must have the same
+      post: conventions for the network's maps. The split's foveas must have the same
         `pixel_origin`.
 
     Raises:
       NotFinite: if the network's outputs are not finite.
     """
-    for indices, batch in pipeline.evaluation_batches(table, batch_size):
+    for indices, batch in pipeline.evaluation_batches(split, batch_size):
         logits, losses = network(batch)
-        _check_finite(logits, table)
+        _check_finite(logits, split)
         model_size = batch["image"].shape[1:3]
         for row, index in enumerate(indices):
-            details = table.details(index)
+            details = split.details(index)
             truth = truth_of(batch, row)
             is_native = resolution == "native"
             frame = details["frame"] if is_native else geometry.whole(model_size)
@@ -93,9 +93,9 @@ def cases(
                 frame,
                 post,
             )
-            native = native_truth(table, index, truth, "localisation")
+            native = native_truth(split, index, truth, "localisation")
             if is_native:
-                truth |= native_truth(table, index, truth, "segmentation")
+                truth |= native_truth(split, index, truth, "segmentation")
                 prediction, truth = as_one_mask(prediction, truth)
             annotated = {
                 task: float(values[row])
@@ -107,7 +107,7 @@ def cases(
             )
 
 
-def _check_finite(logits: Logits, table: pipeline.Table) -> None:
+def _check_finite(logits: Logits, split: pipeline.Split) -> None:
     """Refuses outputs that are not finite.
 
     With batch normalisation, training may continue although the running averages are
@@ -116,7 +116,7 @@ def _check_finite(logits: Logits, table: pipeline.Table) -> None:
     for task, values in logits.items():
         if not np.isfinite(values).all():
             raise NotFinite(
-                f"The network's {task} output on {table.name} is not finite; lower the "
+                f"The network's {task} output on {split.name} is not finite; lower the "
                 "learning rate, or evaluate an earlier checkpoint."
             )
 
@@ -129,7 +129,7 @@ def as_one_mask(prediction: Prediction, truth: Found) -> tuple[Prediction, Found
 
 def score_split(
     network: Network,
-    table: pipeline.Table,
+    split: pipeline.Split,
     batch_size: int,
     classifier: vcdr.VcdrClassifier | None,
     resolution: Resolution = "model",
@@ -138,7 +138,7 @@ def score_split(
     """Returns a row of scores, see `score_case`, for each image; see `cases`."""
     return [
         score_case(case, post)
-        for case in cases(network, table, batch_size, classifier, resolution, post)
+        for case in cases(network, split, batch_size, classifier, resolution, post)
     ]
 
 
@@ -155,12 +155,12 @@ def truth_of(batch: Batch, row: int) -> dict[str, Any]:
 
 
 def native_truth(
-    table: pipeline.Table, index: int, truth: Found, *kinds: tasks.Kind
+    split: pipeline.Split, index: int, truth: Found, *kinds: tasks.Kind
 ) -> dict[str, Any]:
     """Returns the annotations of one image at the photograph's size.
 
     Args:
-      table: the split.
+      split: split of the data set.
       index: index of the image.
       truth: its annotations, see `truth_of`; a task that has None is left out.
       kinds: kinds of the tasks to return.
@@ -171,7 +171,7 @@ def native_truth(
         if task.kind in kinds and truth[task.name] is not None
     ]
     labels = {label for task in annotated for label in task.labels}
-    annotations = table.native(index, labels)
+    annotations = split.native(index, labels)
     return {task.name: _truth(task, annotations) for task in annotated}
 
 
@@ -287,12 +287,12 @@ def score_of(summary: Mapping[str, Any], name: str, image_size: int) -> float | 
 
 
 def fit_vcdr_classifier(
-    table: pipeline.Table, C: float, post: PostProcessing = PAPER, chunk: int = 64
+    split: pipeline.Split, C: float, post: PostProcessing = PAPER, chunk: int = 64
 ) -> vcdr.VcdrClassifier | None:
     """Fits the classifier on the true masks and diagnoses of the training split.
 
     Args:
-      table: the training split.
+      split: training split of the data set.
       C: inverse strength of the penalty, see `vcdr.fit`.
       post: conventions for the ratio.
       chunk: images per batch.
@@ -301,7 +301,7 @@ def fit_vcdr_classifier(
       The classifier; None unless both classes have images with both masks.
     """
     ratios, labels = [], []
-    for indices, batch in pipeline.evaluation_batches(table, min(chunk, len(table))):
+    for indices, batch in pipeline.evaluation_batches(split, min(chunk, len(split))):
         for row in range(len(indices)):
             truth = truth_of(batch, row)
             ratio = cup_to_disc_ratio(truth, post.vcdr)

@@ -44,7 +44,7 @@ def write(
     def draw(
         folder: pathlib.Path,
         network: workdirs.TrainedNetwork,
-        split: pipeline.Table,
+        split: pipeline.Split,
         rows: Sequence[Row],
     ) -> None:
         pictures.plot_roc(folder / "roc.png", rows)
@@ -56,7 +56,7 @@ def write(
 
 
 def _write_submission(
-    output: pathlib.Path, network: workdirs.TrainedNetwork, split: pipeline.Table
+    output: pathlib.Path, network: workdirs.TrainedNetwork, split: pipeline.Split
 ) -> None:
     """Predicts once more, at the photographs' own resolution."""
     cases = scoring.cases(

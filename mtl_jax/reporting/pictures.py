@@ -62,7 +62,7 @@ def choose_cases(
 def draw_cases(
     folder: pathlib.Path,
     network: workdirs.TrainedNetwork,
-    table: pipeline.Table,
+    split: pipeline.Split,
     rows: Sequence[Mapping[str, Any]],
 ) -> None:
     """Draws best, median and worst cases, and all of them on one sheet."""
@@ -71,7 +71,7 @@ def draw_cases(
     for kind, indices in choose_cases(rows, network.image_size).items():
         for rank, index in enumerate(indices, start=1):
             picture = _draw_case(
-                network, table, index, f"{kind}: {_caption(rows[index])}"
+                network, split, index, f"{kind}: {_caption(rows[index])}"
             )
             pictures.append(picture)
             Image.fromarray(picture).save(folder / f"{kind}_{rank}.png")
@@ -81,12 +81,12 @@ def draw_cases(
 
 
 def _draw_case(
-    network: workdirs.TrainedNetwork, table: pipeline.Table, index: int, caption: str
+    network: workdirs.TrainedNetwork, split: pipeline.Split, index: int, caption: str
 ) -> np.ndarray:
     """Draws one case at the photograph's own proportions."""
-    batch = table.take([index] * network.batch_size)
+    batch = split.take([index] * network.batch_size)
     logits, _ = network(batch)
-    frame = table.details(index)["frame"]
+    frame = split.details(index)["frame"]
     prediction = interpret(
         {task: values[0] for task, values in logits.items()},
         network.classifier,
@@ -97,7 +97,7 @@ def _draw_case(
     return overlay.draw(
         geometry.picture_to_native(batch["image"][0], frame),
         prediction.found,
-        scoring.native_truth(table, index, truth, "segmentation", "localisation"),
+        scoring.native_truth(split, index, truth, "segmentation", "localisation"),
         caption,
     )
 

@@ -240,7 +240,7 @@ def _panels(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def _write_page(
     folder: pathlib.Path,
     experiment: _Experiment,
-    test: tuple[str, pipeline.Table],
+    test: tuple[str, pipeline.Split],
     case: str | None,
     shown: Mapping[str, page.Table],
     figures: Figures,

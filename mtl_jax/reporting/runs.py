@@ -98,7 +98,7 @@ def image_numbers(directory: pathlib.Path, run: RunKey) -> pd.DataFrame:
     return numbers
 
 
-def photographs(split: pipeline.Table) -> list[Photograph]:
+def photographs(split: pipeline.Split) -> list[Photograph]:
     """Reads the images of a split and their annotations."""
     found = []
     for index in range(len(split)):
@@ -114,7 +114,7 @@ def readings(
     directory: pathlib.Path,
     run: RunKey,
     numbers: pd.DataFrame,
-    split: pipeline.Table,
+    split: pipeline.Split,
 ) -> list[Reading | None]:
     """Reads what a run predicts for the images of a split.
 

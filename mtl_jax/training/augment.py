@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.scipy import ndimage
 
-from mtl_jax.tasks import LABELS, Batch
+from mtl_jax.annotations import LABELS
+from mtl_jax.tasks import Batch
 
 
 @dataclasses.dataclass(frozen=True)

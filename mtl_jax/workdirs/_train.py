@@ -142,7 +142,7 @@ def _initial_state(
     return dataclasses.replace(state, params=params, batch_stats=batch_stats)
 
 
-def _check_data(train: pipeline.Table, saved: Mapping[str, Any]) -> None:
+def _check_data(train: pipeline.Split, saved: Mapping[str, Any]) -> None:
     """Refuses to continue a run with other data than it began with."""
     if saved["num_training_images"] not in (None, len(train)):
         raise UserError(
@@ -153,7 +153,7 @@ def _check_data(train: pipeline.Table, saved: Mapping[str, Any]) -> None:
 
 def _validation(
     experiment: configuration.Experiment,
-    table: pipeline.Table | None,
+    split: pipeline.Split | None,
     classifier: VcdrClassifier | None,
     image_size: int,
 ) -> Validate:
@@ -161,10 +161,10 @@ def _validation(
     config = experiment.config
 
     def validate(network: Network) -> dict[str, float | None]:
-        if table is None:
+        if split is None:
             return {}
         rows = scoring.score_split(
-            network, table, config.batch_size, classifier, post=experiment.post
+            network, split, config.batch_size, classifier, post=experiment.post
         )
         summary = scoring.summarize(rows)
         del summary["num_images"]

@@ -247,9 +247,9 @@ def fit_missing_classifier(
     is_missing = network.classifier is None and "imported" in network.metadata
     if not is_missing or "train" not in builder.info.splits:
         return network
-    table = pipeline.open_split(builder, "train", fold)
+    split = pipeline.open_split(builder, "train", fold)
     classifier = scoring.fit_vcdr_classifier(
-        table, network.config.evaluation.vcdr_C, network.post
+        split, network.config.evaluation.vcdr_C, network.post
     )
     if classifier is None:
         return network

@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from mtl_jax import tasks
+from mtl_jax import annotations
 from mtl_jax.data import building, folder, geometry
 from mtl_jax.data.folder import builder, manifest
 from mtl_jax.data.folder.rows import SPLITS
@@ -92,7 +92,7 @@ def test_partial_labels_survive(built):
     _, version_dir = built
     found = {**records(version_dir, "train"), **records(version_dir, "test")}
     has_label = {name: record["has_label"].tolist() for name, record in found.items()}
-    assert tasks.LABELS == ("glaucoma", "disc", "cup", "fovea")
+    assert annotations.LABELS == ("glaucoma", "disc", "cup", "fovea")
     assert has_label == {
         "full": [True, True, True, True],
         "combined": [True, True, True, False],

@@ -67,6 +67,7 @@ def test_floors():
     }
 
 
+@pytest.mark.slow
 def test_a_measurement_and_its_table(monkeypatch):
     monkeypatch.setitem(benchmark.MATRIX, "cpu", 256)
     setting = benchmark.Setting("vgg13", 1 / 16, 32, 2, "float32")

@@ -8,6 +8,7 @@ import pytest
 
 from mtl_jax import configuration
 from mtl_jax.experiments import results
+from mtl_jax.reporting import report
 
 pytest_plugins = ("training_fixtures",)
 
@@ -47,3 +48,4 @@ def test_each_method_goes_on_with_its_best_rate(make_config, tmp_path, compiled)
     tried = {(row["fold"], row["seed"], row["learning_rate"]) for row in rows}
     first = {("0", config.seed, rate) for rate in (1e-2, 1e-3)}
     assert tried == first | {("1", config.seed + 1, best)}
+    report.write(directory)

@@ -11,12 +11,12 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from mtl_jax import metrics, workdirs
+from mtl_jax.annotations import LABELS
 from mtl_jax.data import folder, geometry, pipeline, refuge
 from mtl_jax.errors import UserError
 from mtl_jax.inference import scoring
 from mtl_jax.inference.prediction import Prediction
 from mtl_jax.reporting import evaluation, predictions, submission
-from mtl_jax.tasks import LABELS
 
 pytest_plugins = ("training_fixtures",)
 

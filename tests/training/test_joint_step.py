@@ -174,7 +174,6 @@ METHODS = {
     "vanilla": lambda: optim.random_grouping(SGD(), 1, KEY),
     "pcgrad": lambda: optax.chain(optim.pcgrad(KEY), SGD()),
     "gradnorm": lambda: optim.weighted(optim.gradnorm_weighting(4), SGD()),
-    "gradnorm_stacked": lambda: optax.chain(optim.gradnorm(4), SGD()),
     "per_task": lambda: optim.per_task(SGD(), 4),
 }
 

@@ -140,6 +140,7 @@ workdirs.train(config, workdir)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bits(tiny_run, compiled, tmp_path):
     """Killed in the middle of epoch 13 of 16; the last checkpoint is of epoch 12."""
     workdir = tmp_path / "run"
@@ -262,7 +263,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(make_config, tmp_path, monkeypa
     stop = 1 + next(i for i, members in enumerate(used) if broken in members)
     last = (stop - 1) // STEPS_PER_EPOCH * STEPS_PER_EPOCH
     assert 3 <= last < stop < 24
-    whole = pipeline.Table.take
+    whole = pipeline.Split.take
 
     def take(self, indices):
         batch = whole(self, indices)
@@ -270,7 +271,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(make_config, tmp_path, monkeypa
             batch["fovea_xy"][np.asarray(indices) == broken] = np.nan
         return batch
 
-    monkeypatch.setattr(pipeline.Table, "take", take)
+    monkeypatch.setattr(pipeline.Split, "take", take)
     workdir = tmp_path / "run"
     with pytest.raises(UserError) as caught:
         workdirs.train(config, workdir)

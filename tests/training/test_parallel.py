@@ -29,6 +29,9 @@ from mtl_jax.training import step as steps
 from mtl_jax.training.augment import Augmentation
 from mtl_jax.training.state import TrainState
 
+# Another process trains on several devices.
+pytestmark = pytest.mark.slow
+
 DEVICES, BATCH_SIZE, STEPS, SIZE = 4, 8, 3, 32
 
 # Rows are tasks, columns images; pairs of images share a device. Some devices have no

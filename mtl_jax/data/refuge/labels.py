@@ -45,8 +45,8 @@ class Statement:
 
 
 @dataclasses.dataclass
-class Table:
-    """The contents of a table.
+class Spreadsheet:
+    """The contents of a spreadsheet, or of an `index.json`.
 
     Attributes:
       name: name of its file.
@@ -61,7 +61,7 @@ class Table:
     heads: set[str] | None = dataclasses.field(default_factory=set)
 
     def lacks(self, kind: str) -> str | None:
-        """Tells why a readable table has no annotations of a kind, or None.
+        """Tells why a readable spreadsheet has no annotations of a kind, or None.
 
         Args:
           kind: `foveas` or `glaucoma labels`.
@@ -79,34 +79,34 @@ class Table:
         return None
 
 
-def read_table(file: SourceFile) -> Table:
-    """Reads a table; without a column ImgName it has no statements.
+def read_spreadsheet(file: SourceFile) -> Spreadsheet:
+    """Reads a spreadsheet; without a column ImgName it has no statements.
 
     Args:
       file: `.xlsx` or `.json`.
     """
     heads: set[str] = set()
-    table = Table(file.name, heads=heads)
+    sheet = Spreadsheet(file.name, heads=heads)
     try:
         contents = file.read_bytes()
         rows = _json_rows if file.suffix == ".json" else _sheet_rows
         for where, cells in rows(contents):
             heads.update(cells)
             statement, problems = _statement(f"{file.name} {where}", cells)
-            table.problems += problems
+            sheet.problems += problems
             if statement is not None:
-                table.statements.append(statement)
+                sheet.statements.append(statement)
     except UserError as error:
-        table.heads = None
-        table.problems.append(str(error))
+        sheet.heads = None
+        sheet.problems.append(str(error))
     # openpyxl passes on all exceptions of zipfile, the XML parser and its own code.
     except Exception as error:
-        table.heads = None
-        table.problems.append(
+        sheet.heads = None
+        sheet.problems.append(
             f"{file.name} is a damaged table ({type(error).__name__}: {error}); copy or"
             " download it again."
         )
-    return table
+    return sheet
 
 
 def _sheet_rows(contents: bytes) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -12,12 +12,12 @@ import numpy as np
 
 from mtl_jax.data import building, images
 from mtl_jax.data.refuge.files import SourceFile, some
-from mtl_jax.data.refuge.labels import Statement, Table, read_table
+from mtl_jax.data.refuge.labels import Spreadsheet, Statement, read_spreadsheet
 from mtl_jax.data.refuge.layout import Layout, folder_label
 from mtl_jax.data.refuge.official import GLAUCOMA, SPLITS, label_of, split_of
 from mtl_jax.errors import UserError
 
-# Copies of the tables round coordinates [pixels].
+# Copies of the spreadsheets round coordinates [pixels].
 _SAME_FOVEA = 0.5
 
 
@@ -31,7 +31,7 @@ class Case:
       mask: file with both structures, in REFUGE's values.
       glaucoma: 1 for glaucoma, 0 for healthy.
       fovea_xy: (x, y) = (column, row) in native pixels.
-      sides: the photograph's sides in pixels according to a table, the shorter first.
+      sides: the photograph's sides in pixels in a spreadsheet, the shorter first.
     """
 
     stem: str
@@ -70,9 +70,9 @@ def survey(layout: Layout) -> Survey:
     If sources contradict each other, the annotation or photograph is left out, and the
     contradiction is one of the problems.
     """
-    tables = [read_table(file) for file in layout.tables]
-    statements = [statement for table in tables for statement in table.statements]
-    problems = [problem for table in tables for problem in table.problems]
+    sheets = [read_spreadsheet(file) for file in layout.tables]
+    statements = [statement for sheet in sheets for statement in sheet.statements]
+    problems = [problem for sheet in sheets for problem in sheet.problems]
     photographs, contradictions = _resolve(layout.photographs, images.read_photograph)
     masks, others = _resolve(layout.masks, _structures)
     contradictions += others
@@ -88,7 +88,7 @@ def survey(layout: Layout) -> Survey:
         "foveas": foveas,
     }
     problems += _missing(there)
-    problems += _without_columns(tables, there)
+    problems += _without_columns(sheets, there)
     problems += contradictions
     stems = [stem for split in SPLITS.values() for stem in split.stems]
     cases = [
@@ -229,12 +229,12 @@ def _missing(there: Mapping[str, Mapping[str, object]]) -> list[str]:
     """A sentence for each split and kind that is not complete."""
     problems = []
     for name, split in SPLITS.items():
-        table = f"{split.annotations} has them in {split.spreadsheet}"
+        where = f"{split.annotations} has them in {split.spreadsheet}"
         official = {
             "photographs": f"{split.photographs} has {split.range}",
             "masks": f"{split.annotations} has one for each photograph",
-            "glaucoma labels": table,
-            "foveas": table,
+            "glaucoma labels": where,
+            "foveas": where,
         }
         for kind, by_stem in there.items():
             extension = "bmp" if kind == "masks" else "jpg"
@@ -248,11 +248,11 @@ def _missing(there: Mapping[str, Mapping[str, object]]) -> list[str]:
 
 
 def _without_columns(
-    tables: Iterable[Table], there: Mapping[str, Mapping[str, object]]
+    sheets: Iterable[Spreadsheet], there: Mapping[str, Mapping[str, object]]
 ) -> list[str]:
-    """A sentence for each table that may explain why a split has no annotations.
+    """A sentence for each spreadsheet that may explain why a split has no annotations.
 
-    A table without REFUGE's columns is no problem while others have the annotations.
+    A spreadsheet without REFUGE's columns is no problem if others have what it lacks.
     """
     problems: dict[str, str] = {}
     for name, split in SPLITS.items():
@@ -262,12 +262,12 @@ def _without_columns(
         for kind in ("foveas", "glaucoma labels"):
             if stems & there[kind].keys():
                 continue
-            for table in tables:
-                reason = table.lacks(kind)
-                if reason and {split_of(s.stem) for s in table.statements} <= {name}:
+            for sheet in sheets:
+                reason = sheet.lacks(kind)
+                if reason and {split_of(s.stem) for s in sheet.statements} <= {name}:
                     problems.setdefault(
-                        table.name,
-                        f"{table.name} {reason}; the official {split.spreadsheet} has "
+                        sheet.name,
+                        f"{sheet.name} {reason}; the official {split.spreadsheet} has "
                         f"the columns {', '.join(split.columns)}.",
                     )
     return list(problems.values())
