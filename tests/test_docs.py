@@ -6,6 +6,7 @@ import re
 import jax
 import numpy as np
 import optax
+import pytest
 
 from mtl_jax import metrics, optim, tasks
 from mtl_jax.data import pipeline
@@ -37,6 +38,7 @@ def test_library_example_runs_and_learns():
     assert (history[-5:].mean(0) < history[:5].mean(0)).all()
 
 
+@pytest.mark.slow
 def test_a_new_aggregator(tiny_batch):
     aggregator, *_ = blocks("docs/extending.md")
     page = run(aggregator)
@@ -57,6 +59,7 @@ def test_a_new_aggregator(tiny_batch):
     assert not np.allclose(rows[0], rows[1])
 
 
+@pytest.mark.slow
 def test_a_new_task(synthetic_data):
     _, task, _ = blocks("docs/extending.md")
     run(task)

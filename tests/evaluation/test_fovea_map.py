@@ -72,6 +72,7 @@ def test_of_a_run_of_several_networks(glaucoma_run, fovea_run, tmp_path):
     np.testing.assert_array_equal(found.predicted, alone.predicted)
 
 
+@pytest.mark.slow
 def test_of_a_run_that_sees_images_at_another_size(fovea_run, monkeypatch):
     """Maps of 64 pixels a side from a view of 32."""
     smaller = jax.image.resize(picture(64) / 255.0, (32, 32, 3), "linear")

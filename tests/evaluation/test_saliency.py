@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mtl_jax import configuration, workdirs
 from mtl_jax.evaluation import saliency
@@ -63,6 +64,7 @@ def test_of_a_run(glaucoma_run, fovea_run, compiled):
     assert saliency.of_run(fovea_run.workdir, picture) is None
 
 
+@pytest.mark.slow
 def test_of_a_run_that_sees_images_at_another_size(glaucoma_run, compiled, monkeypatch):
     """A view of 32 pixels a side of images of 64."""
     picture = np.random.default_rng(2).integers(0, 256, (64, 64, 3), np.uint8)

@@ -59,6 +59,7 @@ def test_a_variant_takes_its_part_from_he(parameters, variant, is_he):
         np.testing.assert_array_equal(values, expected)
 
 
+@pytest.mark.slow
 def test_networks_are_trained_from_where_they_begin(config, parameters, tmp_path):
     rows = initialisation.ablate(config, tmp_path, ["heads"], num_seeds=1)
     workdir = tmp_path / "heads-seed_0"

@@ -256,6 +256,7 @@ def test_interference_against_the_gradients_one_by_one(
     assert (np.diag(found["cosine"])[1:] > 0.999).all()
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_what_float32_does_roughly(random_variables, tiny_batch):
     """The real network without its batch statistics, encoder alone."""
     tx = optax.chain(optim.weighted_sum(), optax.sgd(1e-2))

@@ -129,6 +129,7 @@ def test_bad_values_are_named(fields, message):
         configuration.check(config)
 
 
+@pytest.mark.slow
 def test_a_joint_method_trains_and_tells(make_config, compiled, tmp_path):
     """The encoder alone: nothing to conflict with."""
     config = make_config(

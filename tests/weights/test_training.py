@@ -61,6 +61,7 @@ def make(make_config, pretrained, fields=None):
     )
 
 
+@pytest.mark.slow
 def test_training_starts_from_it_and_evaluation_normalises(
     tiny_run, make_config, tmp_path
 ):
