@@ -19,7 +19,7 @@ FOLDER = flags.DEFINE_string(
     "compilation_cache",
     None,
     "Folder that keeps compiled programs, and nothing else, for later commands: the "
-    "latest 300, and at most 1 GiB. The default is JAX_COMPILATION_CACHE_DIR with JAX's "
+    "latest 300, at most 1 GiB. The default is JAX_COMPILATION_CACHE_DIR with JAX's "
     "own limit, if that is set. Otherwise it is mtl_jax/programs in the user's cache "
     "folder (XDG_CACHE_HOME or ~/.cache). An empty value keeps no programs.",
 )
