@@ -111,6 +111,8 @@ def get_config() -> Config:
     config.view.size = 256  # pixels a side of what it sees
     config.view.margin = 2.0  # side of the square, as a multiple of the disc's
     config.view.jitter = 0.2  # in training, as a fraction of the square's side
+    # In training a third of whole images are close-ups, by up to this factor.
+    config.view.zoom = 1.0
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.name = "adam"  # adamw, lion, rmsprop, sgd

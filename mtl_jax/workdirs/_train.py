@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from mtl_jax import configuration, weights
+from mtl_jax import configuration, metrics, weights
 from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
 from mtl_jax.inference import scoring
@@ -110,8 +110,8 @@ def _train_network(
         if latest is not None:
             state = checkpoints.restore(latest, state, batches)
         classifier = None
-        # The second of two stages does not predict glaucoma.
-        if config.view.kind != "crop":
+        # As in the paper's tables, Res34-Unet does not predict glaucoma.
+        if config.view.kind != "crop" or metrics.DIAGNOSIS in config.tasks:
             classifier = scoring.fit_vcdr_classifier(
                 train, config.evaluation.vcdr_C, experiment.post
             )
