@@ -8,6 +8,7 @@ from mtl_jax import losses, methods, metrics, tasks
 from mtl_jax.configuration import defaults
 from mtl_jax.configuration.text import flatten
 from mtl_jax.configuration.values import (
+    BATCHES,
     DTYPES,
     NORMALIZE_INPUT,
     OPTIMIZERS,
@@ -23,6 +24,7 @@ from mtl_jax.models.encoders import ENCODERS
 from mtl_jax.training import views
 
 _CHOICES = {
+    "data.batches": BATCHES,
     "data.folds": folds.KINDS,
     "data.pixel_origin": get_args(geometry.PixelOrigin),
     "model.encoder": ENCODERS,

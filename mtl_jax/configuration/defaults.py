@@ -74,6 +74,10 @@ def get_config() -> Config:
     # Scales foveas to the model's image and back. centre: as the image is scaled,
     # (x + .5) * s - .5; corner: x * s, as in the authors' program.
     config.data.pixel_origin = "centre"
+    # shared: each step has one batch for all tasks, and a task learns from those of its
+    # images that are annotated for it. per_task: each task has a batch of its own of
+    # batch_size images, all annotated for it. An epoch has as many steps.
+    config.data.batches = "shared"
 
     config.model = ml_collections.ConfigDict()
     config.model.encoder = "vgg16"  # vgg13: the authors' program; resnet34
@@ -136,7 +140,7 @@ def get_config() -> Config:
     config.augmentation.colour = 0.0
     config.augmentation.illumination = 0.0
 
-    config.batch_size = 8  # over all devices
+    config.batch_size = 8  # over all devices; see also data.batches
     config.num_epochs = 300
     config.validate_every = 5  # epochs; each validation writes a checkpoint
 
