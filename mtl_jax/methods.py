@@ -148,13 +148,18 @@ register(
         },
     )
 )
-# It finds the optic disc on the whole image, then disc and cup in a crop around it.
+# It finds the optic disc on the whole image, then disc and cup in a crop around it. The
+# classifications join the second stage, and the localisations the first.
 register(
     Method(
         "two_stage",
         "Res34-Unet",
-        # Folder of ResNet-34 weights for an experiment whose model.encoder is another.
-        # There model.pretrained is for the other methods.
-        fields={"two_stage_pretrained": Field("")},
+        fields={
+            # Folder of ResNet-34 weights for an experiment whose model.encoder is
+            # another. There model.pretrained is for the other methods.
+            "two_stage_pretrained": Field(""),
+            # Trains each of the two networks.
+            "stage_method": Field("vanilla", choices=("vanilla", "independent")),
+        },
     )
 )

@@ -8,6 +8,7 @@ from mtl_jax import losses, methods, metrics, tasks
 from mtl_jax.configuration import defaults
 from mtl_jax.configuration.text import flatten
 from mtl_jax.configuration.values import (
+    BATCHES,
     DTYPES,
     NORMALIZE_INPUT,
     OPTIMIZERS,
@@ -23,6 +24,7 @@ from mtl_jax.models.encoders import ENCODERS
 from mtl_jax.training import views
 
 _CHOICES = {
+    "data.batches": BATCHES,
     "data.folds": folds.KINDS,
     "data.pixel_origin": get_args(geometry.PixelOrigin),
     "model.encoder": ENCODERS,
@@ -57,6 +59,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "interference_every": (0, math.inf),
     "view.margin": (1, 100),
     "view.jitter": (0, 1),
+    "view.zoom": (1, 100),
     "optimizer.warmup_epochs": (0, 1e6),
     "optimizer.freeze_encoder_epochs": (0, 1e6),
     "optimizer.encoder_learning_rate_scale": (0, 1e3),
@@ -149,15 +152,10 @@ def _check_together(config: Config) -> None:
 
 def _check_views(config: Config) -> None:
     is_two_stage = config.method.name == "two_stage"
-    if is_two_stage and set(config.tasks) != {"disc", "cup"}:
+    if is_two_stage and "disc" not in config.tasks:
         raise UserError(
-            f"config.tasks is {tuple(config.tasks)}, but the method two_stage is for "
-            "the optic disc and cup; set it to ('disc', 'cup')."
-        )
-    if is_two_stage and config.evaluation.score == "auc":
-        raise UserError(
-            "config.evaluation.score is 'auc', but the method two_stage does not "
-            "predict glaucoma; choose mean, dice_disc, dice_cup or loss."
+            f"config.tasks is {tuple(config.tasks)}, but the first network of the "
+            "method two_stage looks for the disc; add 'disc'."
         )
     if is_two_stage and config.view.kind:
         raise UserError(

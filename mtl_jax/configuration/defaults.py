@@ -74,6 +74,10 @@ def get_config() -> Config:
     # Scales foveas to the model's image and back. centre: as the image is scaled,
     # (x + .5) * s - .5; corner: x * s, as in the authors' program.
     config.data.pixel_origin = "centre"
+    # shared: each step has one batch for all tasks, and a task learns from those of its
+    # images that are annotated for it. per_task: each task has a batch of its own of
+    # batch_size images, all annotated for it. An epoch has as many steps.
+    config.data.batches = "shared"
 
     config.model = ml_collections.ConfigDict()
     config.model.encoder = "vgg16"  # vgg13: the authors' program; resnet34
@@ -111,6 +115,8 @@ def get_config() -> Config:
     config.view.size = 256  # pixels a side of what it sees
     config.view.margin = 2.0  # side of the square, as a multiple of the disc's
     config.view.jitter = 0.2  # in training, as a fraction of the square's side
+    # In training a third of whole images are close-ups, by up to this factor.
+    config.view.zoom = 1.0
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.name = "adam"  # adamw, lion, rmsprop, sgd
@@ -134,7 +140,7 @@ def get_config() -> Config:
     config.augmentation.colour = 0.0
     config.augmentation.illumination = 0.0
 
-    config.batch_size = 8  # over all devices
+    config.batch_size = 8  # over all devices; see also data.batches
     config.num_epochs = 300
     config.validate_every = 5  # epochs; each validation writes a checkpoint
 

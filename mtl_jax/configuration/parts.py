@@ -21,12 +21,19 @@ def part_configs(config: Config) -> dict[str, Config]:
 
 
 def _stage_configs(config: Config) -> dict[str, Config]:
+    chosen = [tasks.TASKS[name] for name in config.tasks]
+    # Points may lie anywhere on the whole image. What is to be seen in detail, and the
+    # diagnosis that hangs on it, is in the crop around the disc.
+    seen = {
+        "whole": [t for t in chosen if t.name == "disc" or t.kind == "localisation"],
+        "crop": [t for t in chosen if t.kind != "localisation"],
+    }
     configs = {}
-    for stage, seen in zip(STAGES, (("disc",), ("disc", "cup")), strict=True):
+    for stage in STAGES:
         one = configs[stage] = copy.deepcopy(config)
-        one.method.name = "vanilla"
-        one.view.kind, one.tasks = stage, seen
-        _choose_score(one, seen)
+        one.method.name = config.method.stage_method
+        one.view.kind, one.tasks = stage, tuple(task.name for task in seen[stage])
+        _choose_score(one, one.tasks)
     return configs
 
 

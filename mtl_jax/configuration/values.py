@@ -8,6 +8,7 @@ from mtl_jax import metrics
 # The networks of the method two_stage by what they see (view.kind), in the order of
 # their use.
 STAGES = ("whole", "crop")
+BATCHES = ("shared", "per_task")
 OPTIMIZERS = ("adam", "adamw", "lion", "rmsprop", "sgd")
 SCHEDULES = ("constant", "cosine", "linear")
 NORMALIZE_INPUT = ("auto", "on", "off")

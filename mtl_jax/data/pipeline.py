@@ -9,7 +9,8 @@ import contextlib
 import copy
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -25,6 +26,7 @@ from mtl_jax.data.building import LocalBuilder, quiet_tfds
 from mtl_jax.data.field_of_view import Shape
 from mtl_jax.data.folds import Fold
 from mtl_jax.errors import UserError
+from mtl_jax.tasks import Task
 
 TRAINING_KEYS = (
     "image",
@@ -235,6 +237,12 @@ class Split:
         column = LABELS.index("glaucoma")
         return [int(r["glaucoma"]) if r["has_label"][column] else -1 for r in records]
 
+    def has_label(self) -> np.ndarray:
+        """Returns which annotations all images have, bool [images, 4]."""
+        if self._decoded is not None:
+            return self._decoded["has_label"][self._rows]
+        return np.stack([self._record(i)["has_label"] for i in range(len(self))])
+
     def details(self, index: int) -> dict[str, Any]:
         """Describes the photograph of one record.
 
@@ -345,6 +353,83 @@ def training_batches(split: Split, batch_size: int, seed: int) -> grain.DatasetI
         .map(lambda indices: split.take(indices[start : start + share]))
         .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     )
+
+
+def annotated_images(split: Split, tasks: Sequence[Task]) -> list[np.ndarray]:
+    """Finds the images of a split that each task can learn from.
+
+    Returns:
+      The indices of the images with all labels of the task, for each task.
+
+    Raises:
+      UserError: if a task has no such image. The message names task and split.
+    """
+    labels = {"has_label": split.has_label()}
+    images = [np.flatnonzero(task.is_labelled(labels)) for task in tasks]
+    for task, indices in zip(tasks, images, strict=True):
+        if not len(indices):
+            raise UserError(
+                f"{split.name} has no image annotated for the task {task.name}, and "
+                "config.data.batches is 'per_task'; leave the task out of "
+                "config.tasks, or set config.data.batches to 'shared'."
+            )
+    return images
+
+
+def per_task_batches(
+    split: Split, tasks: Sequence[Task], batch_size: int, seed: int
+) -> grain.DatasetIterator:
+    """Returns endless batches with examples of each task's own.
+
+    The arrays have a task axis after the axis of examples: the images are
+    [B, N, H, W, 3]. Each task passes through the images annotated for it, shuffled anew
+    in every pass. A batch may reach from one pass into the next, so a task needs no
+    more than one image. The order of a task depends only on the seed and its name, not
+    on the other tasks. Shares and positions are as in `training_batches`.
+
+    Args:
+      split: the training split.
+      tasks: in the order of the task axis.
+      batch_size: images of each task in one batch, over all processes.
+      seed: seed of the order.
+
+    Raises:
+      UserError: if no image is annotated for one of the tasks.
+    """
+    share = batch_size // jax.process_count()
+    start = share * jax.process_index()
+    images = annotated_images(split, tasks)
+
+    def take(step: int) -> dict[str, np.ndarray]:
+        places = step * batch_size + start + np.arange(share)
+        indices = np.stack(
+            [
+                _draw(mine, places, (seed, *task.name.encode()))
+                for task, mine in zip(tasks, images, strict=True)
+            ],
+            axis=1,
+        )
+        batch = split.take(indices.ravel())
+        return {k: v.reshape(*indices.shape, *v.shape[1:]) for k, v in batch.items()}
+
+    return iter(
+        grain.MapDataset.range(sys.maxsize)
+        .map(take)
+        .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+    )
+
+
+def _draw(images: np.ndarray, places: np.ndarray, seed: tuple[int, ...]) -> np.ndarray:
+    """Returns the images at some places of endless passes, each in its own order.
+
+    Grain's shuffling takes 5 ms for each of a dozen images, and less for more.
+    """
+    passes, within = np.divmod(places, len(images))
+    orders = {
+        number: np.random.default_rng((number, *seed)).permutation(images)
+        for number in set(passes.tolist())
+    }
+    return np.array([orders[n][i] for n, i in zip(passes, within, strict=True)])
 
 
 def evaluation_batches(

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from jax.scipy import ndimage
 
-from mtl_jax.annotations import LABELS
 from mtl_jax.tasks import Batch
 
 
@@ -55,28 +54,25 @@ class Augmentation:
 
         Returns:
           The batch with other images, masks and foveas. A fovea that left the image
-          has no label any more.
+          keeps its label, which says that there is none to be found.
         """
 
-        def one(index, image, disc, cup, fovea_xy, has_label):
+        def one(index, image, disc, cup, fovea_xy):
             space, tone = jax.random.split(jax.random.fold_in(key, index))
             layers = jnp.concatenate(
                 [image, disc[..., None], cup[..., None]], axis=-1, dtype=jnp.float32
             )
             transform = self._transform(space, image.shape[0])
             layers, fovea_xy = _warp(layers, fovea_xy, *transform)
-            inside = jnp.all((fovea_xy >= 0) & (fovea_xy <= image.shape[0] - 1))
-            fovea = jnp.arange(len(has_label)) == LABELS.index("fovea")
             masks = (layers[..., 3:] >= 0.5).astype(disc.dtype)
             return {
                 "image": self._recolour(tone, layers[..., :3]),
                 "disc_mask": masks[..., 0],
                 "cup_mask": masks[..., 1],
                 "fovea_xy": fovea_xy,
-                "has_label": has_label & (inside | ~fovea),
             }
 
-        keys = ("image", "disc_mask", "cup_mask", "fovea_xy", "has_label")
+        keys = ("image", "disc_mask", "cup_mask", "fovea_xy")
         return {**batch, **jax.vmap(one)(index, *(batch[k] for k in keys))}
 
     def _transform(self, key, size):

@@ -1,7 +1,10 @@
-"""Gradients of the tasks' losses on one batch, along the routes the tasks need.
+"""Gradients of the tasks' losses, along the routes that the tasks need.
 
 Tasks that share a route through the network (the encoder alone; encoder and decoder)
 share its compiled program: the heads cost next to nothing beside it.
+
+The tasks share one batch, or each has its own. In a batch of own batches, every array
+has a task axis after the axis of examples: the images are [B, N, H, W, 3].
 """
 
 import functools
@@ -12,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import lax
 
 from mtl_jax import losses, optim
@@ -20,20 +24,33 @@ from mtl_jax.tasks import Batch, Task
 Backward = Literal["scan", "vmap"]
 
 
+def has_task_axis(batch: Batch) -> bool:
+    """Tells whether each task has its own batch, images [B, N, H, W, 3]."""
+    return batch["image"].ndim == 5
+
+
+def batch_of(index: int | jax.Array, batch: Batch) -> Batch:
+    """Returns the batch of the task with this index: its own or the shared one."""
+    if not has_task_axis(batch):
+        return batch
+    return {
+        key: lax.dynamic_index_in_dim(values, index, axis=1, keepdims=False)
+        for key, values in batch.items()
+    }
+
+
 def _losses(
-    model: nn.Module,
-    tasks: Sequence[Task],
-    batch: Batch,
-    axis_name: str | None,
+    model: nn.Module, tasks: Sequence[Task], axis_name: str | None
 ) -> Callable[..., tuple[list[jax.Array], Any]]:
     """Losses of some tasks from one forward pass.
 
     Returns:
-      `(params, batch_stats, dropout_key, members) -> (shares, batch_stats)`, `members`
-      indices of tasks, `shares` a list of this device's parts of their losses.
+      `(params, batch_stats, batch, dropout_key, members) -> (shares, batch_stats)`,
+      `batch` without a task axis, `members` indices of tasks, `shares` a list of this
+      device's parts of their losses.
     """
 
-    def losses_of(params, batch_stats, dropout_key, members):
+    def losses_of(params, batch_stats, batch, dropout_key, members):
         logits, updated = model.apply(
             {"params": params, "batch_stats": batch_stats},
             batch["image"],
@@ -64,40 +81,42 @@ def task_gradients(
 ) -> optim.TaskGradients:
     """The gradients of one task's loss, or of a group's, chosen by traced values.
 
-    A group with a dense task takes the route of all tasks, once for all its members.
+    On a shared batch, a group with a dense task takes the route of all tasks, once for
+    all its members. On batches of their own, the members pass one after the other, each
+    along its own route; so do all tasks of a weighted sum.
 
     Args:
       model: network with a head for every task.
       tasks: in the optimizer's order.
-      batch: images float in [0, 1].
+      batch: images float in [0, 1]; with a task axis if each task has its own.
       dropout_key: of the step.
       axis_name: of the `jax.pmap` axis over devices, over which gradients are summed.
 
     Returns:
       What a `SequentialOptimizer` asks; the carry is the batch statistics.
     """
-    losses_of = _losses(model, tasks, batch, axis_name)
+    losses_of = _losses(model, tasks, axis_name)
     everything = list(range(len(tasks)))
     routes: dict[bool, list[int]] = {}
     for index, task in enumerate(tasks):
         routes.setdefault(task.is_dense, []).append(index)
     is_dense = jnp.array([task.is_dense for task in tasks])
 
-    def loss(params, batch_stats, chosen, members):
+    def loss(params, batch_stats, batch, chosen, members):
         # A group of one task drops what that task drops by itself.
         key = jax.random.fold_in(dropout_key, jnp.argmax(chosen))
-        shares, batch_stats = losses_of(params, batch_stats, key, members)
+        shares, batch_stats = losses_of(params, batch_stats, batch, key, members)
         shares = jnp.where(chosen[jnp.array(members)], jnp.stack(shares), 0.0)
         everyones = jnp.zeros(len(tasks)).at[jnp.array(members)].set(shares)
         return shares.sum(), (everyones, batch_stats)
 
-    def along(routes, route, chosen, params, batch_stats):
+    def along(routes, route, batch, chosen, params, batch_stats):
         branches = [
             jax.value_and_grad(functools.partial(loss, members=members), has_aux=True)
             for members in routes
         ]
         (_, (shares, batch_stats)), gradient = lax.switch(
-            route, branches, params, batch_stats, chosen
+            route, branches, params, batch_stats, batch, chosen
         )
         values, gradient = psum((shares, gradient), axis_name)
         return (values, batch_stats), gradient
@@ -106,19 +125,25 @@ def task_gradients(
         order = list(routes)
         route = jnp.array([order.index(task.is_dense) for task in tasks])[index]
         chosen = jnp.arange(len(tasks)) == index
+        own = batch_of(index, batch)
         (values, batch_stats), gradient = along(
-            list(routes.values()), route, chosen, params, batch_stats
+            list(routes.values()), route, own, chosen, params, batch_stats
         )
         return (values[index], batch_stats), gradient
+
+    if has_task_axis(batch):
+        return _one_by_one(len(tasks), of_task)
 
     def of_group(mask, params, batch_stats):
         choice = [routes[False], everything] if len(routes) > 1 else [everything]
         route = (mask & is_dense).any().astype(jnp.int32)
-        return along(choice, route, mask, params, batch_stats)
+        return along(choice, route, batch, mask, params, batch_stats)
 
     def of_weighted_sum(weigh, params, batch_stats):
         shares, of_tangents, after = jax.linearize(
-            lambda params: losses_of(params, batch_stats, dropout_key, everything),
+            lambda params: losses_of(
+                params, batch_stats, batch, dropout_key, everything
+            ),
             params,
             has_aux=True,
         )
@@ -157,6 +182,56 @@ def task_gradients(
     return optim.TaskGradients(len(tasks), of_task, of_group, of_weighted_sum)
 
 
+def _one_by_one(num_tasks: int, of_task: Callable[..., Any]) -> optim.TaskGradients:
+    """Makes the gradients of groups and sums from those of single tasks.
+
+    The carry passes from task to task.
+    """
+
+    def of_group(mask, params, carry):
+        def visit(state, task):
+            index, is_member = task
+
+            def add(carry, total):
+                (value, carry), gradient = of_task(index, params, carry)
+                return (carry, jax.tree.map(jnp.add, total, gradient)), value
+
+            def pass_by(carry, total):
+                return (carry, total), jnp.zeros(())
+
+            return lax.cond(is_member, add, pass_by, *state)
+
+        start = carry, jax.tree.map(jnp.zeros_like, params)
+        (carry, total), values = lax.scan(visit, start, (jnp.arange(num_tasks), mask))
+        return (values, carry), total
+
+    def of_weighted_sum(weigh, params, carry):
+        # Every task needs a backward pass anyway, and the gradients of a part of the
+        # parameters are a part of its result.
+        (values, carry), stacked = _stack(num_tasks, of_task)(params, carry)
+        weights, aux = weigh(
+            values, lambda predicate: optim.choose(stacked, predicate)[0]
+        )
+        gradient, _ = optim.weighted_sum(weights).update(stacked, optax.EmptyState())
+        return (values, carry, aux), gradient
+
+    return optim.TaskGradients(num_tasks, of_task, of_group, of_weighted_sum)
+
+
+def _stack(num_tasks: int, of_task: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes `(params, carry) -> ((losses [N], carry), gradients [N, ...])`."""
+
+    def compute(params, carry):
+        def visit(carry, index):
+            (value, carry), gradient = of_task(index, params, carry)
+            return carry, (value, gradient)
+
+        carry, (values, stacked) = lax.scan(visit, carry, jnp.arange(num_tasks))
+        return (values, carry), stacked
+
+    return compute
+
+
 def stacked_gradients(
     model: nn.Module,
     tasks: Sequence[Task],
@@ -165,26 +240,35 @@ def stacked_gradients(
     axis_name: str | None,
     backward: Backward = "scan",
 ) -> Callable[[Any, Any], tuple[tuple[jax.Array, Any], Any]]:
-    """All tasks' gradients at one point: one forward pass, a backward pass for each.
+    """All tasks' gradients at one point.
+
+    On a shared batch, there is one forward pass, and a backward pass for each task. On
+    batches of their own, each task makes both, one task after the other.
 
     Args:
       model: network with a head for every task.
       tasks: in the order of the leading axis.
-      batch: images float in [0, 1].
-      dropout_key: of the step; all tasks see the same forward pass.
+      batch: images float in [0, 1]; with a task axis if each task has its own.
+      dropout_key: of the step; tasks that share a batch see the same forward pass.
       axis_name: of the `jax.pmap` axis over devices, over which gradients are summed.
-      backward: the backward passes one after the other, or all at once.
+      backward: the backward passes of a shared batch one after the other, or all at
+        once.
 
     Returns:
       `(params, batch_stats) -> ((losses [N], batch_stats), gradients)`, gradients with
       a leading task axis.
     """
-    losses_of = _losses(model, tasks, batch, axis_name)
+    if has_task_axis(batch):
+        own = task_gradients(model, tasks, batch, dropout_key, axis_name)
+        return _stack(len(tasks), own.of_task)
+    losses_of = _losses(model, tasks, axis_name)
     everything = range(len(tasks))
 
     def compute(params, batch_stats):
         def every_loss(params):
-            shares, after = losses_of(params, batch_stats, dropout_key, everything)
+            shares, after = losses_of(
+                params, batch_stats, batch, dropout_key, everything
+            )
             return jnp.stack(shares), after
 
         shares, pull_back, after = jax.vjp(every_loss, params, has_aux=True)

@@ -1,9 +1,15 @@
-"""Pure training and evaluation steps, `step(state, batch) -> (state, metrics)`."""
+"""Pure training and evaluation steps, `step(state, batch) -> (state, metrics)`.
+
+The tasks of a training step share its batch, or each has its own. With own batches,
+every array has a task axis after the axis of examples: the images are [B, N, H, W, 3],
+and task k is trained on the examples [:, k].
+"""
 
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -83,12 +89,13 @@ def sequential_step(
       optimizer: such as `optim.independent` or `optim.alternating`.
       axis_name: of the `jax.pmap` axis over devices; None under plain `jax.jit`.
       augment: `(key, batch, index) -> batch` applied to the batch, images in [0, 1],
-        index [B] of each example in the batch of all devices.
+        index [B] of each example in the batch of all devices. It is given the examples
+        of all tasks' own batches as one batch.
 
     Returns:
       `step(state, batch)`; images are uint8, or float in [0, 1]. Its metrics are
-      `loss` [N], `num_labels` [N], the images annotated for each task, and those of
-      `optimizer_metrics`.
+      `loss` [N], `num_labels` [N], the images of a task's batch that are annotated for
+      it, and those of `optimizer_metrics`.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -231,10 +238,23 @@ def _prepare(
         jax.random.fold_in(state.key, state.step)
     )
     batch = {**batch, "image": as_unit_range(batch["image"])}
+    if gradients.has_task_axis(batch):
+        chex.assert_axis_dimension(batch["image"], 1, len(tasks))
     if augment is not None:
-        index = example_index(batch["image"].shape[0], axis_name)
-        batch = augment(augment_key, batch, index)
-    labels = jnp.stack([task.is_labelled(batch) for task in tasks])
+        # [B], or [B, N]: every example of every task has a random stream of its own.
+        leading = batch["image"].shape[:-3]
+        examples = {
+            k: v.reshape(-1, *v.shape[len(leading) :]) for k, v in batch.items()
+        }
+        index = example_index(examples["image"].shape[0], axis_name)
+        examples = augment(augment_key, examples, index)
+        batch = {k: v.reshape(*leading, *v.shape[1:]) for k, v in examples.items()}
+    labels = jnp.stack(
+        [
+            task.is_labelled(gradients.batch_of(index, batch))
+            for index, task in enumerate(tasks)
+        ]
+    )
     return batch, dropout_key, psum(labels.sum(1), axis_name)
 
 

@@ -2,6 +2,7 @@
 
 In two stages (Yu et al. 2019) a first network finds the optic disc on the whole image;
 a second one segments disc and cup in a crop around it, of which it sees more pixels.
+See `configuration.part_configs` for the tasks of each.
 
 A window is (left, top, side) in pixels of the image, whose upper left corner is (0, 0);
 the centre of the first pixel is at (0.5, 0.5) then.
@@ -16,6 +17,9 @@ import numpy as np
 from mtl_jax.tasks import Batch
 
 KINDS = ("", "whole", "crop")
+# Share of the training images that are seen from close by, if any are; and the least
+# side of their windows, in times the disc's larger side.
+_CLOSE_UPS, _LEAST_MARGIN = 1 / 3, 1.1
 # The logit of what lies outside of the window: nothing is there.
 OUTSIDE = -20.0
 
@@ -30,12 +34,16 @@ class View:
       margin: side of the square, in times the disc's larger side.
       jitter: in training the square is moved by up to this fraction of its side either
         way along x and y, and its side changed by up to this fraction.
+      zoom: in training a third of whole images are replaced by close-ups, squares in
+        them whose side is smaller by up to this factor. They hold the disc if there is
+        one. 1 for none.
     """
 
     kind: str
     size: int
     margin: float = 2.0
     jitter: float = 0.0
+    zoom: float = 1.0
 
     def windows(self, batch: Batch) -> jax.Array:
         """The windows [B, 3]: around the true discs, unless the batch brings others.
@@ -61,23 +69,40 @@ class View:
           The batch with images and masks [B, size, size] and foveas to match.
         """
         windows = self.windows(batch)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+        side = batch["image"].shape[1]
         if self.kind == "crop" and self.jitter:
-            side = batch["image"].shape[1]
-
-            def moved(window, index):
-                draws = jax.random.uniform(
-                    jax.random.fold_in(key, index), (3,), minval=-1.0, maxval=1.0
-                )
-                x, y, scale = self.jitter * draws
-                left, top, length = window
-                longer = jnp.minimum(length * (1 + scale), side)
-                shift = (length - longer) / 2
-                return _inside(
-                    left + shift + x * length, top + shift + y * length, longer, side
-                )
-
-            windows = jax.vmap(moved)(windows, index)
+            windows = jax.vmap(self._moved, (0, 0, None))(keys, windows, side)
+        if self.kind == "whole" and self.zoom > 1:
+            windows = jax.vmap(self._close_up)(keys, windows, batch["disc_mask"])
         return self.look(batch, windows)
+
+    def _moved(self, key, window, side):
+        draws = jax.random.uniform(key, (3,), minval=-1.0, maxval=1.0)
+        x, y, scale = self.jitter * draws
+        left, top, length = window
+        longer = jnp.minimum(length * (1 + scale), side)
+        shift = (length - longer) / 2
+        return _inside(
+            left + shift + x * length, top + shift + y * length, longer, side
+        )
+
+    def _close_up(self, key, window, disc):
+        """A window that holds the disc; anywhere if the mask is empty."""
+        share, factor, x, y = jax.random.uniform(key, (4,))
+        size = disc.shape[0]
+        left, right, top, bottom = _box(disc)
+        is_there = right > left
+        least = _LEAST_MARGIN * jnp.maximum(right - left, bottom - top)
+        side = jnp.clip(size * jnp.exp(-factor * jnp.log(self.zoom)), least, size)
+
+        def start(first, last, place):
+            low = jnp.where(is_there, jnp.maximum(last - side, 0), 0)
+            high = jnp.where(is_there, jnp.minimum(first, size - side), size - side)
+            return low + place * (high - low)
+
+        close_up = jnp.stack([start(left, right, x), start(top, bottom, y), side])
+        return jnp.where(share < _CLOSE_UPS, close_up, window)
 
     def look(self, batch: Batch, windows: jax.Array) -> Batch:
         """The batch through windows; of its keys, those that follow the image."""
@@ -103,17 +128,23 @@ def around(masks: jax.Array | np.ndarray, margin: float) -> jax.Array:
 
     def one(mask):
         size = mask.shape[0]
-
-        def extent(axis):
-            there = (mask != 0).any(axis)
-            return jnp.argmax(there), size - jnp.argmax(there[::-1])
-
-        (left, right), (top, bottom) = extent(0), extent(1)
+        left, right, top, bottom = _box(mask)
         side = margin * jnp.maximum(right - left, bottom - top)
-        side = jnp.where((mask != 0).any(), jnp.minimum(side, size), size)
+        side = jnp.where(right > left, jnp.minimum(side, size), size)
         return _inside((left + right - side) / 2, (top + bottom - side) / 2, side, size)
 
     return jax.vmap(one)(masks)
+
+
+def _box(mask):
+    """Left, right, top, bottom of a mask [H, H]; right = left = 0 if it is empty."""
+
+    def extent(axis):
+        there = (mask != 0).any(axis)
+        last = mask.shape[0] - jnp.argmax(there[::-1])
+        return jnp.argmax(there), jnp.where(there.any(), last, 0)
+
+    return *extent(0), *extent(1)
 
 
 def crop(images: jax.Array, windows: jax.Array, size: int) -> jax.Array:

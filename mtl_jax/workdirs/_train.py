@@ -3,12 +3,12 @@
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
-from mtl_jax import configuration, weights
+from mtl_jax import configuration, metrics, tasks, weights
 from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
 from mtl_jax.inference import scoring
@@ -42,7 +42,9 @@ def train(
     workdir = pathlib.Path(workdir)
     parts = configuration.part_configs(config)
     if not parts:
-        _train_network(config, workdir, lambda: claim(workdir, config, resume))
+        _train_network(
+            config, workdir, config.tasks, lambda: claim(workdir, config, resume)
+        )
     for number, (name, part) in enumerate(parts.items()):
 
         def claim_folders(number=number, name=name, part=part):
@@ -53,7 +55,7 @@ def train(
             # A finished network is kept.
             claim(workdir / name, part, resume=True)
 
-        _train_network(part, workdir / name, claim_folders)
+        _train_network(part, workdir / name, config.tasks, claim_folders)
 
 
 def load_pretrained(config: configuration.Config) -> weights.EncoderWeights | None:
@@ -71,7 +73,10 @@ def load_pretrained(config: configuration.Config) -> weights.EncoderWeights | No
 
 
 def _train_network(
-    config: configuration.Config, folder: pathlib.Path, claim_folder: Callable[[], None]
+    config: configuration.Config,
+    folder: pathlib.Path,
+    tasks_of_run: Sequence[str],
+    claim_folder: Callable[[], None],
 ) -> None:
     """Trains one network; claims its folder after all other checks."""
     experiment = configuration.build(config)
@@ -83,13 +88,17 @@ def _train_network(
     if experiment.view is None:
         configuration.check_image_size(config, side, f"{train.name} has images of")
     steps_per_epoch = pipeline.steps_per_epoch(train, config.batch_size)
+    is_per_task = config.data.batches == "per_task"
+    if is_per_task:
+        # Also for the networks that this run trains after this one.
+        pipeline.annotated_images(train, tasks.build(tasks_of_run))
     training = Training(
         model=experiment.model.clone(axis_name=parallel.AXIS),
         tasks=experiment.tasks,
         optimizer=experiment.optimizer(steps_per_epoch),
         augment=experiment.augment,
         view=experiment.view,
-        batch_size=config.batch_size,
+        batch_size=config.batch_size * (len(experiment.tasks) if is_per_task else 1),
         steps_per_epoch=steps_per_epoch,
         num_epochs=config.num_epochs,
         validate_every=config.validate_every,
@@ -105,13 +114,18 @@ def _train_network(
                 # The run is finished. Only check that its network can be read.
                 checkpoints.restore_model(latest, experiment.variable_shapes())
                 return
-        batches = pipeline.training_batches(train, config.batch_size, config.seed)
+        if is_per_task:
+            batches = pipeline.per_task_batches(
+                train, experiment.tasks, config.batch_size, config.seed
+            )
+        else:
+            batches = pipeline.training_batches(train, config.batch_size, config.seed)
         state = _initial_state(config.seed, training, pretrained)
         if latest is not None:
             state = checkpoints.restore(latest, state, batches)
         classifier = None
-        # The second of two stages does not predict glaucoma.
-        if config.view.kind != "crop":
+        # As in the paper's tables, Res34-Unet does not predict glaucoma.
+        if config.view.kind != "crop" or metrics.DIAGNOSIS in config.tasks:
             classifier = scoring.fit_vcdr_classifier(
                 train, config.evaluation.vcdr_C, experiment.post
             )

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mtl_jax import configuration, files, tasks, weights
+from mtl_jax import configuration, files, metrics, tasks, weights
 from mtl_jax.data import folds, pipeline
 from mtl_jax.data.field_of_view import Shape
 from mtl_jax.errors import UserError
@@ -272,13 +272,14 @@ def _join(members: list[TrainedNetwork]) -> TrainedNetwork:
     config.method.name = "two_stage" if is_two_stage else "single"
     if is_two_stage:
         config.view.kind = ""
-    tasks = (name for member in members for name in member.config.tasks)
-    config.tasks = tuple(dict.fromkeys(tasks))
+    names = {name for member in members for name in member.config.tasks}
+    config.tasks = tuple(name for name in tasks.TASKS if name in names)
+    # As in the paper's tables, Res34-Unet does not predict glaucoma.
+    is_diagnosed = not is_two_stage or metrics.DIAGNOSIS in names
     return dataclasses.replace(
         first,
         experiment=dataclasses.replace(first.experiment, config=config),
-        # As in the paper, Res34-Unet does not predict glaucoma.
-        classifier=None if is_two_stage else first.classifier,
+        classifier=first.classifier if is_diagnosed else None,
         checkpoint="-".join(member.checkpoint for member in members),
         metadata={
             **first.metadata,

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from mtl_jax import losses
 from mtl_jax.training.augment import Augmentation
 
 SIZE, IMAGES = 64, 16
@@ -270,21 +271,19 @@ def test_illumination_varies_smoothly_within_each_image(photographs):
     assert len(np.unique(gain[:, 0, 0].round(4))) == IMAGES
 
 
-def test_a_fovea_that_leaves_the_image_loses_its_label_and_only_that():
+def test_the_target_map_of_a_fovea_that_leaves_the_image_is_empty():
     before = blobs(np.full((IMAGES, 2), 4.0))
-    before["has_label"][::2, 0] = False
-    after = augment(0, before, shift=0.25)
+    before["has_label"][::2, 3] = False
+    after = augment(0, before, shift=0.4)
     x, y = after["fovea_xy"].T
-    inside = (x >= 0) & (x <= SIZE - 1) & (y >= 0) & (y <= SIZE - 1)
-    assert 0 < inside.sum() < IMAGES
-    np.testing.assert_array_equal(after["has_label"][:, 3], inside)
-    np.testing.assert_array_equal(after["has_label"][:, :3], before["has_label"][:, :3])
-
-
-def test_an_unlabelled_fovea_stays_unlabelled(batch):
-    before = {**batch, "has_label": np.zeros((IMAGES, 4), bool)}
-    after = augment(0, before, rotation=40.0)
-    assert not after["has_label"].any()
+    far = (np.minimum(x, y) < -6) | (np.maximum(x, y) > SIZE + 5)
+    assert 0 < far.sum() < IMAGES
+    sigma = 2 / SIZE
+    maps = np.asarray(losses.fovea_map(after["fovea_xy"], (SIZE, SIZE), sigma, "point"))
+    assert maps[far].max() < np.exp(-(6**2) / 2 / 2**2) + 1e-6
+    inside = (np.minimum(x, y) >= 0) & (np.maximum(x, y) <= SIZE - 1)
+    assert maps[inside].max((1, 2)).min() > 0.9
+    np.testing.assert_array_equal(after["has_label"], before["has_label"])
 
 
 def test_what_comes_from_outside_the_image_is_black_and_unmarked():

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from configs import refuge
+from configs import fundus, refuge
 from mtl_jax import configuration, workdirs
 from mtl_jax.data import pipeline, synthetic
 from mtl_jax.data.synthetic import write_example
@@ -54,6 +54,16 @@ def test_the_config_of_the_paper_describes_two_unets():
         configuration.check(one, is_part=True)
         assert configuration.build(one).model.encoder == "resnet34"
         assert one.view.size == 256
+
+
+def test_every_task_is_in_the_stage_that_can_see_it():
+    config = fundus.get_config()
+    whole, crop = configuration.part_configs(config).values()
+    assert tuple(whole.tasks) == ("disc", "fovea")
+    assert tuple(crop.tasks) == ("glaucoma", "disc", "cup")
+    assert whole.method.name == crop.method.name == "independent"
+    for one in (config, fundus.get_config("vanilla")):
+        configuration.check(one)
 
 
 @pytest.mark.slow
@@ -123,8 +133,8 @@ def test_one_stage_alone_is_no_model(run, tmp_path):
     ("fields", "said"),
     [
         (
-            {"tasks": ("disc", "fovea")},
-            r"\('disc', 'fovea'\), but .* two_stage",
+            {"tasks": ("cup", "fovea")},
+            r"\('cup', 'fovea'\), but .* two_stage .* add 'disc'",
         ),
         ({"view.kind": "whole"}, "view.kind is 'whole', but .* leave it empty"),
         ({"view.kind": "half"}, "view.kind has 'half'; choose from '', whole, crop"),
@@ -132,7 +142,11 @@ def test_one_stage_alone_is_no_model(run, tmp_path):
             {"method.name": "vanilla", "view.kind": "crop"},
             "no other network finds the disc",
         ),
-        ({"evaluation.score": "auc"}, "two_stage does not predict glaucoma"),
+        ({"view.zoom": 0.5}, "view.zoom is 0.5; it must lie between 1"),
+        (
+            {"method.stage_method": "single"},
+            "stage_method has 'single'; choose from vanilla, independent",
+        ),
         ({"view.size": 40}, "view.size is 40 pixels, which does not fit .* of 16"),
         (
             {"model.encoder": "resnet34", "view.size": 48},

@@ -11,6 +11,7 @@ SIZE = 48
 crop = jax.jit(views.crop, static_argnums=2)
 paste = jax.jit(views.paste, static_argnums=2)
 around = jax.jit(views.around)
+zoomed = jax.jit(views.View("whole", size=32, zoom=4.0))
 
 
 def box(left, top, width, height):
@@ -145,3 +146,44 @@ def test_given_windows_take_the_place_of_true_discs():
     np.testing.assert_array_equal(
         views.View("whole", size=32).windows(batch), [[0, 0, SIZE]] * 2
     )
+
+
+@given(BOXES, st.integers(0, 2**32 - 1))
+def test_close_ups_hold_the_disc(mask, seed):
+    left, top, width, height = mask
+    count = 30
+    batch = batch_of(1) | {"disc_mask": box(*mask)[None]}
+    batch = {key: np.repeat(value[:1], count, 0) for key, value in batch.items()}
+    # Where the pixels of the image come from is written in them.
+    ys, xs = np.mgrid[:SIZE, :SIZE].astype("f4") + 0.5
+    batch["image"] = np.stack([np.stack([xs, ys, xs], -1)] * count)
+    seen = zoomed(jax.random.key(seed), batch, jnp.arange(count))
+    x, y = np.asarray(seen["image"][..., 0]), np.asarray(seen["image"][..., 1])
+    # At the image's edges pixels repeat, so that only those within tell.
+    side = (x[:, 16, -5] - x[:, 16, 4]) * 32 / 23
+    is_close = side < 0.98 * SIZE
+    least = max(SIZE / 4, 1.1 * max(width, height))
+    assert (side >= min(least, SIZE) * 0.98).all()
+    starts = [(m[:, 4, 4] + m[:, -5, -5] - side) / 2 for m in (x, y)]
+    for start, first, length in zip(starts, (left, top), (width, height), strict=True):
+        assert (start >= -0.1).all()
+        assert (start + side <= SIZE + 0.1).all()
+        assert (start[is_close] <= first + 0.6).all()
+        assert (start[is_close] + side[is_close] >= first + length - 0.6).all()
+
+
+def test_a_third_of_the_images_are_close_ups_of_any_size():
+    count = 600
+    batch = {key: np.repeat(value, 150, 0) for key, value in batch_of(4).items()}
+    for empty in (False, True):
+        if empty:
+            batch["disc_mask"] = np.zeros_like(batch["disc_mask"])
+        batch["image"] = np.zeros((count, SIZE, SIZE, 3), np.float32)
+        batch["image"][:] = np.mgrid[:SIZE, :SIZE][1][..., None] + 0.5
+        seen = np.asarray(zoomed(jax.random.key(3), batch, jnp.arange(count))["image"])
+        side = (seen[:, 16, -5, 0] - seen[:, 16, 4, 0]) * 32 / 23
+        close = side < 0.98 * SIZE
+        assert 0.27 < close.mean() < 0.40
+        # As many between 1 and 2 times as between 2 and 4; discs of 11 pixels bound.
+        assert 0.4 < (side[close] > SIZE / 2).mean() < 0.6
+        assert side.min() > 0.97 * SIZE / 4
