@@ -23,6 +23,7 @@ def make(fields=None):
     ("field", "value", "choice"),
     [
         ("data.folds", "random", "shuffled"),
+        ("data.batches", "single", "per_task"),
         ("model.encoder", "vgg19", "vgg13"),
         ("model.norm", "layer", "batch_no_average"),
         ("model.dtype", "float64", "bfloat16"),

@@ -16,6 +16,7 @@ from typing import Any
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 import tensorflow_datasets as tfds
@@ -364,7 +365,7 @@ def annotated_images(split: Split, tasks: Sequence[Task]) -> list[np.ndarray]:
     Raises:
       UserError: if a task has no such image. The message names task and split.
     """
-    labels = {"has_label": split.has_label()}
+    labels = {"has_label": jnp.asarray(split.has_label())}
     images = [np.flatnonzero(task.is_labelled(labels)) for task in tasks]
     for task, indices in zip(tasks, images, strict=True):
         if not len(indices):

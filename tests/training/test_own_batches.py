@@ -1,6 +1,8 @@
 """Steps in which each task has a batch of its own (`config.data.batches`)."""
 
+import csv
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +10,16 @@ import numpy as np
 import optax
 import pytest
 from small_network import SmallNetwork
+from training_fixtures import write_photographs
 
-from mtl_jax import losses, optim, tasks
+from mtl_jax import losses, optim, tasks, workdirs
+from mtl_jax.data import folder
+from mtl_jax.errors import UserError
 from mtl_jax.training import step as steps
 from mtl_jax.training.state import TrainState
+from mtl_jax.training.watch import Watch
+
+pytest_plugins = ("training_fixtures",)
 
 NAMES = tuple(tasks.TASKS)
 KEY = jax.random.key(3)
@@ -203,3 +211,174 @@ def test_the_same_batch_for_all_tasks_is_a_shared_one(method, variables, tiny_ba
     (shared, shared_history), (state, history) = found
     # Running averages do differ: a shared pass counts once.
     assert_close((state.params, history), (shared.params, shared_history))
+
+
+@pytest.mark.parametrize(
+    # Momentum of the first step would move a head that takes part in a step of its own.
+    "optimizer",
+    [optim.independent(SGD(), 4), optim.random_grouping(optax.sgd(0.05), 1, KEY)],
+    ids=["independent", "vanilla"],
+)
+def test_a_task_whose_own_batch_has_no_label_is_left_out(optimizer, variables, batches):
+    """An augmentation loses foveas. Labels in other tasks' batches do not count."""
+    first, second = map(on_task_axis, batches)
+    has_label = second["has_label"].copy()
+    has_label[:, 3, 3] = False
+    assert has_label[:, :3, 3].any()
+    step = jax.jit(steps.train_step(SmallNetwork(), tasks.build(), optimizer))
+    state, _ = step(start(optimizer, variables), first)
+    after, metrics = step(state, {**second, "has_label": has_label})
+    np.testing.assert_array_equal(metrics["num_labels"], [4, 4, 4, 0])
+    np.testing.assert_array_equal(metrics["loss"] > 0, [True, True, True, False])
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        after.params["head_fovea"],
+        state.params["head_fovea"],
+    )
+
+
+def test_every_example_of_every_task_has_a_random_stream(variables, batches):
+    """The augmentation is given the place of an example and its task."""
+
+    def augment(key, batch, index):
+        assert batch["image"].shape == (16, 32, 32, 3)
+        assert batch["has_label"].shape == (16, 4)
+        # What an augmentation loses is no label any more.
+        has_label = batch["has_label"] & (index != 7)[:, None]
+        dimmed = batch["image"] * (index / 16)[:, None, None, None]
+        return {**batch, "image": dimmed, "has_label": has_label}
+
+    batch = on_task_axis(batches[0])
+    place = np.arange(16).reshape(4, 4)
+    by_hand = {
+        **batch,
+        "image": np.float32(
+            batch["image"] / 255.0 * (place / 16)[..., None, None, None]
+        ),
+        "has_label": batch["has_label"] & (place != 7)[..., None],
+    }
+    state, history = take_steps(
+        METHODS["independent"](), variables, [batch], augment=augment
+    )
+    expected, told = take_steps(METHODS["independent"](), variables, [by_hand])
+    assert_close((state.params, history), (expected.params, told))
+    np.testing.assert_array_equal(history[0]["num_labels"], [4, 4, 4, 3])
+
+
+def test_dropout_is_that_of_a_shared_batch(variables, tiny_batch):
+    """Tasks that step one by one drop the same elements, each its own."""
+    own = on_task_axis([tiny_batch] * 4)
+    found = []
+    for batch in (tiny_batch, own):
+        optimizer = METHODS["independent"]()
+        step = steps.train_step(SmallNetwork(dropout=0.4), tasks.build(), optimizer)
+        found.append(jax.jit(step)(start(optimizer, variables), batch))
+    (shared, told), (state, metrics) = found
+    assert_close((state.params, metrics), (shared.params, told))
+
+
+def test_interference_of_gradients_on_own_batches(variables, batches, gradient_of):
+    own = batches[0]
+    batch_stats, rows = variables["batch_stats"], []
+    for k in range(4):
+        (_, batch_stats), gradient = gradient_of(
+            k, variables["params"], batch_stats, own[k]
+        )
+        rows.append(np.concatenate([np.ravel(x) for x in jax.tree.leaves(gradient)]))
+    rows = np.array(rows, np.float64)
+    probe = jax.jit(steps.interference_step(SmallNetwork(), tasks.build()))
+    found = probe(start(METHODS["independent"](), variables), on_task_axis(own))
+    norms = np.linalg.norm(rows, axis=1)
+    np.testing.assert_allclose(found["norm"], norms, rtol=1e-4)
+    np.testing.assert_allclose(
+        found["cosine"], rows @ rows.T / np.outer(norms, norms), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("number", [1, 3, 5])
+def test_a_task_axis_of_another_length_is_refused(number, variables, tiny_batch):
+    batch = on_task_axis([tiny_batch] * number)
+    step = steps.train_step(SmallNetwork(), tasks.build(), METHODS["independent"]())
+    with pytest.raises(AssertionError, match="4"):
+        jax.eval_shape(step, start(METHODS["independent"](), variables), batch)
+
+
+@pytest.fixture(scope="module")
+def partial_data(tmp_path_factory):
+    """Four training photographs with a disc, and another one with a fovea."""
+    place = tmp_path_factory.mktemp("partial")
+    write_photographs(place / "photographs", complete=True)
+    manifest = place / "photographs" / "manifest.csv"
+    with manifest.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for i, row in enumerate(rows[:5]):
+        absent = ("disc_mask",) if i == 4 else ("fovea_x", "fovea_y")
+        row.update(dict.fromkeys(absent, ""))
+    with manifest.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    version_dir = folder.build(
+        place / "data", manifest.parent, image_size=32, shape="stretch"
+    )
+    return str(place / "data"), f"fundus_folder/{version_dir.parent.name}"
+
+
+def read(workdir):
+    rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in row.items() if "second" not in k} for row in rows]
+
+
+def test_a_run_with_partial_labels_resumes_to_the_same_numbers(
+    make_config, partial_data, compiled, tmp_path, monkeypatch
+):
+    """Stopped in the third of three epochs of two steps."""
+    data_dir, dataset = partial_data
+    config = make_config(
+        {
+            "data.data_dir": data_dir,
+            "data.dataset": dataset,
+            "data.batches": "per_task",
+            "augmentation.flip_horizontal": True,
+        },
+        tasks=("disc", "fovea"),
+        batch_size=2,
+        num_epochs=3,
+        validate_every=1,
+    )
+    workdirs.train(config, tmp_path / "whole")
+    lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+    training = [row for row in map(json.loads, lines) if "train/loss_disc" in row]
+    assert [row["step"] for row in training] == [2, 4, 6]
+    for row in training:
+        # Both tasks learn at every step, of two images each.
+        assert row["train/loss_disc"] > 0 < row["train/loss_fovea"]
+        product = row["train/seconds_per_step"] * row["train/images_per_second"]
+        assert product == pytest.approx(4)
+    add = Watch.add
+
+    def stop(self, step, metrics):
+        if step == 5:
+            raise KeyboardInterrupt
+        add(self, step, metrics)
+
+    monkeypatch.setattr(Watch, "add", stop)
+    with pytest.raises(KeyboardInterrupt):
+        workdirs.train(config, tmp_path / "run")
+    monkeypatch.undo()
+    workdirs.train(config, tmp_path / "run", resume=True)
+    assert read(tmp_path / "run") == read(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("method", ["independent", "single"])
+def test_a_task_without_a_training_image_stops_the_run_before_it_begins(
+    method, make_config, folder_data, tmp_path
+):
+    """The photographs have discs alone; the first of single networks could train."""
+    data_dir, dataset = folder_data
+    fields = {"data.data_dir": data_dir, "data.dataset": dataset}
+    fields |= {"data.batches": "per_task", "method.name": method}
+    config = make_config(fields, tasks=("disc", "fovea"))
+    with pytest.raises(UserError, match="split train has no image .* task fovea,"):
+        workdirs.train(config, tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []

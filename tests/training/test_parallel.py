@@ -61,6 +61,11 @@ LABELS = np.array(
 )
 
 
+AUGMENT = Augmentation(
+    flip_horizontal=True, rotation=20.0, scale=0.1, shift=0.1, colour=0.2
+)
+
+
 def make_batch(seed):
     rng = np.random.default_rng(seed)
     ys, xs = np.mgrid[:SIZE, :SIZE]
@@ -108,11 +113,8 @@ def build(axis_name):
     # Not Adam, which makes steps of full size of rounding noise: devices that share a
     # batch add up in another order.
     optimizer = optim.independent(optax.sgd(3e-3, momentum=0.9), len(tasks.TASKS))
-    augment = Augmentation(
-        flip_horizontal=True, rotation=20.0, scale=0.1, shift=0.1, colour=0.2
-    )
     step = steps.sequential_step(
-        model, tasks.build(), optimizer, axis_name=axis_name, augment=augment
+        model, tasks.build(), optimizer, axis_name=axis_name, augment=AUGMENT
     )
     evaluation = steps.evaluation_step(model, tasks.build())
     return fresh_state(model, optimizer), step, evaluation
@@ -209,16 +211,23 @@ def norm_without_averages(axis_name):
     return as_lists(parallel.gather(found))
 
 
-def method_losses(axis_name):
-    """Three steps of one method of each other kind.
+def make_own_batches(seed):
+    """A batch for each task, on a task axis; labels are missing there, too."""
+    own = [make_batch(seed + k) for k in range(len(tasks.TASKS))]
+    return {key: np.stack([batch[key] for batch in own], axis=1) for key in own[0]}
 
-    A sequential one of groups, one of weighted losses, and a joint one that needs all
-    of the gradients.
+
+def method_losses(axis_name, make_batch=make_batch, augment=None):
+    """Three steps of one method of each kind.
+
+    Two sequential ones, of tasks and of groups, one of weighted losses, and a joint one
+    that needs all of the gradients.
     """
     model = SmallNetwork(dropout=0.3, axis_name=axis_name)
     key = jax.random.key(5)
     sgd = optax.sgd(3e-2, momentum=0.9)
     methods = {
+        "independent": optim.independent(sgd, len(tasks.TASKS)),
         "random_grouping": optim.random_grouping(sgd, 2, key),
         "gradnorm": optim.weighted(
             optim.gradnorm_weighting(len(tasks.TASKS), shared=lambda p: "trunk" in p),
@@ -229,7 +238,9 @@ def method_losses(axis_name):
     found = {}
     for name, optimizer in methods.items():
         state = fresh_state(model, optimizer)
-        step = steps.train_step(model, tasks.build(), optimizer, axis_name=axis_name)
+        step = steps.train_step(
+            model, tasks.build(), optimizer, axis_name=axis_name, augment=augment
+        )
         step = jax.jit(step) if axis_name is None else parallel.map_step(step)
         state = state if axis_name is None else parallel.replicate(state)
         history = []
@@ -311,6 +322,7 @@ def compute():
         one = {
             **train_without_devices(),
             "methods": method_losses(None),
+            "own": method_losses(None, make_own_batches, AUGMENT),
             "real": real_network_outputs(None),
             "norm": norm_without_averages(None),
         }
@@ -357,11 +369,14 @@ def test_the_norm_without_averages_is_over_the_whole_batch(runs):
     np.testing.assert_allclose(np.std(one["y"]), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["random_grouping", "gradnorm", "pcgrad"])
-def test_other_methods_have_the_losses_of_one_device(runs, method):
-    for step, (four, one) in enumerate(
-        zip(runs.four["methods"][method], runs.one["methods"][method], strict=True)
-    ):
+@pytest.mark.parametrize("batches", ["methods", "own"])
+@pytest.mark.parametrize(
+    "method", ["independent", "random_grouping", "gradnorm", "pcgrad"]
+)
+def test_every_kind_of_method_has_the_losses_of_one_device(runs, method, batches):
+    """On a shared batch and on batches of each task's own."""
+    histories = (run[batches][method] for run in (runs.four, runs.one))
+    for step, (four, one) in enumerate(zip(*histories, strict=True)):
         assert set(four) == set(one)
         for name in one:
             np.testing.assert_allclose(
@@ -426,6 +441,7 @@ if __name__ == "__main__":
                 "trips": trips(),
                 "refusals": refusals(),
                 "methods": method_losses(parallel.AXIS),
+                "own": method_losses(parallel.AXIS, make_own_batches, AUGMENT),
                 "real": real_network_outputs(parallel.AXIS),
                 "norm": norm_without_averages(parallel.AXIS),
                 **train_on_all_devices(),
