@@ -51,11 +51,6 @@ def calibrate(
         )
     folders = workdirs.as_folders(workdir)
     network = workdirs.load_averaged(folders, checkpoint, tta=tta)
-    if metrics.DIAGNOSIS not in network.config.tasks and network.classifier is None:
-        raise UserError(
-            f"The network of {folders[0]} gives no probability of {metrics.DIAGNOSIS}, "
-            "so that there is nothing to calibrate."
-        )
     data = network.config.data
     builder = pipeline.open_dataset(data_dir or data.data_dir, data.dataset)
     evaluate.check_images(builder, network)
@@ -70,6 +65,11 @@ def calibrate(
         network.classifier,
         post=network.post,
     )
+    if all(row["probability"] is None for row in rows):
+        raise UserError(
+            f"The network of {folders[0]} gives no probability of {metrics.DIAGNOSIS}, "
+            "so that there is nothing to calibrate."
+        )
     _, labels = metrics.columns(rows, "probability", metrics.DIAGNOSIS)
     if not metrics.has_both_classes(labels):
         raise UserError(
