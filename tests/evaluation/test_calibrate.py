@@ -10,9 +10,10 @@ import sys
 import numpy as np
 import pytest
 from sklearn.metrics import roc_curve
+from training_fixtures import write_photographs
 
 from mtl_jax import configuration, workdirs
-from mtl_jax.data import pipeline, synthetic
+from mtl_jax.data import folder, pipeline
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.evaluation.calibrate import calibrate
@@ -32,8 +33,8 @@ def sigmoid(x):
 
 def evaluated(workdir, **options):
     """Numbers of all images by column, the folder, and the metrics."""
-    folder, metrics = evaluate.evaluate(workdir, **options)
-    return table(folder / "per_image.csv"), folder, metrics
+    place, metrics = evaluate.evaluate(workdir, **options)
+    return table(place / "per_image.csv"), place, metrics
 
 
 def table(path):
@@ -106,8 +107,8 @@ def by_hand(networks, config):
 
 
 def test_flips_are_averaged(workdir, tiny_run, plain):
-    found, folder, metrics = evaluated(workdir, tta=True)
-    assert folder.name == "test-model-tta"
+    found, place, metrics = evaluated(workdir, tta=True)
+    assert place.name == "test-model-tta"
     assert metrics["average"] == 4
     assert "average" not in plain[2]
     classes, points = by_hand([workdirs.load(workdir)], tiny_run.config)
@@ -127,8 +128,8 @@ def test_flips_are_averaged(workdir, tiny_run, plain):
 
 def test_networks_and_flips_are_averaged(workdir, drawn, tiny_run, plain):
     other = drawn(seed=1)
-    found, folder, metrics = evaluated([workdir, other], tta=True)
-    assert folder == workdir / "evaluation" / "test-model-average2-tta"
+    found, place, metrics = evaluated([workdir, other], tta=True)
+    assert place == workdir / "evaluation" / "test-model-average2-tta"
     networks = [workdirs.load(place) for place in (workdir, other)]
     classes, points = by_hand(networks, tiny_run.config)
     assert len(classes) == metrics["average"] == 8
@@ -144,8 +145,8 @@ def test_networks_and_flips_are_averaged(workdir, drawn, tiny_run, plain):
 
 
 def test_copies_of_a_network_say_what_it_says(workdir, tiny_run, plain, tmp_path):
-    found, folder, metrics = evaluated([workdir, tiny_run.copy(tmp_path / "copy")])
-    assert folder.name == "test-model-average2"
+    found, place, metrics = evaluated([workdir, tiny_run.copy(tmp_path / "copy")])
+    assert place.name == "test-model-average2"
     for column in (*PARTS, "vcdr", "dice_disc", "fovea_x", "fovea_error"):
         assert found[column] == pytest.approx(plain[0][column], abs=1e-4)
     assert found["probability_spread"] == pytest.approx(0, abs=1e-9)
@@ -224,8 +225,8 @@ def calibrated(fitted):
 
 def test_evaluation_uses_it(fitted, calibrated, plain):
     _, found = fitted
-    rows, folder, metrics = calibrated
-    assert folder.name == "test-model"
+    rows, place, metrics = calibrated
+    assert place.name == "test-model"
     fc = calibration.scale(plain[0]["probability_fc"], found.temperature_fc)
     ratio = calibration.scale(plain[0]["probability_vcdr"], found.temperature_vcdr)
     joined = found.weight_fc * fc + (1 - found.weight_fc) * ratio
@@ -254,8 +255,8 @@ def test_evaluation_uses_it(fitted, calibrated, plain):
 
 
 def test_the_uncalibrated_stay_obtainable(fitted, plain):
-    rows, folder, metrics = evaluated(fitted[0], calibrated=False)
-    assert folder.name == "test-model-uncalibrated"
+    rows, place, metrics = evaluated(fitted[0], calibrated=False)
+    assert place.name == "test-model-uncalibrated"
     assert rows.keys() == plain[0].keys()
     assert (rows["probability"] == plain[0]["probability"]).all()
     assert metrics == plain[2]
@@ -336,10 +337,13 @@ def test_what_cannot_be_calibrated(workdir, fovea_run, drawn, folder_data, tmp_p
     other = drawn({"data.data_dir": data_dir, "data.dataset": dataset})
     with pytest.raises(UserError, match="has no split 'validation'; it has train"):
         calibrate(other)
-    version_dir = synthetic.build(
-        tmp_path, image_size=32, num_images=(2, 3, 1), glaucoma_fraction=0.0
+    write_photographs(tmp_path / "photographs", complete=True)
+    path = tmp_path / "photographs" / "manifest.csv"
+    path.write_text(path.read_text().replace("1,validation", "0,validation"))
+    version_dir = folder.build(
+        tmp_path, tmp_path / "photographs", image_size=32, shape="stretch"
     )
-    name = f"synthetic_fundus/{version_dir.parent.name}"
+    name = f"fundus_folder/{version_dir.parent.name}"
     healthy = drawn({"data.data_dir": str(tmp_path), "data.dataset": name})
     with pytest.raises(UserError, match="0 photographs with glaucoma and 3 without"):
         calibrate(healthy)

@@ -32,7 +32,7 @@ def plot_reliability(
     """
     titles = list(dict.fromkeys(title for row in panels.values() for title in row))
     figure = Figure(
-        figsize=(3.2 * len(titles), 3.4 * len(panels)), layout="constrained"
+        figsize=(3.2 * len(titles), 3.7 * len(panels)), layout="constrained"
     )
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(panels), len(titles), squeeze=False)
@@ -61,19 +61,23 @@ def _draw_panel(axes: Axes, title: str, panel: Panel) -> None:
             markersize=4,
             label=f"{name}, error {error:.3f}",
         )
+        # The first curve has its numbers above, the second below.
+        place = (3, 3) if name == next(iter(panel)) else (3, -9)
         for *point, count in zip(*found, strict=True):
             axes.annotate(
                 str(count),
                 point,
-                (4, 4),
+                place,
                 textcoords="offset points",
-                fontsize=7,
+                fontsize=6,
                 color=colour,
             )
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.05, 1.08), aspect="equal")
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.08, 1.08), aspect="equal")
     axes.set_xlabel("mean probability", fontsize=8)
     axes.set_ylabel("share of class 1", fontsize=8)
     axes.set_title(title, fontsize=9)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower right", fontsize=7, frameon=True, framealpha=0.9)
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=7, frameon=False
+    )
