@@ -1,10 +1,18 @@
-"""Scores a trained network: --workdir=RUN [--split=test] [--resolution=native]."""
+"""Scores a trained network: --workdir=RUN [--split=test] [--resolution=native].
+
+Without --workdir it scores the network in the package. This network, and one that was
+exported, needs --data_dir, --dataset and --output.
+"""
 
 import pathlib
 
 from absl import flags
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+from mtl_jax.commands import _flags
+
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run; by default, the network in the package."
+)
 SPLIT = flags.DEFINE_string("split", "test", "Split of the data set.")
 RESOLUTION = flags.DEFINE_enum(
     "resolution",
@@ -21,6 +29,9 @@ DATA_DIR = flags.DEFINE_string(
 DATASET = flags.DEFINE_string(
     "dataset", None, "Data set to score, if not the run's own."
 )
+OUTPUT = flags.DEFINE_string(
+    "output", None, "Folder to write; by default, one in the workdir."
+)
 SUBMISSION = flags.DEFINE_string(
     "write_submission", None, "Folder for a submission to the REFUGE challenge."
 )
@@ -31,12 +42,13 @@ def main() -> None:
     from mtl_jax.reporting import evaluation, terminal
 
     output, metrics = evaluation.write(
-        pathlib.Path(WORKDIR.value),
+        _flags.workdir(WORKDIR),
         split=SPLIT.value,
         resolution=RESOLUTION.value,
         checkpoint=CHECKPOINT.value,
         data_dir=DATA_DIR.value,
         dataset=DATASET.value,
+        output=pathlib.Path(OUTPUT.value) if OUTPUT.value else None,
         write_submission=pathlib.Path(SUBMISSION.value) if SUBMISSION.value else None,
     )
     print(terminal.metrics_text(metrics))

@@ -1,11 +1,19 @@
-"""Predicts on photographs: --workdir=RUN --images=DIR_OR_GLOB --output=OUT."""
+"""Predicts on photographs: --images=DIR_OR_GLOB --output=OUT [--workdir=RUN].
+
+Without --workdir the network in the package predicts. It is for research only: it is no
+medical device.
+"""
 
 import pathlib
 import sys
 
 from absl import flags
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+from mtl_jax.commands import _flags
+
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run; by default, the network in the package."
+)
 IMAGES = flags.DEFINE_string(
     "images", None, "Photographs: a directory, a file or a glob.", required=True
 )
@@ -27,7 +35,7 @@ def main() -> int:
 
     table = FORMAT.value == "table"
     failures, conversions = predictions.write(
-        pathlib.Path(WORKDIR.value),
+        _flags.workdir(WORKDIR),
         IMAGES.value,
         pathlib.Path(OUTPUT.value),
         checkpoint=CHECKPOINT.value,

@@ -32,35 +32,47 @@ def evaluate(
     checkpoint: str = "best",
     data_dir: str | None = None,
     dataset: str | None = None,
+    output: pathlib.Path | None = None,
     draw: Draw | None = None,
 ) -> tuple[pathlib.Path, dict[str, Any]]:
     """Scores a checkpoint.
 
-    Writes `metrics.json`, `per_image.csv` and, at model resolution, `outlines.json`
-    into the folder `evaluation/SPLIT-RESOLUTION` of the workdir. The name also has the
-    data set if it is not the run's own, and the checkpoint if it is not the best.
+    Writes `metrics.json`, `per_image.csv` and, at model resolution, `outlines.json`. By
+    default they are in the folder `evaluation/SPLIT-RESOLUTION` of the workdir. Its
+    name also has the data set if it is not the run's own, and the checkpoint if it is
+    not the best.
     If the photographs are of several sources, the rows name them, and `by_source` has
     the metrics of each.
 
     Args:
-      workdir: folder of the run.
+      workdir: folder of the run, or of an exported network. The latter has no data set
+        of its own and is not written to, so it needs `data_dir`, `dataset` and
+        `output`.
       split: split of the data set.
       resolution: resolution at which masks are compared, `model` or `native`.
       checkpoint: `best`, `latest` or a step.
       data_dir: folder of the data sets, if it has moved since the run.
       dataset: data set to evaluate on, if not the run's own.
+      output: folder to write, if not in the workdir.
       draw: function that adds pictures to that folder.
 
     Returns:
       The folder, and what `metrics.json` holds.
 
     Raises:
-      UserError: if the checkpoint, the data set or the split cannot be read.
+      UserError: if the checkpoint, the data set or the split cannot be read, or an
+        exported network lacks an argument.
     """
+    is_portable = workdirs.is_portable(workdir)
+    if is_portable:
+        _check_given(data_dir=data_dir, dataset=dataset, output=output)
+    if output is not None:
+        files.check_replaceable(output, CONTENTS)
     network = workdirs.load(workdir, checkpoint)
     own = network.config.data
     dataset = dataset or own.dataset
-    is_own = dataset == own.dataset
+    # Another user's data set may have the name of the one it was trained on.
+    is_own = dataset == own.dataset and not is_portable
     builder = pipeline.open_dataset(data_dir or own.data_dir, dataset)
     _check_images(builder, network)
     # Another data set's images were not divided for this run.
@@ -94,7 +106,7 @@ def evaluate(
         f"{split}-{resolution}",
         "" if checkpoint == "best" else f"-checkpoint{network.checkpoint}",
     ]
-    output = pathlib.Path(workdir) / "evaluation" / "".join(parts)
+    output = output or pathlib.Path(workdir) / "evaluation" / "".join(parts)
     with files.whole_directory(output, CONTENTS) as folder:
         files.write_json(folder / "metrics.json", metrics)
         write_csv(folder / "per_image.csv", rows)
@@ -103,6 +115,15 @@ def evaluate(
         if draw is not None:
             draw(folder, network, opened, rows)
     return output, metrics
+
+
+def _check_given(**arguments: object) -> None:
+    for name, value in arguments.items():
+        if value is None:
+            raise UserError(
+                f"--{name} is missing; an exported network, such as the one in the "
+                "package, comes without data and is not written to."
+            )
 
 
 def _by_source(

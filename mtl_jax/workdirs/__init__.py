@@ -1,10 +1,13 @@
 """Workdirs: the folders that networks are trained into and read back from.
 
 A workdir holds one network. If its method trains several, it holds a folder for each.
+`export` makes a smaller folder of it, without optimizers, which is read alike.
 """
 
 from mtl_jax.workdirs._claim import claim
+from mtl_jax.workdirs._export import Exported, export
 from mtl_jax.workdirs._imported import CONTENTS, write_imported, write_network
+from mtl_jax.workdirs._portable import BUILT_IN, is_portable
 from mtl_jax.workdirs._train import load_pretrained, train
 from mtl_jax.workdirs._trained import (
     TrainedNetwork,
@@ -15,11 +18,15 @@ from mtl_jax.workdirs._trained import (
 )
 
 __all__ = [
+    "BUILT_IN",
     "CONTENTS",
+    "Exported",
     "TrainedNetwork",
     "claim",
     "encoder_of",
+    "export",
     "fit_missing_classifier",
+    "is_portable",
     "load",
     "load_kind",
     "load_pretrained",
