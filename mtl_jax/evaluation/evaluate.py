@@ -13,6 +13,7 @@ from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
 from mtl_jax.inference import outlines, scoring
 from mtl_jax.inference.prediction import Prediction
+from mtl_jax.metrics import intervals
 
 # The outlines of the predicted masks by image and task, in pixels of the model image.
 OUTLINES = "outlines.json"
@@ -42,7 +43,8 @@ def evaluate(
     name also has the data set if it is not the run's own, and the checkpoint if it is
     not the best.
     If the photographs are of several sources, the rows name them, and `by_source` has
-    the metrics of each.
+    the metrics of each. `intervals` has the 95 % interval of each metric, see
+    `metrics.intervals`.
 
     Args:
       workdir: folder of the run, or of an exported network. The latter has no data set
@@ -91,7 +93,7 @@ def evaluate(
             traced[case.details["image_id"]] = _outlines(case.prediction)
     rows, by_source = _by_source(rows, sources)
     metrics = {
-        **scoring.summarize(rows),
+        **_summarize(rows),
         "num_parameters": network.num_parameters,
         "seconds_per_step": network.metadata["seconds_per_step"],
         "dataset": builder.info.full_name,
@@ -140,9 +142,13 @@ def _by_source(
         for row, source in zip(rows, sources, strict=True)
     ]
     return named, {
-        name: scoring.summarize([row for row in named if row["source"] == name])
+        name: _summarize([row for row in named if row["source"] == name])
         for name in sorted(set(sources))
     }
+
+
+def _summarize(rows: Sequence[Row]) -> dict[str, Any]:
+    return {**scoring.summarize(rows), "intervals": intervals(rows)}
 
 
 def _check_images(

@@ -80,7 +80,11 @@ def on_sources(tiny_run, folder_data, shared_dir, tmp_path_factory):
     named = [f"{line},{('south', 'north')[i % 2]}" for i, line in enumerate(lines)]
     (tmp_path / "two.csv").write_text("\n".join([f"{head},source", *named]))
     version_dir = folder.build(
-        tmp_path / "data", photographs, manifest=tmp_path / "two.csv", image_size=32
+        tmp_path / "data",
+        photographs,
+        manifest=tmp_path / "two.csv",
+        image_size=32,
+        shape="stretch",
     )
     return evaluated(
         tiny_run.copy(tmp_path / "run"),
@@ -300,6 +304,12 @@ def test_metrics_by_source(on_sources, on_native):
     assert head.split() == ["by", "source", "north", "south"]
     (disc,) = (line.split()[-2:] for line in table if "disc Dice" in line)
     assert disc == [f"{by_source[s]['dice_disc']:.3f}" for s in ("north", "south")]
+    for source in by_source.values():
+        ends = source["intervals"]["dice_disc"]
+        assert any(f"{ends[0]:.3f} to {ends[1]:.3f}" in line for line in table)
+    ends = on_sources.metrics["intervals"]["auc"]
+    (auc,) = (line for line in text.split("\n") if line.startswith("AUC, averaged"))
+    assert auc.endswith(f"n = 5    95 %: {ends[0]:.3f} to {ends[1]:.3f}")
     # All glaucomas are of one source.
     assert not any(line.startswith("AUC") for line in table)
 
