@@ -22,22 +22,22 @@ def required(flag: flags.FlagHolder[T | None]) -> T:
     return flag.value
 
 
-def workdir(flag: flags.FlagHolder[str | None]) -> pathlib.Path:
-    """Returns the folder that --workdir names; by default, the network in the package.
+def workdirs(flag: flags.FlagHolder[list[str] | None]) -> list[pathlib.Path]:
+    """Returns the folders that --workdir names; by default, the package's network.
 
     Raises:
       UserError: if the flag was not given, and the package has no network.
     """
-    from mtl_jax import workdirs
+    from mtl_jax.workdirs import BUILT_IN
 
     if flag.value is not None:
-        return pathlib.Path(flag.value)
-    if not workdirs.BUILT_IN.is_dir():
+        return [*map(pathlib.Path, flag.value)]
+    if not BUILT_IN.is_dir():
         raise UserError(
             "--workdir is missing, and this installation of mtl_jax has no trained "
             "network of its own; name the workdir of a run."
         )
-    return workdirs.BUILT_IN
+    return [BUILT_IN]
 
 
 def whole_numbers(flag: flags.FlagHolder[list[str]]) -> list[int]:

@@ -8,10 +8,13 @@ import pathlib
 
 from absl import flags
 
-from mtl_jax.commands import _flags
+from mtl_jax.commands import _flags, _program
 
-WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run; by default, the network in the package."
+WORKDIR = flags.DEFINE_list(
+    "workdir",
+    None,
+    "Folder of the run, or a,b,c: those of several runs that are averaged; by default, "
+    "the network in the package.",
 )
 SPLIT = flags.DEFINE_string("split", "test", "Split of the data set.")
 RESOLUTION = flags.DEFINE_enum(
@@ -32,6 +35,13 @@ DATASET = flags.DEFINE_string(
 OUTPUT = flags.DEFINE_string(
     "output", None, "Folder to write; by default, one in the workdir."
 )
+TTA = flags.DEFINE_bool("tta", False, "Average over the flips of each image.")
+CALIBRATION = flags.DEFINE_enum(
+    "calibration",
+    "auto",
+    ["auto", "none"],
+    "auto uses what scripts/calibrate.py wrote into the workdir.",
+)
 SUBMISSION = flags.DEFINE_string(
     "write_submission", None, "Folder for a submission to the REFUGE challenge."
 )
@@ -42,16 +52,20 @@ def main() -> None:
     from mtl_jax.reporting import evaluation, terminal
 
     output, metrics = evaluation.write(
-        _flags.workdir(WORKDIR),
+        _flags.workdirs(WORKDIR),
         split=SPLIT.value,
         resolution=RESOLUTION.value,
         checkpoint=CHECKPOINT.value,
         data_dir=DATA_DIR.value,
         dataset=DATASET.value,
         output=pathlib.Path(OUTPUT.value) if OUTPUT.value else None,
+        tta=TTA.value,
+        calibrated=CALIBRATION.value == "auto",
         write_submission=pathlib.Path(SUBMISSION.value) if SUBMISSION.value else None,
     )
     print(terminal.metrics_text(metrics))
+    if "note" in metrics:
+        _program.warn(metrics["note"])
     for path in sorted(output.iterdir()):
         print(path)
     if SUBMISSION.value:

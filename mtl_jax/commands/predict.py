@@ -9,10 +9,13 @@ import sys
 
 from absl import flags
 
-from mtl_jax.commands import _flags
+from mtl_jax.commands import _flags, _program
 
-WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run; by default, the network in the package."
+WORKDIR = flags.DEFINE_list(
+    "workdir",
+    None,
+    "Folder of the run, or a,b,c: those of several runs that are averaged; by default, "
+    "the network in the package.",
 )
 IMAGES = flags.DEFINE_string(
     "images", None, "Photographs: a directory, a file or a glob.", required=True
@@ -20,6 +23,13 @@ IMAGES = flags.DEFINE_string(
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", required=True)
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "best", "Checkpoint: best, latest or a step."
+)
+TTA = flags.DEFINE_bool("tta", False, "Average over the flips of each photograph.")
+CALIBRATION = flags.DEFINE_enum(
+    "calibration",
+    "auto",
+    ["auto", "none"],
+    "auto uses what scripts/calibrate.py wrote into the workdir.",
 )
 FORMAT = flags.DEFINE_enum(
     "format",
@@ -34,16 +44,18 @@ def main() -> int:
     from mtl_jax.reporting import predictions
 
     table = FORMAT.value == "table"
-    failures, conversions = predictions.write(
-        _flags.workdir(WORKDIR),
+    failures, notes = predictions.write(
+        _flags.workdirs(WORKDIR),
         IMAGES.value,
         pathlib.Path(OUTPUT.value),
         checkpoint=CHECKPOINT.value,
+        tta=TTA.value,
+        calibrated=CALIBRATION.value == "auto",
         form="table" if table else "refuge",
     )
     print(f"{OUTPUT.value}/predictions.csv" if table else OUTPUT.value)
-    for conversion in conversions:
-        print(f"note: {conversion}", file=sys.stderr)
+    for note in notes:
+        _program.warn(note)
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     if failures:

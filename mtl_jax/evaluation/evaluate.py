@@ -1,6 +1,7 @@
 """Evaluates a trained network on a split of a data set."""
 
 import csv
+import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -8,12 +9,11 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from mtl_jax import files, tasks, workdirs
+from mtl_jax import files, metrics, tasks, workdirs
 from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
 from mtl_jax.inference import outlines, scoring
 from mtl_jax.inference.prediction import Prediction
-from mtl_jax.metrics import intervals
 
 # The outlines of the predicted masks by image and task, in pixels of the model image.
 OUTLINES = "outlines.json"
@@ -26,7 +26,7 @@ Draw = Callable[
 
 
 def evaluate(
-    workdir: pathlib.Path,
+    workdir: pathlib.Path | Sequence[pathlib.Path],
     *,
     split: str = "test",
     resolution: scoring.Resolution = "model",
@@ -34,65 +34,79 @@ def evaluate(
     data_dir: str | None = None,
     dataset: str | None = None,
     output: pathlib.Path | None = None,
+    tta: bool = False,
+    calibrated: bool = True,
     draw: Draw | None = None,
 ) -> tuple[pathlib.Path, dict[str, Any]]:
     """Scores a checkpoint.
 
     Writes `metrics.json`, `per_image.csv` and, at model resolution, `outlines.json`. By
-    default they are in the folder `evaluation/SPLIT-RESOLUTION` of the workdir. Its
-    name also has the data set if it is not the run's own, and the checkpoint if it is
-    not the best.
+    default they are in the folder `evaluation/SPLIT-RESOLUTION` of the first workdir.
+    Its name also has the data set if it is not the run's own, the checkpoint if it is
+    not the best, how many networks are averaged, and whether over flips. The losses of
+    an average are those of its first network on the images as they are.
     If the photographs are of several sources, the rows name them, and `by_source` has
     the metrics of each. `intervals` has the 95 % interval of each metric, see
     `metrics.intervals`.
 
     Args:
-      workdir: folder of the run, or of an exported network. The latter has no data set
-        of its own and is not written to, so it needs `data_dir`, `dataset` and
-        `output`.
+      workdir: folder of the run, or those of several runs that are averaged. A folder
+        of exported networks has no data set of its own and is not written to, so it
+        needs `data_dir`, `dataset` and `output`.
       split: split of the data set.
       resolution: resolution at which masks are compared, `model` or `native`.
       checkpoint: `best`, `latest` or a step.
       data_dir: folder of the data sets, if it has moved since the run.
       dataset: data set to evaluate on, if not the run's own.
       output: folder to write, if not in the workdir.
+      tta: whether to average over flips.
+      calibrated: whether to use the calibration of the first workdir, if it has one.
       draw: function that adds pictures to that folder.
 
     Returns:
       The folder, and what `metrics.json` holds.
 
     Raises:
-      UserError: if the checkpoint, the data set or the split cannot be read, or an
-        exported network lacks an argument.
+      UserError: if the checkpoint, the data set or the split cannot be read, the
+        networks do not fit together, or an exported one lacks an argument.
     """
-    is_portable = workdirs.is_portable(workdir)
+    folders = workdirs.as_folders(workdir)
+    is_portable = any(map(workdirs.is_portable, folders))
     if is_portable:
         _check_given(data_dir=data_dir, dataset=dataset, output=output)
     if output is not None:
         files.check_replaceable(output, CONTENTS)
-    network = workdirs.load(workdir, checkpoint)
+    load = workdirs.load_calibrated if calibrated else workdirs.load_averaged
+    network = load(folders, checkpoint, tta=tta)
     own = network.config.data
     dataset = dataset or own.dataset
     # Another user's data set may have the name of the one it was trained on.
     is_own = dataset == own.dataset and not is_portable
     builder = pipeline.open_dataset(data_dir or own.data_dir, dataset)
-    _check_images(builder, network)
+    check_images(builder, network)
     # Another data set's images were not divided for this run.
     fold = network.experiment.fold if is_own else None
     post = network.post
     opened = pipeline.open_split(builder, split, fold, post.pixel_origin)
     if is_own:
-        network = workdirs.fit_missing_classifier(network, workdir, builder, fold)
+        check_folds(folders, network, split)
+        network = workdirs.fit_missing_classifier(network, folders[0], builder, fold)
     rows, sources, traced = [], [], {}
     for case in scoring.cases(
-        network, opened, network.batch_size, network.classifier, resolution, post
+        network.outputs,
+        opened,
+        network.batch_size,
+        network.classifier,
+        resolution,
+        post,
+        network.calibration,
     ):
         rows.append(scoring.score_case(case, post))
         sources.append(case.details["source"])
         if resolution == "model":
             traced[case.details["image_id"]] = _outlines(case.prediction)
     rows, by_source = _by_source(rows, sources)
-    metrics = {
+    summary = {
         **_summarize(rows),
         "num_parameters": network.num_parameters,
         "seconds_per_step": network.metadata["seconds_per_step"],
@@ -101,22 +115,75 @@ def evaluate(
         "fold": own.fold if is_own else "official",
         "resolution": resolution,
         "checkpoint": network.checkpoint,
+        **_arrangement(network, rows),
         **({"by_source": by_source} if by_source else {}),
     }
     parts = [
         "" if is_own else f"{dataset.replace('/', '-')}-",
         f"{split}-{resolution}",
         "" if checkpoint == "best" else f"-checkpoint{network.checkpoint}",
+        "" if len(folders) == 1 else f"-average{len(folders)}",
+        "-tta" if tta else "",
+        "" if calibrated else "-uncalibrated",
     ]
-    output = output or pathlib.Path(workdir) / "evaluation" / "".join(parts)
+    output = output or folders[0] / "evaluation" / "".join(parts)
     with files.whole_directory(output, CONTENTS) as folder:
-        files.write_json(folder / "metrics.json", metrics)
+        files.write_json(folder / "metrics.json", summary)
         write_csv(folder / "per_image.csv", rows)
         if traced:
             (folder / OUTLINES).write_text(json.dumps(traced))
         if draw is not None:
             draw(folder, network, opened, rows)
-    return output, metrics
+    return output, summary
+
+
+def _arrangement(
+    network: workdirs.TrainedNetwork, rows: Sequence[Row]
+) -> dict[str, Any]:
+    """Describes averaging and calibration, as far as there are any."""
+    found: dict[str, Any] = {}
+    if network.members:
+        found["average"] = len(network.members)
+    if network.calibration is not None:
+        found["calibration"] = {
+            **dataclasses.asdict(network.calibration),
+            "uncalibrated": _before_calibration(rows),
+        }
+    if network.note:
+        found["note"] = network.note
+    return found
+
+
+def _before_calibration(rows: Sequence[Row]) -> dict[str, float | None]:
+    """Computes the calibration errors that the rows had before their calibration."""
+    found = {}
+    for metric in metrics.every().values():
+        if metric.reliability and not metric.task:
+            score, label = metric.columns
+            before = metrics.columns(rows, metrics.uncalibrated(score), label)
+            found[metric.name] = metrics.calibration_error(*before)
+    return found
+
+
+def check_folds(
+    folders: Sequence[pathlib.Path], network: workdirs.TrainedNetwork, split: str
+) -> None:
+    """Refuses to score networks on images that some of them may be trained on.
+
+    Args:
+      folders: workdirs of the networks.
+      network: network that was read from them.
+      split: split that is to be scored.
+
+    Raises:
+      UserError: if the networks' validation splits differ.
+    """
+    if split != "test" and len(network.divisions) > 1:
+        raise UserError(
+            f"The networks of {', '.join(map(str, folders))} have different folds or "
+            f"data sets, so that some may be trained on the {split} photographs of "
+            "others; name workdirs of one fold, or the split test."
+        )
 
 
 def _check_given(**arguments: object) -> None:
@@ -148,13 +215,17 @@ def _by_source(
 
 
 def _summarize(rows: Sequence[Row]) -> dict[str, Any]:
-    return {**scoring.summarize(rows), "intervals": intervals(rows)}
+    return {**scoring.summarize(rows), "intervals": metrics.intervals(rows)}
 
 
-def _check_images(
+def check_images(
     builder: tfds.core.DatasetBuilder, network: workdirs.TrainedNetwork
 ) -> None:
-    """Refuses images of another size or shape than the network was trained on."""
+    """Refuses images of another size or shape than the network was trained on.
+
+    Raises:
+      UserError: if the size or the shape differs.
+    """
     expected = network.image_size
     if (side := pipeline.image_size(builder)) != expected:
         raise UserError(

@@ -3,7 +3,7 @@
 import collections
 import csv
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from mtl_jax import files, metrics, tasks, workdirs
 from mtl_jax.data import images
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.predict import Predicted, predict
-from mtl_jax.inference import postprocess
+from mtl_jax.inference import averaging, postprocess
 from mtl_jax.inference.prediction import IN_GREY_MASK, Prediction, grey_mask
 from mtl_jax.reporting import submission
 from mtl_jax.reporting.drawing import overlay
@@ -26,35 +26,40 @@ class Written(NamedTuple):
 
     Attributes:
       failures: one sentence for every photograph that could not be read.
-      conversions: one sentence for every kind of conversion, with the number of
-        photographs.
+      notes: one sentence for every kind of conversion, with the number of photographs,
+        and one if the calibration of the network is not used.
     """
 
     failures: list[str]
-    conversions: list[str]
+    notes: list[str]
 
 
 def write(
-    workdir: pathlib.Path,
+    workdir: pathlib.Path | Sequence[pathlib.Path],
     photographs: str,
     output: pathlib.Path,
     *,
     checkpoint: str = "best",
+    tta: bool = False,
+    calibrated: bool = True,
     form: Form = "table",
 ) -> Written:
     """Predicts on photographs of any size, and writes the results.
 
     A table is `predictions.csv` with `columns()`. Coordinates, heights and areas are in
-    the photograph's own pixels, and empty where the network has no such task. Beside it
+    the photograph's own pixels, and empty where the network has no such task. The
+    spread is that of the members of an average, see `averaging.spread`. Beside it
     are `masks/NAME.png` with REFUGE's grey values, `TASK_masks/NAME.png` (255 inside)
     for each mask that these do not show, and `overlays/NAME.png`. For the form `refuge`
     see `submission`. A photograph that cannot be read is left out.
 
     Args:
-      workdir: folder of the run.
+      workdir: folder of the run, or those of several runs that are averaged.
       photographs: a directory, a file, or a glob pattern.
       output: the folder to write; an earlier prediction there is replaced.
       checkpoint: `best`, `latest` or a step.
+      tta: whether to average over flips.
+      calibrated: whether to use the calibration of the first workdir, if it has one.
       form: format of the output, `table` or `refuge`.
 
     Returns:
@@ -65,7 +70,8 @@ def write(
         checkpoint cannot be read.
     """
     paths = images.find_photographs(photographs)
-    network = workdirs.load(workdir, checkpoint)
+    load = workdirs.load_calibrated if calibrated else workdirs.load_averaged
+    network = load(workdirs.as_folders(workdir), checkpoint, tta=tta)
     if form == "refuge":
         submission.check_tasks(network.config.tasks)
     failures: list[str] = []
@@ -82,7 +88,8 @@ def write(
             _write_table(folder, predicted)
         if len(failures) == len(paths):
             raise UserError(f"No photograph could be read: {' '.join(failures)}")
-    return Written(failures, images.conversion_sentences(conversions))
+    notes = images.conversion_sentences(conversions)
+    return Written(failures, notes + [network.note] * bool(network.note))
 
 
 def columns() -> tuple[str, ...]:
@@ -98,6 +105,7 @@ def columns() -> tuple[str, ...]:
         *(metrics.probability_of(task) for task in _other_classes()),
         "vcdr",
         *(f"{t.name}_{axis}" for t in tasks.of_kind("localisation") for axis in "xy"),
+        *averaging.spread_columns(),
         *(f"{name}_height" for name in masks),
         *(f"{name}_area" for name in masks),
         "width",
@@ -148,6 +156,7 @@ def _write_row(
         "probability_fc": prediction.probability_fc,
         "probability_vcdr": prediction.probability_vcdr,
         "vcdr": prediction.vcdr,
+        **prediction.spread,
         "overlay": f"overlays/{name}.png",
     }
     if prediction.diagnosis is not None:

@@ -16,11 +16,19 @@ from mtl_jax.evaluation import fovea_map, saliency
 from mtl_jax.experiments import results
 from mtl_jax.methods import METHODS, headings
 from mtl_jax.reporting import comparisons, page, published, runs, tables
-from mtl_jax.reporting.drawing import cases, curves
+from mtl_jax.reporting.drawing import cases, curves, reliability
 from mtl_jax.reporting.page import Photograph, Reading
 from mtl_jax.reporting.runs import RunKey
 
-_FIGURES = ("roc", "learning_rates", "progress", "case", "fovea_map", "saliency")
+_FIGURES = (
+    "roc",
+    "reliability",
+    "learning_rates",
+    "progress",
+    "case",
+    "fovea_map",
+    "saliency",
+)
 CONTENTS = (
     *(f"table-{r}.{s}" for r in ("model", "native") for s in ("md", "tex", "csv")),
     "comparisons.md",
@@ -66,11 +74,12 @@ def write(
     """Writes `report/` into the folder of an experiment.
 
     The report has the tables `table-RESOLUTION.md`, `.tex` and `.csv`; the differences
-    between methods, `comparisons.md`; and the figures `roc` and `progress` as PNG and
-    PDF. A study of learning rates has the figure `learning_rates` instead of the
-    differences and these two figures. A cross-validation that chose among several
-    rates has all of them. If the data set is at hand, there are also the figures
-    `case`, `fovea_map` and `saliency`, and `report.html`, which shows everything.
+    between methods, `comparisons.md`; and the figures `roc`, `reliability` and
+    `progress` as PNG and PDF. A study of learning rates has the figure `learning_rates`
+    instead of the differences and these three figures. A cross-validation that chose
+    among several rates has all of them. If the data set is at hand, there are also the
+    figures `case`, `fovea_map` and `saliency`, and `report.html`, which shows
+    everything.
 
     Args:
       directory: folder of the experiment.
@@ -100,6 +109,7 @@ def write(
             diagnosed = comparisons.diagnoses(experiment.numbers)
             shown["Differences"] = _write_comparisons(folder, experiment, diagnosed)
             figures |= _draw_roc(folder, diagnosed)
+            figures |= _draw_reliability(folder, experiment)
             figures |= _draw_progress(folder, experiment)
         figures |= _draw_learning_rates(folder, experiment)
         if test is not None:
@@ -178,6 +188,45 @@ def _draw_roc(
         scores.setdefault(METHODS[run.method].heading, []).append(own)
     curves.plot_mean_roc(scores, folder / "roc")
     return {"Glaucoma": folder / "roc.png"}
+
+
+def _draw_reliability(folder: pathlib.Path, experiment: _Experiment) -> Figures:
+    """Draws a row of diagrams for each method; a probability has a panel.
+
+    The images of a method's runs are pooled. Runs that are calibrated have a curve of
+    their own, and their probabilities before it belong to the other curve.
+    """
+    panels: dict[str, dict[str, reliability.Panel]] = {}
+    for metric in metrics.every().values():
+        if not metric.reliability:
+            continue
+        pooled: dict[str, dict[str, list[pd.DataFrame]]] = {}
+        for run, images in experiment.numbers.items():
+            score, label = metric.columns
+            before = metrics.uncalibrated(score)
+            names = {"uncalibrated": score}
+            if before in images:
+                names = {"uncalibrated": before, "calibrated": score}
+            for name, column in names.items():
+                own = images.reindex(columns=[column, label]).dropna()
+                own.columns = ["score", "label"]
+                curves_of = pooled.setdefault(METHODS[run.method].heading, {})
+                curves_of.setdefault(name, []).append(own)
+        for heading, parts in pooled.items():
+            together = {name: pd.concat(own) for name, own in parts.items()}
+            panel = {
+                name: (own["score"], own["label"])
+                for name, own in together.items()
+                if len(own)
+            }
+            if panel:
+                panels.setdefault(heading, {})[metric.reliability] = panel
+    if not panels:
+        return {}
+    order = [METHODS[name].heading for name in METHODS]
+    ordered = {heading: panels[heading] for heading in order if heading in panels}
+    reliability.plot_reliability(ordered, folder / "reliability")
+    return {"How reliable probabilities are": folder / "reliability.png"}
 
 
 def _draw_progress(folder: pathlib.Path, experiment: _Experiment) -> Figures:

@@ -4,6 +4,12 @@ A workdir holds one network. If its method trains several, it holds a folder for
 `export` makes a smaller folder of it, without optimizers, which is read alike.
 """
 
+from mtl_jax.workdirs._averaged import (
+    as_folders,
+    load_averaged,
+    load_calibrated,
+    write_calibration,
+)
 from mtl_jax.workdirs._claim import claim
 from mtl_jax.workdirs._export import Exported, export
 from mtl_jax.workdirs._imported import CONTENTS, write_imported, write_network
@@ -22,15 +28,19 @@ __all__ = [
     "CONTENTS",
     "Exported",
     "TrainedNetwork",
+    "as_folders",
     "claim",
     "encoder_of",
     "export",
     "fit_missing_classifier",
     "is_portable",
     "load",
+    "load_averaged",
+    "load_calibrated",
     "load_kind",
     "load_pretrained",
     "train",
+    "write_calibration",
     "write_imported",
     "write_network",
 ]

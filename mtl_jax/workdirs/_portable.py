@@ -25,10 +25,10 @@ Dtype = Literal["float32", "float16"]
 # The network that comes with the package.
 BUILT_IN = pathlib.Path(__file__).parents[1] / "networks" / "fundus"
 
-# What calibrates the probabilities; workdirs have the same file.
-_CALIBRATION = "calibration.json"
+# What calibrates the probabilities; the first workdir of an average has it, too.
+CALIBRATION = "calibration.json"
 _RECORD = "network.json"
-CONTENTS = (_RECORD, _CALIBRATION, "*.safetensors")
+CONTENTS = (_RECORD, CALIBRATION, "*.safetensors")
 
 # Changes when older versions of mtl_jax can no longer read the folder.
 _FORMAT = 1
@@ -103,8 +103,8 @@ def write(
             "networks": entries,
         }
         files.write_json(folder / _RECORD, record)
-        if (workdir / _CALIBRATION).exists():
-            shutil.copyfile(workdir / _CALIBRATION, folder / _CALIBRATION)
+        if (workdir / CALIBRATION).exists():
+            shutil.copyfile(workdir / CALIBRATION, folder / CALIBRATION)
 
 
 def _cast(network: Stored, dtype: Dtype) -> dict[str, np.ndarray]:

@@ -86,7 +86,7 @@ def number(line, metric):
 
 
 def test_what_is_written(written):
-    names = ("roc", "progress", "case", "fovea_map", "saliency")
+    names = ("roc", "reliability", "progress", "case", "fovea_map", "saliency")
     figures = {f"{name}.{s}" for name in names for s in ("png", "pdf")}
     assert {path.name for path in written.iterdir()} == figures | {
         *(f"table-{r}.{s}" for r in ("model", "native") for s in ("md", "csv", "tex")),

@@ -20,6 +20,8 @@ from mtl_jax.data import synthetic
 from mtl_jax.data.synthetic import renderer
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluate, fovea_map, saliency
+from mtl_jax.evaluation.calibrate import calibrate
+from mtl_jax.inference import calibration
 from mtl_jax.training.checkpoints import Checkpoints
 from mtl_jax.workdirs import claim, encoder_of, export, load, write_network
 
@@ -184,9 +186,14 @@ def test_numbers_that_half_precision_cannot_hold(make_config, tmp_path):
 
 def test_a_calibration_goes_along(tiny_run, tmp_path):
     workdir = tiny_run.copy(tmp_path / "run")
-    (workdir / "calibration.json").write_text('{"any": "thing"}')
+    fitted = calibration.fit([0.2, 0.6, 0.4], [0.3, 0.4, 0.7], [0, 1, 1])
+    workdirs.write_calibration([workdir], load(workdir), fitted, tta=False)
     export(workdir, tmp_path / "out")
-    assert (tmp_path / "out/calibration.json").read_text() == '{"any": "thing"}'
+    found = workdirs.load_calibrated([tmp_path / "out"])
+    assert found.calibration == fitted
+    assert workdirs.load_calibrated([tmp_path / "out"], tta=True).note
+    with pytest.raises(UserError, match="without a validation split; calibrate the"):
+        calibrate([tmp_path / "out"])
 
 
 def edit(change):

@@ -66,7 +66,8 @@ class Reading(NamedTuple):
     Attributes:
       marks: the predicted marks.
       numbers: numbers by metric. One that could not be computed is None or absent. The
-        page shows the metrics of `metrics.at("page")`.
+        page shows the metrics of `metrics.at("page")`, and compares `diagnosis`, or
+        else the probability with 0.5, with the annotated one.
     """
 
     marks: Marks
@@ -203,6 +204,7 @@ def _reading_data(reading: Reading, native_size: tuple[int, int]) -> dict[str, A
         "marks": _marks_data(reading.marks, native_size),
         # Unrounded: rounding could carry a number across 0.5, or make two equal.
         "numbers": [reading.numbers.get(key) for key in metrics.at("page")],
+        "diagnosis": reading.numbers.get("diagnosis"),
     }
 
 

@@ -4,7 +4,7 @@
 // metrics.py that have their place here. `photographs` have their annotated `marks`.
 // `runs` have one reading per photograph, or null where they read none. Marks are, by
 // task, the SVG path of a segmentation, and [x, y] or null of a localisation. The
-// `numbers` of a reading are in the order of `metrics`.
+// `numbers` of a reading are in the order of `metrics`; its `diagnosis` is 1, 0 or null.
 const data = JSON.parse(document.getElementById('data').textContent);
 
 const { segmentation: masks, localisation: points } = data.tasks;
@@ -34,10 +34,13 @@ function numberOf(run, index, metric) {
 function outcomeOf(run, index) {
   const probability = numberOf(run, index, 'probability');
   const { glaucoma } = data.photographs[index];
-  if (!run?.readings[index]) return 'unread';
+  const reading = run?.readings[index];
+  if (!reading) return 'unread';
   if (probability === null || glaucoma === null) return 'unknown';
-  if (glaucoma === 1 && probability < 0.5) return 'missed';
-  if (glaucoma === 0 && probability >= 0.5) return 'alarm';
+  // A calibrated run has a threshold of its own.
+  const diagnosis = reading.diagnosis ?? Number(probability >= 0.5);
+  if (glaucoma === 1 && diagnosis === 0) return 'missed';
+  if (glaucoma === 0 && diagnosis === 1) return 'alarm';
   return 'correct';
 }
 
