@@ -8,6 +8,7 @@ EXTRAS = {
         "grain",
         "openpyxl",
         "PIL",
+        "safetensors",
         "sklearn",
         "tensorboardX",
         "tensorflow_datasets",

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import stats
 from sklearn.calibration import calibration_curve
 
 from mtl_jax import metrics
@@ -292,3 +293,65 @@ def test_validation_score():
     assert metrics.validation_score(without, 64) == pytest.approx(0.75)
     assert metrics.validation_score({"fovea_error": 0.0}, 64) == 1.0
     assert metrics.validation_score(dict.fromkeys(summary), 64) is None
+
+
+def rows_of(seed, count=40):
+    """Rows in which every fifth lacks a mask; about a third are glaucomas."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(count):
+        label = int(rng.random() < 0.35)
+        rows.append(
+            {
+                "glaucoma": label,
+                # Few values, so that there are ties.
+                "probability": round(rng.random() * 0.7 + 0.3 * label, 1),
+                "dice_disc": None if i % 5 == 0 else rng.beta(8, 2),
+                "vcdr": rng.random(),
+                "vcdr_true": rng.random(),
+            }
+        )
+    return rows
+
+
+def share_of_wins(label, score):
+    difference = score[label == 1][:, None] - score[label == 0]
+    return (np.sign(difference) / 2 + 0.5).mean()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_intervals_are_scipys(seed):
+    """From other random numbers: the ends differ by the noise of 1000 resamples."""
+    rows = rows_of(seed)
+    found = metrics.intervals(rows)
+    assert found == metrics.intervals(rows)
+    disc = [row["dice_disc"] for row in rows if row["dice_disc"] is not None]
+    label, score, *ratios = (
+        np.array([row[key] for row in rows])
+        for key in ("glaucoma", "probability", "vcdr", "vcdr_true")
+    )
+    for name, data, statistic in (
+        ("dice_disc", (disc,), np.mean),
+        ("vcdr_mae", ratios, lambda one, other: abs(one - other).mean()),
+        ("auc", (label, score), share_of_wins),
+    ):
+        expected = stats.bootstrap(
+            data, statistic, paired=True, vectorized=False, method="percentile", rng=7
+        )
+        ends = expected.confidence_interval
+        noise = 0.4 * expected.standard_error
+        np.testing.assert_allclose(found[name], (ends.low, ends.high), atol=noise)
+        assert found[name][0] < metrics.summarize(rows)[name] < found[name][1]
+
+
+def test_what_has_no_interval():
+    one = {"dice_disc": 0.5, "glaucoma": 1, "probability": 0.2}
+    assert metrics.intervals([]) == {}
+    assert metrics.intervals([one]) == {}
+    # Two glaucomas have a mean Dice, but no AUC.
+    assert metrics.intervals([one, one]) == {"dice_disc": [0.5, 0.5]}
+    # Half of the resamples of two eyes are of one class; the others rank them right.
+    healthy = {"glaucoma": 0, "probability": 0.1}
+    found = metrics.intervals([one, healthy])
+    assert found["auc"] == [1.0, 1.0]
+    assert "dice_disc" not in found

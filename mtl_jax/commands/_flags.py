@@ -1,5 +1,6 @@
 """Reads the values of flags and reports a mistake in one sentence."""
 
+import pathlib
 from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
@@ -19,6 +20,24 @@ def required(flag: flags.FlagHolder[T | None]) -> T:
     if flag.value is None:
         raise UserError(f"--{flag.name} is missing; this data set requires it.")
     return flag.value
+
+
+def workdirs(flag: flags.FlagHolder[list[str] | None]) -> list[pathlib.Path]:
+    """Returns the folders that --workdir names; by default, the package's network.
+
+    Raises:
+      UserError: if the flag was not given, and the package has no network.
+    """
+    from mtl_jax.workdirs import BUILT_IN
+
+    if flag.value is not None:
+        return [*map(pathlib.Path, flag.value)]
+    if not BUILT_IN.is_dir():
+        raise UserError(
+            "--workdir is missing, and this installation of mtl_jax has no trained "
+            "network of its own; name the workdir of a run."
+        )
+    return [BUILT_IN]
 
 
 def whole_numbers(flag: flags.FlagHolder[list[str]]) -> list[int]:

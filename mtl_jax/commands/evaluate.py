@@ -1,16 +1,20 @@
-"""Scores a trained network: --workdir=RUN [--split=test] [--resolution=native]."""
+"""Scores a trained network: --workdir=RUN [--split=test] [--resolution=native].
+
+Without --workdir it scores the network in the package. This network, and one that was
+exported, needs --data_dir, --dataset and --output.
+"""
 
 import pathlib
 
 from absl import flags
 
-from mtl_jax.commands import _program
+from mtl_jax.commands import _flags, _program
 
 WORKDIR = flags.DEFINE_list(
     "workdir",
     None,
-    "Folder of the run, or a,b,c: those of several runs that are averaged.",
-    required=True,
+    "Folder of the run, or a,b,c: those of several runs that are averaged; by default, "
+    "the network in the package.",
 )
 SPLIT = flags.DEFINE_string("split", "test", "Split of the data set.")
 RESOLUTION = flags.DEFINE_enum(
@@ -27,6 +31,9 @@ DATA_DIR = flags.DEFINE_string(
 )
 DATASET = flags.DEFINE_string(
     "dataset", None, "Data set to score, if not the run's own."
+)
+OUTPUT = flags.DEFINE_string(
+    "output", None, "Folder to write; by default, one in the workdir."
 )
 TTA = flags.DEFINE_bool("tta", False, "Average over the flips of each image.")
 CALIBRATION = flags.DEFINE_enum(
@@ -45,12 +52,13 @@ def main() -> None:
     from mtl_jax.reporting import evaluation, terminal
 
     output, metrics = evaluation.write(
-        [*map(pathlib.Path, WORKDIR.value)],
+        _flags.workdirs(WORKDIR),
         split=SPLIT.value,
         resolution=RESOLUTION.value,
         checkpoint=CHECKPOINT.value,
         data_dir=DATA_DIR.value,
         dataset=DATASET.value,
+        output=pathlib.Path(OUTPUT.value) if OUTPUT.value else None,
         tta=TTA.value,
         calibrated=CALIBRATION.value == "auto",
         write_submission=pathlib.Path(SUBMISSION.value) if SUBMISSION.value else None,

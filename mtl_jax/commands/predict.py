@@ -1,17 +1,21 @@
-"""Predicts on photographs: --workdir=RUN --images=DIR_OR_GLOB --output=OUT."""
+"""Predicts on photographs: --images=DIR_OR_GLOB --output=OUT [--workdir=RUN].
+
+Without --workdir the network in the package predicts. It is for research only: it is no
+medical device.
+"""
 
 import pathlib
 import sys
 
 from absl import flags
 
-from mtl_jax.commands import _program
+from mtl_jax.commands import _flags, _program
 
 WORKDIR = flags.DEFINE_list(
     "workdir",
     None,
-    "Folder of the run, or a,b,c: those of several runs that are averaged.",
-    required=True,
+    "Folder of the run, or a,b,c: those of several runs that are averaged; by default, "
+    "the network in the package.",
 )
 IMAGES = flags.DEFINE_string(
     "images", None, "Photographs: a directory, a file or a glob.", required=True
@@ -41,7 +45,7 @@ def main() -> int:
 
     table = FORMAT.value == "table"
     failures, notes = predictions.write(
-        [*map(pathlib.Path, WORKDIR.value)],
+        _flags.workdirs(WORKDIR),
         IMAGES.value,
         pathlib.Path(OUTPUT.value),
         checkpoint=CHECKPOINT.value,

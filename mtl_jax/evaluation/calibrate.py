@@ -50,6 +50,11 @@ def calibrate(
             "is; leave out --split to use the validation split."
         )
     folders = workdirs.as_folders(workdir)
+    if any(map(workdirs.is_portable, folders)):
+        raise UserError(
+            "An exported network comes without a validation split; calibrate the run, "
+            "and export it again."
+        )
     network = workdirs.load_averaged(folders, checkpoint, tta=tta)
     data = network.config.data
     builder = pipeline.open_dataset(data_dir or data.data_dir, data.dataset)

@@ -33,27 +33,32 @@ def evaluate(
     checkpoint: str = "best",
     data_dir: str | None = None,
     dataset: str | None = None,
+    output: pathlib.Path | None = None,
     tta: bool = False,
     calibrated: bool = True,
     draw: Draw | None = None,
 ) -> tuple[pathlib.Path, dict[str, Any]]:
     """Scores a checkpoint.
 
-    Writes `metrics.json`, `per_image.csv` and, at model resolution, `outlines.json`
-    into the folder `evaluation/SPLIT-RESOLUTION` of the first workdir. The name also
-    has the data set if it is not the run's own, the checkpoint if it is not the best,
-    how many networks are averaged, and whether over flips. The losses of an average are
-    those of its first network on the images as they are.
+    Writes `metrics.json`, `per_image.csv` and, at model resolution, `outlines.json`. By
+    default they are in the folder `evaluation/SPLIT-RESOLUTION` of the first workdir.
+    Its name also has the data set if it is not the run's own, the checkpoint if it is
+    not the best, how many networks are averaged, and whether over flips. The losses of
+    an average are those of its first network on the images as they are.
     If the photographs are of several sources, the rows name them, and `by_source` has
-    the metrics of each.
+    the metrics of each. `intervals` has the 95 % interval of each metric, see
+    `metrics.intervals`.
 
     Args:
-      workdir: folder of the run, or those of several runs that are averaged.
+      workdir: folder of the run, or those of several runs that are averaged. A folder
+        of exported networks has no data set of its own and is not written to, so it
+        needs `data_dir`, `dataset` and `output`.
       split: split of the data set.
       resolution: resolution at which masks are compared, `model` or `native`.
       checkpoint: `best`, `latest` or a step.
       data_dir: folder of the data sets, if it has moved since the run.
       dataset: data set to evaluate on, if not the run's own.
+      output: folder to write, if not in the workdir.
       tta: whether to average over flips.
       calibrated: whether to use the calibration of the first workdir, if it has one.
       draw: function that adds pictures to that folder.
@@ -62,15 +67,21 @@ def evaluate(
       The folder, and what `metrics.json` holds.
 
     Raises:
-      UserError: if the checkpoint, the data set or the split cannot be read, or the
-        networks do not fit together.
+      UserError: if the checkpoint, the data set or the split cannot be read, the
+        networks do not fit together, or an exported one lacks an argument.
     """
     folders = workdirs.as_folders(workdir)
+    is_portable = any(map(workdirs.is_portable, folders))
+    if is_portable:
+        _check_given(data_dir=data_dir, dataset=dataset, output=output)
+    if output is not None:
+        files.check_replaceable(output, CONTENTS)
     load = workdirs.load_calibrated if calibrated else workdirs.load_averaged
     network = load(folders, checkpoint, tta=tta)
     own = network.config.data
     dataset = dataset or own.dataset
-    is_own = dataset == own.dataset
+    # Another user's data set may have the name of the one it was trained on.
+    is_own = dataset == own.dataset and not is_portable
     builder = pipeline.open_dataset(data_dir or own.data_dir, dataset)
     check_images(builder, network)
     # Another data set's images were not divided for this run.
@@ -96,7 +107,7 @@ def evaluate(
             traced[case.details["image_id"]] = _outlines(case.prediction)
     rows, by_source = _by_source(rows, sources)
     summary = {
-        **scoring.summarize(rows),
+        **_summarize(rows),
         "num_parameters": network.num_parameters,
         "seconds_per_step": network.metadata["seconds_per_step"],
         "dataset": builder.info.full_name,
@@ -115,7 +126,7 @@ def evaluate(
         "-tta" if tta else "",
         "" if calibrated else "-uncalibrated",
     ]
-    output = folders[0] / "evaluation" / "".join(parts)
+    output = output or folders[0] / "evaluation" / "".join(parts)
     with files.whole_directory(output, CONTENTS) as folder:
         files.write_json(folder / "metrics.json", summary)
         write_csv(folder / "per_image.csv", rows)
@@ -175,6 +186,15 @@ def check_folds(
         )
 
 
+def _check_given(**arguments: object) -> None:
+    for name, value in arguments.items():
+        if value is None:
+            raise UserError(
+                f"--{name} is missing; an exported network, such as the one in the "
+                "package, comes without data and is not written to."
+            )
+
+
 def _by_source(
     rows: Sequence[Row], sources: Sequence[str]
 ) -> tuple[list[Row], dict[str, dict[str, Any]]]:
@@ -189,9 +209,13 @@ def _by_source(
         for row, source in zip(rows, sources, strict=True)
     ]
     return named, {
-        name: scoring.summarize([row for row in named if row["source"] == name])
+        name: _summarize([row for row in named if row["source"] == name])
         for name in sorted(set(sources))
     }
+
+
+def _summarize(rows: Sequence[Row]) -> dict[str, Any]:
+    return {**scoring.summarize(rows), "intervals": metrics.intervals(rows)}
 
 
 def check_images(

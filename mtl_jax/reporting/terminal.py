@@ -11,9 +11,10 @@ _FEW = 20
 
 
 def metrics_text(found: Mapping[str, Any]) -> str:
-    """Formats `metrics.json`: one line per metric, with its number of images.
+    """Formats `metrics.json`: one line per metric, with number of images and interval.
 
     Several sources stand in columns of a second table, without what none of them has.
+    Their intervals stand below the values.
     """
     title = (
         f"{found['dataset']}, split {found['split']}, {found['resolution']} "
@@ -29,7 +30,10 @@ def metrics_text(found: Mapping[str, Any]) -> str:
         text = _text(metric, found)
         if value is None and count:
             text = "one class only"
-        lines.append(f"{metric.title or metric.heading:33}{text:>14}  n = {count}")
+        line = f"{metric.title or metric.heading:33}{text:>14}  n = {count}"
+        if interval := _interval(metric, found):
+            line = f"{line:56}  95 %: {interval}"
+        lines.append(line)
     lines.append(f"{'parameters':33}{found['num_parameters']:14,}")
     # Weights that another program trained come without their seconds.
     seconds = found["seconds_per_step"]
@@ -91,14 +95,23 @@ def _by_source(
     shown: Sequence[metrics.Metric], found: Mapping[str, Mapping[str, Any]]
 ) -> list[str]:
     """A line per metric, with a column for each source."""
-    width = max(12, *(len(name) + 2 for name in found))
+    width = max(16, *(len(name) + 2 for name in found))
     lines = [f"{'by source':33}" + "".join(f"{name:>{width}}" for name in found)]
     for metric in shown:
         texts = [_text(metric, values) for values in found.values()]
         if set(texts) != {"-"}:
             line = f"{metric.title or metric.heading:33}"
             lines.append(line + "".join(f"{text:>{width}}" for text in texts))
+            texts = [_interval(metric, values) for values in found.values()]
+            if any(texts):
+                line = f"{'  95 %':33}"
+                lines.append(line + "".join(f"{text:>{width}}" for text in texts))
     return lines
+
+
+def _interval(metric: metrics.Metric, found: Mapping[str, Any]) -> str:
+    ends = found.get("intervals", {}).get(metric.name, ())
+    return " to ".join(f"{end:.{metric.digits}f}" for end in ends)
 
 
 def _text(metric: metrics.Metric, found: Mapping[str, Any]) -> str:

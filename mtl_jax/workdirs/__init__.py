@@ -1,6 +1,7 @@
 """Workdirs: the folders that networks are trained into and read back from.
 
 A workdir holds one network. If its method trains several, it holds a folder for each.
+`export` makes a smaller folder of it, without optimizers, which is read alike.
 """
 
 from mtl_jax.workdirs._averaged import (
@@ -10,7 +11,9 @@ from mtl_jax.workdirs._averaged import (
     write_calibration,
 )
 from mtl_jax.workdirs._claim import claim
+from mtl_jax.workdirs._export import Exported, export
 from mtl_jax.workdirs._imported import CONTENTS, write_imported, write_network
+from mtl_jax.workdirs._portable import BUILT_IN, is_portable
 from mtl_jax.workdirs._train import load_pretrained, train
 from mtl_jax.workdirs._trained import (
     TrainedNetwork,
@@ -21,12 +24,16 @@ from mtl_jax.workdirs._trained import (
 )
 
 __all__ = [
+    "BUILT_IN",
     "CONTENTS",
+    "Exported",
     "TrainedNetwork",
     "as_folders",
     "claim",
     "encoder_of",
+    "export",
     "fit_missing_classifier",
+    "is_portable",
     "load",
     "load_averaged",
     "load_calibrated",

@@ -11,10 +11,8 @@ from mtl_jax import files
 from mtl_jax.errors import UserError
 from mtl_jax.inference import averaging, vcdr
 from mtl_jax.inference.calibration import Calibration
+from mtl_jax.workdirs._portable import CALIBRATION
 from mtl_jax.workdirs._trained import TrainedNetwork, load
-
-# In the first workdir of an average.
-_CALIBRATION = "calibration.json"
 
 # What networks have in common if their outputs can be averaged.
 _ALIKE = {
@@ -105,7 +103,7 @@ def load_calibrated(
       UserError: if a network or the calibration cannot be read.
     """
     network = load_averaged(workdirs, checkpoint, tta=tta)
-    path = pathlib.Path(workdirs[0]) / _CALIBRATION
+    path = pathlib.Path(workdirs[0]) / CALIBRATION
     if not path.exists():
         return network
     calibration, found = _read(path)
@@ -140,7 +138,7 @@ def write_calibration(
     Raises:
       UserError: if the file cannot be written.
     """
-    path = pathlib.Path(workdirs[0]) / _CALIBRATION
+    path = pathlib.Path(workdirs[0]) / CALIBRATION
     content = {
         "arrangement": _arrangement(network, len(workdirs), tta=tta),
         "calibration": dataclasses.asdict(calibration),

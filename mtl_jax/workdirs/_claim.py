@@ -9,6 +9,7 @@ from mtl_jax import configuration, files, tasks
 from mtl_jax.errors import UserError
 from mtl_jax.training import parallel
 from mtl_jax.training.checkpoints import Checkpoints
+from mtl_jax.workdirs import _portable
 
 
 def networks(workdir: pathlib.Path) -> list[pathlib.Path]:
@@ -28,8 +29,13 @@ def claim(workdir: pathlib.Path, config: configuration.Config, resume: bool) -> 
 
     Raises:
       UserError: if the workdir holds a run of another config, or a run of this config
-        and `resume` is False, or if it cannot be written.
+        and `resume` is False, or an exported network, or if it cannot be written.
     """
+    if _portable.is_portable(workdir):
+        raise UserError(
+            f"{workdir} holds an exported network, which is not trained further; name "
+            "another workdir."
+        )
     path = workdir / "config.json"
     if path.exists():
         try:

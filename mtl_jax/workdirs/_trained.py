@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from mtl_jax.models import unet
 from mtl_jax.training import parallel, views
 from mtl_jax.training.checkpoints import Checkpoints
 from mtl_jax.training.step import evaluation_step
+from mtl_jax.workdirs import _portable
 from mtl_jax.workdirs._claim import networks
 
 # The classifier that was fitted here for an imported network.
@@ -116,7 +118,7 @@ def load(workdir: pathlib.Path, checkpoint: str = "best") -> TrainedNetwork:
     """Reads the trained network of a workdir.
 
     Args:
-      workdir: workdir of a run.
+      workdir: workdir of a run, or the folder that one was exported to.
       checkpoint: `best`, `latest` or a step, chosen for each of several networks.
 
     Raises:
@@ -125,15 +127,38 @@ def load(workdir: pathlib.Path, checkpoint: str = "best") -> TrainedNetwork:
     workdir = pathlib.Path(workdir)
     if not workdir.is_dir():
         raise UserError(f"There is no workdir {workdir}; name one of a trained run.")
-    folders = networks(workdir)
-    if not folders:
-        raise UserError(f"{workdir} holds no checkpoint; name the workdir of a run.")
-    if missing := _parts(workdir) - {folder.name for folder in folders}:
-        raise UserError(
-            f"{workdir} does not hold the network {min(missing)} yet; train it with "
-            "--resume."
-        )
-    return _join([_load_one(folder, checkpoint) for folder in folders])
+    if not _portable.is_portable(workdir):
+        folders = networks(workdir)
+        if not folders:
+            raise UserError(
+                f"{workdir} holds no checkpoint; name the workdir of a run."
+            )
+        if missing := _parts(workdir) - {folder.name for folder in folders}:
+            raise UserError(
+                f"{workdir} does not hold the network {min(missing)} yet; train it "
+                "with --resume."
+            )
+    return _join([network for _, network in members(workdir, checkpoint)])
+
+
+def members(
+    workdir: pathlib.Path, checkpoint: str = "best"
+) -> Iterator[tuple[str, TrainedNetwork]]:
+    """Reads the networks of a workdir or of an exported folder, one after the other.
+
+    Yields:
+      The name of each, which is `network` if there is only one, and the network.
+
+    Raises:
+      UserError: if a network cannot be read.
+    """
+    if _portable.is_portable(workdir):
+        for stored in _portable.read(workdir):
+            yield stored.name, _load_stored(workdir, stored, checkpoint)
+        return
+    for folder in networks(workdir):
+        name = "network" if folder == workdir else folder.name
+        yield name, _load_one(folder, checkpoint)
 
 
 def _parts(workdir: pathlib.Path) -> set[str]:
@@ -166,8 +191,7 @@ def load_kind(
     Raises:
       UserError: if a checkpoint cannot be read.
     """
-    for folder in networks(pathlib.Path(workdir)):
-        network = _load_one(folder, "best")
+    for _, network in members(pathlib.Path(workdir)):
         for task in network.experiment.tasks:
             if task.kind == kind:
                 return network, task
@@ -178,20 +202,58 @@ def _load_one(folder: pathlib.Path, checkpoint: str) -> TrainedNetwork:
     checkpoints = Checkpoints(folder, read_only=True)
     step = _step_of(checkpoints, folder, checkpoint)
     metadata = checkpoints.restore_metadata(step)
-    config = configuration.from_json(metadata["config"])
+    experiment = _experiment(metadata["config"], checkpoints.path(step))
+    variables = checkpoints.restore_model(step, experiment.variable_shapes())
+    checkpoints.close()
+    if metadata["vcdr_classifier"] is None and (folder / _CLASSIFIER).exists():
+        classifier = _read_classifier(folder / _CLASSIFIER)
+        metadata = {**metadata, "vcdr_classifier": classifier}
+    return _network(experiment, step, metadata, variables)
+
+
+def _load_stored(
+    folder: pathlib.Path, stored: _portable.Stored, checkpoint: str
+) -> TrainedNetwork:
+    if checkpoint not in ("best", "latest", str(stored.step)):
+        raise UserError(
+            f"{folder} has no checkpoint {checkpoint!r}, only {stored.step}; leave out "
+            "--checkpoint."
+        )
+    experiment = _experiment(stored.metadata["config"], folder)
+    expected = _shapes(experiment.variable_shapes())
+    found = _shapes(stored.variables)
+    if wrong := sorted(expected.items() ^ found.items()):
+        raise UserError(
+            f"The tensors of {folder}/{stored.name}.safetensors do not fit its config "
+            f"(the first is {wrong[0][0]}); export the network again."
+        )
+    return _network(experiment, stored.step, stored.metadata, stored.variables)
+
+
+def _shapes(variables: Any) -> dict[str, tuple[int, ...]]:
+    return {name: x.shape for name, x in _portable.flatten(variables).items()}
+
+
+def _experiment(text: str, place: pathlib.Path) -> configuration.Experiment:
+    """Builds the objects of a stored config."""
+    config = configuration.from_json(text)
     try:
         configuration.check(config, is_part=True)
     except UserError as error:
         raise UserError(
-            f"{checkpoints.path(step)} is from another version of mtl_jax, or from a "
-            f"program that registered more: {error}"
+            f"{place} is from another version of mtl_jax, or from a program that "
+            f"registered more: {error}"
         ) from error
-    experiment = configuration.build(config)
-    variables = checkpoints.restore_model(step, experiment.variable_shapes())
-    checkpoints.close()
+    return configuration.build(config)
+
+
+def _network(
+    experiment: configuration.Experiment,
+    step: int,
+    metadata: dict[str, Any],
+    variables: Any,
+) -> TrainedNetwork:
     classifier = metadata["vcdr_classifier"]
-    if classifier is None and (folder / _CLASSIFIER).exists():
-        classifier = _read_classifier(folder / _CLASSIFIER)
     devices = jax.local_device_count()
     step_function = evaluation_step(experiment.model, experiment.tasks, experiment.view)
     return TrainedNetwork(
@@ -199,7 +261,7 @@ def _load_one(folder: pathlib.Path, checkpoint: str) -> TrainedNetwork:
         checkpoint=str(step),
         metadata=metadata,
         image_size=metadata["image_size"],
-        batch_size=-(-config.batch_size // devices) * devices,
+        batch_size=-(-experiment.config.batch_size // devices) * devices,
         classifier=classifier and VcdrClassifier(**classifier),
         num_parameters=sum(x.size for x in jax.tree.leaves(variables["params"])),
         networks=(

@@ -304,6 +304,12 @@ def test_metrics_by_source(on_sources, on_native):
     assert head.split() == ["by", "source", "north", "south"]
     (disc,) = (line.split()[-2:] for line in table if "disc Dice" in line)
     assert disc == [f"{by_source[s]['dice_disc']:.3f}" for s in ("north", "south")]
+    for source in by_source.values():
+        ends = source["intervals"]["dice_disc"]
+        assert any(f"{ends[0]:.3f} to {ends[1]:.3f}" in line for line in table)
+    ends = on_sources.metrics["intervals"]["auc"]
+    (auc,) = (line for line in text.split("\n") if line.startswith("AUC, averaged"))
+    assert auc.endswith(f"n = 5    95 %: {ends[0]:.3f} to {ends[1]:.3f}")
     # All glaucomas are of one source.
     assert not any(line.startswith("AUC") for line in table)
 
