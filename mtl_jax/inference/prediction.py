@@ -102,6 +102,8 @@ def interpret(
         name: _READ[tasks.TASKS[name].kind](values, frame, post)
         for name, values in logits.items()
     }
+    if post.cup == "in_disc" and {_DISC, _CUP} <= logits.keys():
+        found[_CUP] = postprocess.segment(logits[_CUP], frame, post, found[_DISC])
     disc, cup = found.get(_DISC), found.get(_CUP)
     ratio, from_ratio = None, None
     if disc is not None and cup is not None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mtl_jax.data import geometry
+from mtl_jax.inference.postprocess import PostProcessing
 from mtl_jax.inference.prediction import (
     Prediction,
     cup_to_disc_ratio,
@@ -59,6 +60,41 @@ def test_only_the_largest_component_counts():
     cup[:3, 0] = -30.0
     whole = interpret({**LOGITS, "cup": cup}, CLASSIFIER, geometry.whole((16, 16)))
     assert (whole.found["cup"] == (LOGITS["cup"] > 0)).all()
+
+
+IN_DISC = PostProcessing(cup="in_disc")
+WHOLE = geometry.whole((16, 16))
+
+
+def test_the_cup_is_in_the_disc():
+    """A larger artefact at the border is left out; what of the cup is beyond stays."""
+    true = np.maximum(LOGITS["cup"], block((9, 14), (5, 8)))
+    artefact = block((0, 16), (13, 16))
+    logits = {**LOGITS, "cup": np.maximum(true, artefact)}
+    found = interpret(logits, CLASSIFIER, WHOLE, IN_DISC)
+    assert (found.found["cup"] == (true > 0)).all()
+    assert found.vcdr == pytest.approx(10 / 12)
+    largest = interpret(logits, CLASSIFIER, WHOLE, PostProcessing())
+    assert (largest.found["cup"] == (artefact > 0)).all()
+    # At the photograph's size, too.
+    native = interpret(logits, CLASSIFIER, geometry.whole((64, 48)), IN_DISC)
+    assert native.found["cup"].shape == (64, 48)
+    assert not native.found["cup"][:, 36:].any()
+
+
+def test_no_cup_touches_the_disc():
+    logits = {**LOGITS, "cup": block((13, 16), (0, 16))}
+    found = interpret(logits, CLASSIFIER, WHOLE, IN_DISC)
+    assert not found.found["cup"].any()
+    assert found.vcdr == 0.0
+    # Nor does any without a disc; then there is no ratio.
+    logits = {**LOGITS, "disc": np.full((16, 16), -30.0)}
+    found = interpret(logits, CLASSIFIER, WHOLE, IN_DISC)
+    assert not found.found["cup"].any()
+    assert found.vcdr is None
+    # A network that does not look for discs keeps the largest.
+    alone = interpret({"cup": LOGITS["cup"]}, CLASSIFIER, WHOLE, IN_DISC)
+    assert (alone.found["cup"] == (LOGITS["cup"] > 0)).all()
 
 
 @pytest.mark.parametrize("left_out", ["glaucoma", "disc", "cup", "fovea"])
