@@ -58,6 +58,11 @@ class Prediction:
         return self.found.get(DIAGNOSIS)
 
     @property
+    def disc(self) -> np.ndarray | None:
+        """Mask of the optic disc; None if the network does not look for it."""
+        return self.found.get(_DISC)
+
+    @property
     def diagnosis(self) -> bool | None:
         """Whether the diagnosis is glaucoma; None without a probability."""
         return vcdr.diagnose(self.probability)
