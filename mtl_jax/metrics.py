@@ -9,6 +9,8 @@ References:
   images, Scientific Reports 12:12361, 2022.
   Orlando et al., REFUGE Challenge, Medical Image Analysis 59:101570, 2020, and the
   evaluation program published with it.
+  Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
+  Nixon et al., Measuring Calibration in Deep Learning, CVPR Workshops 2019.
 """
 
 import dataclasses
@@ -24,6 +26,9 @@ from mtl_jax import tasks
 
 # The challenge's operating point.
 SPECIFICITY = 0.85
+
+# Largest number of bins of a reliability diagram, and smallest number of images in one.
+NUM_BINS, BIN_SIZE = 10, 5
 
 # The task whose probability is averaged with that of the vertical cup-to-disc ratio.
 DIAGNOSIS = "glaucoma"
@@ -132,6 +137,82 @@ def sensitivity_at_specificity(
     )
 
 
+def sensitivity(diagnoses: ArrayLike, labels: ArrayLike) -> float | None:
+    """Computes the share of class 1 that is diagnosed; None without class 1.
+
+    Args:
+      diagnoses: [N] zeros and ones that are predicted.
+      labels: [N] zeros and ones.
+    """
+    return _mean(np.asarray(diagnoses)[np.asarray(labels) == 1])
+
+
+def specificity(diagnoses: ArrayLike, labels: ArrayLike) -> float | None:
+    """Computes the share of class 0 that is not diagnosed; see `sensitivity`."""
+    return _mean(1 - np.asarray(diagnoses)[np.asarray(labels) == 0])
+
+
+class Reliability(NamedTuple):
+    """How often images of a similar probability are of class 1.
+
+    Attributes:
+      probability: [K] mean probability of each bin, ascending.
+      share: [K] share of class 1 among its images.
+      count: [K] number of its images.
+    """
+
+    probability: np.ndarray
+    share: np.ndarray
+    count: np.ndarray
+
+
+def reliability(probabilities: ArrayLike, labels: ArrayLike) -> Reliability:
+    """Divides images into bins of equal numbers by their probability.
+
+    Bins of equal width (Guo et al. 2017) leave most of a small set in one or two bins,
+    and few images in the others. Quantiles (Nixon et al. 2019) give all bins a similar
+    number: a tenth of the images, but no fewer than 5. Equal probabilities are in one
+    bin.
+
+    Args:
+      probabilities: [N] probabilities of class 1, N > 0.
+      labels: [N] zeros and ones.
+    """
+    values, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
+    num_bins = min(max(len(values) // BIN_SIZE, 1), NUM_BINS)
+    edges = np.quantile(values, np.linspace(0, 1, num_bins + 1)[1:-1])
+    bins = np.searchsorted(edges, values)
+    count = np.bincount(bins)
+    is_used = count > 0
+    sums = (np.bincount(bins, weights)[is_used] for weights in (values, labels))
+    means = (total / count[is_used] for total in sums)
+    return Reliability(*means, count[is_used])
+
+
+def calibration_error(probabilities: ArrayLike, labels: ArrayLike) -> float | None:
+    """Computes the expected calibration error (Guo et al. 2017, equation 3).
+
+    It is the mean over images of the distance between the mean probability of their bin
+    and its share of class 1; see `reliability` for the bins.
+
+    Args:
+      probabilities: [N] probabilities of class 1.
+      labels: [N] zeros and ones.
+
+    Returns:
+      A number in [0, 1]; None without images.
+    """
+    if not len(np.asarray(labels)):
+        return None
+    probability, share, count = reliability(probabilities, labels)
+    return float(np.average(np.abs(probability - share), weights=count))
+
+
+def uncalibrated(column: str) -> str:
+    """Names the column with a probability of glaucoma before its calibration."""
+    return f"{column}_uncalibrated"
+
+
 def has_both_classes(labels: ArrayLike) -> bool:
     """Whether `labels` ([N] zeros and ones) holds at least one of each."""
     return len(np.unique(np.asarray(labels))) == 2
@@ -179,6 +260,7 @@ class Metric:
         describes one image or the network itself.
       title: title in the terminal; empty for the heading.
       curve: name in the legend of ROC curves; empty without a curve.
+      reliability: name above reliability diagrams; empty without a diagram.
       meaning: sentence that explains it on the page.
       task: name of its task; empty if it depends on several.
       is_constant: whether all runs of a method have the same value.
@@ -193,6 +275,7 @@ class Metric:
     reduce: Callable[..., float | None] | None = None
     title: str = ""
     curve: str = ""
+    reliability: str = ""
     meaning: str = ""
     task: str = ""
     is_constant: bool = False
@@ -216,6 +299,7 @@ class Metric:
 # Other keys of `metrics.json`, `results.csv` and the log of a training.
 _RESERVED = re.compile(
     "loss(_.*)?|num_images|dataset|split|fold|resolution|checkpoint|score|step|epoch"
+    "|average|calibration|note"
 )
 
 # In the order of tables. A kind stands for the metrics of all its tasks.
@@ -272,10 +356,54 @@ METRICS: list[Metric | tasks.Kind] = [
         sensitivity_at_specificity,
     ),
     Metric(
+        "sensitivity",
+        "sensitivity",
+        PERCENT,
+        "higher",
+        columns=("diagnosis", DIAGNOSIS),
+        reduce=sensitivity,
+    ),
+    Metric(
+        "specificity",
+        "specificity",
+        PERCENT,
+        "higher",
+        columns=("diagnosis", DIAGNOSIS),
+        reduce=specificity,
+    ),
+    Metric(
+        "calibration_error",
+        "calibration error",
+        better="lower",
+        columns=("probability", DIAGNOSIS),
+        reduce=calibration_error,
+        title="calibration error, averaged",
+        reliability="average",
+    ),
+    Metric(
+        "calibration_error_fc",
+        "calibration error of the classifier",
+        better="lower",
+        columns=("probability_fc", DIAGNOSIS),
+        reduce=calibration_error,
+        title="calibration error, classifier",
+        reliability="classifier",
+    ),
+    Metric(
+        "calibration_error_vcdr",
+        "calibration error of the vCDR",
+        better="lower",
+        columns=("probability_vcdr", DIAGNOSIS),
+        reduce=calibration_error,
+        title="calibration error, vCDR",
+        reliability="vCDR",
+    ),
+    Metric(
         "probability",
         f"P({DIAGNOSIS})",
         places=("page",),
-        meaning=f"Probability of {DIAGNOSIS}; from 0.5 on it is a diagnosis.",
+        meaning=f"Probability of {DIAGNOSIS}; from 0.5 on, or from the calibrated "
+        "network's threshold on, it is a diagnosis.",
     ),
     "segmentation",
     "localisation",
@@ -320,6 +448,16 @@ def _of_classification(task: tasks.Task) -> list[Metric]:
             auc,
             title=f"AUC, {task.title}",
             curve=task.title,
+            task=task.name,
+        ),
+        Metric(
+            f"calibration_error_{task.name}",
+            f"{task.name} calibration error",
+            better="lower",
+            columns=(score, task.name),
+            reduce=calibration_error,
+            title=f"calibration error, {task.title}",
+            reliability=task.title,
             task=task.name,
         ),
         Metric(

@@ -95,8 +95,9 @@ class Task:
 
 # Columns of results, and files and folders of a workdir, which have names of their own.
 _RESERVED = re.compile(
-    "(auc|dice|loss|probability|vcdr|fc)(_.*)?|.*_(error|native|x|y)|image_id|split|"
-    "source|score|checkpoints?|evaluation|tensorboard|whole|crop"
+    "(auc|dice|loss|probability|vcdr|fc)(_.*)?|.*_(error|native|x|y|spread)|image_id|"
+    "diagnosis|sensitivity|specificity|split|source|score|checkpoints?|evaluation|"
+    "tensorboard|whole|crop"
 )
 
 # The registered tasks by name, in the order of tables.

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from sklearn.calibration import calibration_curve
 
 from mtl_jax import metrics
 
@@ -91,6 +92,48 @@ def test_one_class_has_no_curve(labels):
         metrics.roc(scores, labels)
 
 
+@FAST
+@given(SCORED, st.booleans())
+def test_calibration_error_against_scikit_learn(scored, is_distinct):
+    scores, labels = map(list, zip(*scored, strict=True))
+    if is_distinct:
+        scores = np.random.default_rng(len(scores)).permutation(len(scores))
+        scores = (scores + 0.5) / len(scores)
+    num_bins = min(10, max(1, len(scores) // 5))
+    share, probability = calibration_curve(
+        labels, scores, n_bins=num_bins, strategy="quantile"
+    )
+    found = metrics.reliability(scores, labels)
+    assert found.share == pytest.approx(share)
+    assert found.probability == pytest.approx(probability)
+    assert found.count.sum() == len(scores)
+    expected = np.sum(found.count * abs(share - probability)) / len(scores)
+    assert metrics.calibration_error(scores, labels) == pytest.approx(expected)
+
+
+@given(st.integers(50, 300), st.integers(0, 100))
+def test_bins_are_of_equal_numbers(count, seed):
+    scores = np.random.default_rng(seed).uniform(size=count)
+    found = metrics.reliability(scores, np.zeros(count))
+    assert len(found.count) == 10
+    assert np.ptp(found.count) <= 1
+    # Class 1 never occurs: the error is the probability.
+    error = metrics.calibration_error(scores, np.zeros(count))
+    assert error == pytest.approx(scores.mean())
+
+
+@FAST
+@given(SCORED)
+def test_shares_of_diagnoses(scored):
+    diagnoses = [int(score >= 0.5) for score, _ in scored]
+    labels = [label for _, label in scored]
+    positive, negative = split(diagnoses, labels)
+    found = metrics.sensitivity(diagnoses, labels)
+    assert found == (pytest.approx(np.mean(positive)) if positive else None)
+    found = metrics.specificity(diagnoses, labels)
+    assert found == (pytest.approx(1 - np.mean(negative)) if negative else None)
+
+
 def sensitivity_by_hand(scores, labels, specificity):
     """Thresholds one by one; exact rates; two neighbours and a straight line."""
     positive, negative = split(scores, labels)
@@ -169,14 +212,17 @@ def rows():
     full = {"dice_disc": 0.9, "dice_cup": 0.8, "vcdr": 0.5, "vcdr_true": 0.4}
     return [
         {**missing, **full, "image_id": "a", "glaucoma": 1, "probability": 0.7}
+        | {"diagnosis": 1}
         | {"probability_fc": 0.9, "probability_vcdr": 0.3, "fovea_error": 3.0},
         {**missing, **full, "image_id": "b", "glaucoma": 0, "probability": 0.4}
+        | {"diagnosis": 0}
         | {"probability_fc": 0.2, "probability_vcdr": 0.6, "vcdr_true": 0.8},
         # Not diagnosed: its scores must not count.
         {**missing, "image_id": "c", "probability": 0.0, "probability_fc": 0.0}
         | {"fovea_error": 5.0, "fovea_error_native": np.float32(40), "vcdr": 0.9},
         # Diagnosed, but without a vCDR to score by.
         {**missing, "image_id": "d", "glaucoma": 1, "probability": 0.1}
+        | {"diagnosis": 0}
         | {"probability_fc": 0.1, "dice_disc": 0.0},
     ]
 
@@ -190,6 +236,12 @@ def test_summarize_by_hand():
             "auc_fc": 0.5,
             "auc_vcdr": 0.0,
             "sensitivity_at_85_specificity": 0.5 + 0.15 * 0.5,
+            "sensitivity": 0.5,
+            "specificity": 1.0,
+            # Few images have one bin: the distance of the means.
+            "calibration_error": 2 / 3 - 1.2 / 3,
+            "calibration_error_fc": 2 / 3 - 1.2 / 3,
+            "calibration_error_vcdr": 0.5 - 0.45,
             "dice_disc": 0.6,
             "dice_cup": 0.8,
             "vcdr_mae": 0.2,
@@ -202,6 +254,11 @@ def test_summarize_by_hand():
         "auc_fc": 3,
         "auc_vcdr": 2,
         "sensitivity_at_85_specificity": 3,
+        "sensitivity": 3,
+        "specificity": 3,
+        "calibration_error": 3,
+        "calibration_error_fc": 3,
+        "calibration_error_vcdr": 2,
         "dice_disc": 3,
         "dice_cup": 2,
         "vcdr_mae": 2,

@@ -93,6 +93,11 @@ def say(text: str) -> None:
     print(_as_started(text))
 
 
+def warn(note: str) -> None:
+    """Prints a note to standard error, with commands as `say` names them."""
+    print(_as_started(f"note: {note}"), file=sys.stderr)
+
+
 def _as_started(text: str) -> str:
     """Replaces `scripts/VERB.py` by `mtl-jax VERB` if the user started `mtl-jax`.
 

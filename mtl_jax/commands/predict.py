@@ -5,13 +5,27 @@ import sys
 
 from absl import flags
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+from mtl_jax.commands import _program
+
+WORKDIR = flags.DEFINE_list(
+    "workdir",
+    None,
+    "Folder of the run, or a,b,c: those of several runs that are averaged.",
+    required=True,
+)
 IMAGES = flags.DEFINE_string(
     "images", None, "Photographs: a directory, a file or a glob.", required=True
 )
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", required=True)
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "best", "Checkpoint: best, latest or a step."
+)
+TTA = flags.DEFINE_bool("tta", False, "Average over the flips of each photograph.")
+CALIBRATION = flags.DEFINE_enum(
+    "calibration",
+    "auto",
+    ["auto", "none"],
+    "auto uses what scripts/calibrate.py wrote into the workdir.",
 )
 FORMAT = flags.DEFINE_enum(
     "format",
@@ -26,16 +40,18 @@ def main() -> int:
     from mtl_jax.reporting import predictions
 
     table = FORMAT.value == "table"
-    failures, conversions = predictions.write(
-        pathlib.Path(WORKDIR.value),
+    failures, notes = predictions.write(
+        [*map(pathlib.Path, WORKDIR.value)],
         IMAGES.value,
         pathlib.Path(OUTPUT.value),
         checkpoint=CHECKPOINT.value,
+        tta=TTA.value,
+        calibrated=CALIBRATION.value == "auto",
         form="table" if table else "refuge",
     )
     print(f"{OUTPUT.value}/predictions.csv" if table else OUTPUT.value)
-    for conversion in conversions:
-        print(f"note: {conversion}", file=sys.stderr)
+    for note in notes:
+        _program.warn(note)
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     if failures:

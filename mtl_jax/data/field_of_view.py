@@ -74,7 +74,7 @@ class FieldOfView(NamedTuple):
         return np.hypot(rows[:, None] - y, columns - x) <= shrink * radius
 
     def contains(self, xy: npt.ArrayLike) -> bool:
-        """Whether a point, with pixel centres at whole numbers, is in box and circle."""
+        """Whether a point (x, y) of `geometry` lies in the box and the circle."""
         x, y = np.asarray(xy, np.float64) + 0.5
         left, top, right, bottom = self.box
         if not (left <= x <= right and top <= y <= bottom):

@@ -1,6 +1,7 @@
 """Evaluates a trained network on a split of a data set."""
 
 import csv
+import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +9,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from mtl_jax import files, tasks, workdirs
+from mtl_jax import files, metrics, tasks, workdirs
 from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
 from mtl_jax.inference import outlines, scoring
@@ -25,60 +26,76 @@ Draw = Callable[
 
 
 def evaluate(
-    workdir: pathlib.Path,
+    workdir: pathlib.Path | Sequence[pathlib.Path],
     *,
     split: str = "test",
     resolution: scoring.Resolution = "model",
     checkpoint: str = "best",
     data_dir: str | None = None,
     dataset: str | None = None,
+    tta: bool = False,
+    calibrated: bool = True,
     draw: Draw | None = None,
 ) -> tuple[pathlib.Path, dict[str, Any]]:
     """Scores a checkpoint.
 
     Writes `metrics.json`, `per_image.csv` and, at model resolution, `outlines.json`
-    into the folder `evaluation/SPLIT-RESOLUTION` of the workdir. The name also has the
-    data set if it is not the run's own, and the checkpoint if it is not the best.
+    into the folder `evaluation/SPLIT-RESOLUTION` of the first workdir. The name also
+    has the data set if it is not the run's own, the checkpoint if it is not the best,
+    how many networks are averaged, and whether over flips. The losses of an average are
+    those of its first network on the images as they are.
     If the photographs are of several sources, the rows name them, and `by_source` has
     the metrics of each.
 
     Args:
-      workdir: folder of the run.
+      workdir: folder of the run, or those of several runs that are averaged.
       split: split of the data set.
       resolution: resolution at which masks are compared, `model` or `native`.
       checkpoint: `best`, `latest` or a step.
       data_dir: folder of the data sets, if it has moved since the run.
       dataset: data set to evaluate on, if not the run's own.
+      tta: whether to average over flips.
+      calibrated: whether to use the calibration of the first workdir, if it has one.
       draw: function that adds pictures to that folder.
 
     Returns:
       The folder, and what `metrics.json` holds.
 
     Raises:
-      UserError: if the checkpoint, the data set or the split cannot be read.
+      UserError: if the checkpoint, the data set or the split cannot be read, or the
+        networks do not fit together.
     """
-    network = workdirs.load(workdir, checkpoint)
+    folders = workdirs.as_folders(workdir)
+    load = workdirs.load_calibrated if calibrated else workdirs.load_averaged
+    network = load(folders, checkpoint, tta=tta)
     own = network.config.data
     dataset = dataset or own.dataset
     is_own = dataset == own.dataset
     builder = pipeline.open_dataset(data_dir or own.data_dir, dataset)
-    _check_images(builder, network)
+    check_images(builder, network)
     # Another data set's images were not divided for this run.
     fold = network.experiment.fold if is_own else None
     post = network.post
     opened = pipeline.open_split(builder, split, fold, post.pixel_origin)
     if is_own:
-        network = workdirs.fit_missing_classifier(network, workdir, builder, fold)
+        check_folds(folders, network, split)
+        network = workdirs.fit_missing_classifier(network, folders[0], builder, fold)
     rows, sources, traced = [], [], {}
     for case in scoring.cases(
-        network, opened, network.batch_size, network.classifier, resolution, post
+        network.outputs,
+        opened,
+        network.batch_size,
+        network.classifier,
+        resolution,
+        post,
+        network.calibration,
     ):
         rows.append(scoring.score_case(case, post))
         sources.append(case.details["source"])
         if resolution == "model":
             traced[case.details["image_id"]] = _outlines(case.prediction)
     rows, by_source = _by_source(rows, sources)
-    metrics = {
+    summary = {
         **scoring.summarize(rows),
         "num_parameters": network.num_parameters,
         "seconds_per_step": network.metadata["seconds_per_step"],
@@ -87,22 +104,75 @@ def evaluate(
         "fold": own.fold if is_own else "official",
         "resolution": resolution,
         "checkpoint": network.checkpoint,
+        **_arrangement(network, rows),
         **({"by_source": by_source} if by_source else {}),
     }
     parts = [
         "" if is_own else f"{dataset.replace('/', '-')}-",
         f"{split}-{resolution}",
         "" if checkpoint == "best" else f"-checkpoint{network.checkpoint}",
+        "" if len(folders) == 1 else f"-average{len(folders)}",
+        "-tta" if tta else "",
+        "" if calibrated else "-uncalibrated",
     ]
-    output = pathlib.Path(workdir) / "evaluation" / "".join(parts)
+    output = folders[0] / "evaluation" / "".join(parts)
     with files.whole_directory(output, CONTENTS) as folder:
-        files.write_json(folder / "metrics.json", metrics)
+        files.write_json(folder / "metrics.json", summary)
         write_csv(folder / "per_image.csv", rows)
         if traced:
             (folder / OUTLINES).write_text(json.dumps(traced))
         if draw is not None:
             draw(folder, network, opened, rows)
-    return output, metrics
+    return output, summary
+
+
+def _arrangement(
+    network: workdirs.TrainedNetwork, rows: Sequence[Row]
+) -> dict[str, Any]:
+    """Describes averaging and calibration, as far as there are any."""
+    found: dict[str, Any] = {}
+    if network.members:
+        found["average"] = len(network.members)
+    if network.calibration is not None:
+        found["calibration"] = {
+            **dataclasses.asdict(network.calibration),
+            "uncalibrated": _before_calibration(rows),
+        }
+    if network.note:
+        found["note"] = network.note
+    return found
+
+
+def _before_calibration(rows: Sequence[Row]) -> dict[str, float | None]:
+    """Computes the calibration errors that the rows had before their calibration."""
+    found = {}
+    for metric in metrics.every().values():
+        if metric.reliability and not metric.task:
+            score, label = metric.columns
+            before = metrics.columns(rows, metrics.uncalibrated(score), label)
+            found[metric.name] = metrics.calibration_error(*before)
+    return found
+
+
+def check_folds(
+    folders: Sequence[pathlib.Path], network: workdirs.TrainedNetwork, split: str
+) -> None:
+    """Refuses to score networks on images that some of them may be trained on.
+
+    Args:
+      folders: workdirs of the networks.
+      network: network that was read from them.
+      split: split that is to be scored.
+
+    Raises:
+      UserError: if the networks' validation splits differ.
+    """
+    if split != "test" and len(network.divisions) > 1:
+        raise UserError(
+            f"The networks of {', '.join(map(str, folders))} have different folds or "
+            f"data sets, so that some may be trained on the {split} photographs of "
+            "others; name workdirs of one fold, or the split test."
+        )
 
 
 def _by_source(
@@ -124,10 +194,14 @@ def _by_source(
     }
 
 
-def _check_images(
+def check_images(
     builder: tfds.core.DatasetBuilder, network: workdirs.TrainedNetwork
 ) -> None:
-    """Refuses images of another size or shape than the network was trained on."""
+    """Refuses images of another size or shape than the network was trained on.
+
+    Raises:
+      UserError: if the size or the shape differs.
+    """
     expected = network.image_size
     if (side := pipeline.image_size(builder)) != expected:
         raise UserError(

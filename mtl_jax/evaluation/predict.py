@@ -13,7 +13,8 @@ from PIL import Image
 from mtl_jax import workdirs
 from mtl_jax.data import field_of_view, geometry, images
 from mtl_jax.errors import UserError
-from mtl_jax.inference.prediction import Prediction, interpret
+from mtl_jax.inference import averaging
+from mtl_jax.inference.prediction import Prediction
 
 # Name, file, pixels.
 _Photograph = tuple[str, pathlib.Path, np.ndarray]
@@ -44,7 +45,7 @@ def predict(
     """Applies a network to photographs of any size, with a progress bar.
 
     Args:
-      network: network that `workdirs.load` returned.
+      network: network that `workdirs.load` or `load_averaged` returned.
       paths: paths of the photographs.
       failures: list that gets a sentence for every photograph that cannot be read and
         is left out.
@@ -82,17 +83,19 @@ def _predict_batch(
         picture = Image.fromarray(photograph)
         frames.append(field_of_view.frame_of(picture, network.shape))
         model_images[index] = geometry.photograph_to_model(picture, frames[-1], size)
-    logits, _ = network({"image": model_images})
+    outputs = network.outputs({"image": model_images})
     return [
         Predicted(
             name,
             path,
             photograph,
-            interpret(
-                {task: values[index] for task, values in logits.items()},
+            averaging.read(
+                outputs,
+                index,
                 network.classifier,
                 frames[index],
                 network.post,
+                network.calibration,
             ),
         )
         for index, (name, path, photograph) in enumerate(read)

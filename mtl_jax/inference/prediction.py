@@ -44,6 +44,11 @@ class Prediction:
       probability_vcdr: probability of glaucoma from the ratio; without a ratio, the
         share of glaucomas among the training images.
       probability: mean of `probability_fc` and `probability_vcdr`, or the known one.
+      threshold: probability from which on the diagnosis is glaucoma.
+      uncalibrated: probabilities before calibration, by `probability`,
+        `probability_fc` and `probability_vcdr`; empty if they are not calibrated.
+      spread: spread over the members of an average by column, see `averaging.spread`;
+        empty for one network.
     """
 
     size: Size
@@ -51,6 +56,9 @@ class Prediction:
     vcdr: float | None = None
     probability_vcdr: float | None = None
     probability: float | None = None
+    threshold: float = 0.5
+    uncalibrated: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
+    spread: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
 
     @property
     def probability_fc(self) -> float | None:
@@ -65,7 +73,7 @@ class Prediction:
     @property
     def diagnosis(self) -> bool | None:
         """Whether the diagnosis is glaucoma; None without a probability."""
-        return vcdr.diagnose(self.probability)
+        return vcdr.diagnose(self.probability, self.threshold)
 
 
 def _probability(

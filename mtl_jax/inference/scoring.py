@@ -10,22 +10,18 @@ from mtl_jax import metrics, tasks
 from mtl_jax.annotations import ANNOTATIONS, LABELS
 from mtl_jax.data import geometry, pipeline
 from mtl_jax.errors import NotFinite
-from mtl_jax.inference import vcdr
+from mtl_jax.inference import averaging, vcdr
+from mtl_jax.inference.averaging import Batch, Logits, Network
+from mtl_jax.inference.calibration import Calibration
 from mtl_jax.inference.postprocess import PAPER, PostProcessing
 from mtl_jax.inference.prediction import (
     Found,
     Prediction,
     cup_to_disc_ratio,
-    interpret,
     with_cup,
 )
 
 Resolution = Literal["model", "native"]
-Batch = dict[str, np.ndarray]
-Logits = dict[str, np.ndarray]
-
-# Maps a batch to the network's logits and losses, all in host memory.
-Network = Callable[[Batch], tuple[Logits, dict[str, np.ndarray]]]
 
 
 class Case(NamedTuple):
@@ -61,6 +57,7 @@ def cases(
     classifier: vcdr.VcdrClassifier | None,
     resolution: Resolution = "model",
     post: PostProcessing = PAPER,
+    calibration: Calibration | None = None,
 ) -> Iterator[Case]:
     """Applies a network to every image of a split, in its order.
 
@@ -74,24 +71,23 @@ def cases(
         the disc, as in the mask with three values that REFUGE's program compares.
       post: conventions for the network's maps. The split's foveas must have the same
         `pixel_origin`.
+      calibration: calibration of the probabilities of glaucoma; None for none.
 
     Raises:
       NotFinite: if the network's outputs are not finite.
     """
     for indices, batch in pipeline.evaluation_batches(split, batch_size):
-        logits, losses = network(batch)
-        _check_finite(logits, split)
+        outputs = averaging.Outputs(*network(batch))
+        for logits in (outputs.logits, *outputs.members):
+            _check_finite(logits, split)
         model_size = batch["image"].shape[1:3]
         for row, index in enumerate(indices):
             details = split.details(index)
             truth = truth_of(batch, row)
             is_native = resolution == "native"
             frame = details["frame"] if is_native else geometry.whole(model_size)
-            prediction = interpret(
-                {task: values[row] for task, values in logits.items()},
-                classifier,
-                frame,
-                post,
+            prediction = averaging.read(
+                outputs, row, classifier, frame, post, calibration, details["frame"]
             )
             native = native_truth(split, index, truth, "localisation")
             if is_native:
@@ -99,7 +95,7 @@ def cases(
                 prediction, truth = as_one_mask(prediction, truth)
             annotated = {
                 task: float(values[row])
-                for task, values in losses.items()
+                for task, values in outputs.losses.items()
                 if truth[task] is not None
             }
             yield Case(
@@ -134,11 +130,14 @@ def score_split(
     classifier: vcdr.VcdrClassifier | None,
     resolution: Resolution = "model",
     post: PostProcessing = PAPER,
+    calibration: Calibration | None = None,
 ) -> list[dict[str, Any]]:
     """Returns a row of scores, see `score_case`, for each image; see `cases`."""
     return [
         score_case(case, post)
-        for case in cases(network, split, batch_size, classifier, resolution, post)
+        for case in cases(
+            network, split, batch_size, classifier, resolution, post, calibration
+        )
     ]
 
 
@@ -190,16 +189,19 @@ def score_case(case: Case, post: PostProcessing = PAPER) -> dict[str, Any]:
     Returns:
       The prediction's numbers and scores; None where there is nothing to compare. The
       keys are `image_id`, the derived quantities, the columns that every registered
-      task has by its kind, and `loss_TASK` of each annotated task. If neither disc nor
-      cup is found, the ratio of masks is 0, as in REFUGE's program.
+      task has by its kind, the spread over the members of an average, and `loss_TASK`
+      of each annotated task. If the probabilities are calibrated, there are also the
+      `uncalibrated` ones. If neither disc nor cup is found, the ratio of masks is 0, as
+      in REFUGE's program.
     """
     prediction, truth = case.prediction, case.truth
-    ratio = prediction.vcdr
+    ratio, diagnosis = prediction.vcdr, prediction.diagnosis
     if post.vcdr == "masks":
         ratio = cup_to_disc_ratio(prediction.found)
     row = {
         "image_id": case.details["image_id"],
         metrics.DIAGNOSIS: truth[metrics.DIAGNOSIS],
+        "diagnosis": None if diagnosis is None else int(diagnosis),
         "probability": prediction.probability,
         "probability_fc": prediction.probability_fc,
         "probability_vcdr": prediction.probability_vcdr,
@@ -208,6 +210,11 @@ def score_case(case: Case, post: PostProcessing = PAPER) -> dict[str, Any]:
     }
     for task in tasks.TASKS.values():
         row |= _SCORE[task.kind](task, case, post)
+    row |= {name: prediction.spread.get(name) for name in averaging.spread_columns()}
+    row |= {
+        metrics.uncalibrated(name): value
+        for name, value in prediction.uncalibrated.items()
+    }
     return row | {f"loss_{name}": loss for name, loss in case.losses.items()}
 
 

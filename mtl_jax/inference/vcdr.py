@@ -13,6 +13,7 @@ Reference:
   images, Scientific Reports 12:12361, 2022.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -78,14 +79,34 @@ def predict_probability(classifier: VcdrClassifier, vcdr: float | None) -> float
     return float(expit(classifier.coefficient * vcdr + classifier.intercept))
 
 
+def mean(classifiers: Sequence[VcdrClassifier]) -> VcdrClassifier | None:
+    """Averages classifiers: the mean of their logits and priors; None without any."""
+    if not classifiers:
+        return None
+    return VcdrClassifier(*np.mean(classifiers, axis=0).tolist())
+
+
 def combine(
-    probability_fc: float | None, probability_vcdr: float | None
+    probability_fc: float | None,
+    probability_vcdr: float | None,
+    weight_fc: float = 0.5,
 ) -> float | None:
-    """Averages the probabilities that are not None; None if both are."""
-    present = [p for p in (probability_fc, probability_vcdr) if p is not None]
-    return float(np.mean(present)) if present else None
+    """Joins the two probabilities of glaucoma.
+
+    Args:
+      probability_fc: probability from the classifier.
+      probability_vcdr: probability from the ratio.
+      weight_fc: weight of the former in the mean, in [0, 1].
+
+    Returns:
+      The mean; if one of the two is None, the other; None if both are.
+    """
+    if probability_fc is None or probability_vcdr is None:
+        present = (p for p in (probability_fc, probability_vcdr) if p is not None)
+        return next(map(float, present), None)
+    return float(weight_fc * probability_fc + (1 - weight_fc) * probability_vcdr)
 
 
-def diagnose(probability: float | None) -> bool | None:
-    """Diagnoses glaucoma from a probability of 0.5 on; None without a probability."""
-    return None if probability is None else bool(probability >= 0.5)
+def diagnose(probability: float | None, threshold: float = 0.5) -> bool | None:
+    """Diagnoses glaucoma from a threshold on; None without a probability."""
+    return None if probability is None else bool(probability >= threshold)

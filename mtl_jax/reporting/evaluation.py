@@ -12,7 +12,7 @@ from mtl_jax.reporting import pictures, submission
 
 
 def write(
-    workdir: pathlib.Path,
+    workdir: pathlib.Path | Sequence[pathlib.Path],
     *,
     checkpoint: str = "best",
     write_submission: pathlib.Path | None = None,
@@ -23,7 +23,7 @@ def write(
     Adds `roc.png` and `overlays/` to the folder of the evaluation.
 
     Args:
-      workdir: folder of the run.
+      workdir: folder of the run, or those of several runs that are averaged.
       checkpoint: `best`, `latest` or a step.
       write_submission: folder to write a REFUGE submission to, see `submission`.
       **options: further arguments of `evaluation.evaluate`.
@@ -37,7 +37,8 @@ def write(
     """
     if write_submission is not None:
         # Refuse a network before its evaluation rather than after it.
-        network = workdirs.load(workdir, checkpoint)
+        folders = workdirs.as_folders(workdir)
+        network = workdirs.load_averaged(folders, checkpoint)
         submission.check_tasks(network.config.tasks)
         files.check_replaceable(write_submission, submission.CONTENTS)
 
@@ -60,7 +61,13 @@ def _write_submission(
 ) -> None:
     """Predicts once more, at the photographs' own resolution."""
     cases = scoring.cases(
-        network, split, network.batch_size, network.classifier, "native", network.post
+        network.outputs,
+        split,
+        network.batch_size,
+        network.classifier,
+        "native",
+        network.post,
+        network.calibration,
     )
     with files.whole_directory(output, submission.CONTENTS) as folder:
         submission.write(

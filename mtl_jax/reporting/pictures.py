@@ -9,8 +9,7 @@ from PIL import Image
 
 from mtl_jax import metrics, tasks, workdirs
 from mtl_jax.data import geometry, pipeline
-from mtl_jax.inference import scoring
-from mtl_jax.inference.prediction import interpret
+from mtl_jax.inference import averaging, scoring
 from mtl_jax.reporting.drawing import overlay, roc
 
 # Number of best cases, of median cases and of worst cases.
@@ -85,13 +84,14 @@ def _draw_case(
 ) -> np.ndarray:
     """Draws one case at the photograph's own proportions."""
     batch = split.take([index] * network.batch_size)
-    logits, _ = network(batch)
     frame = split.details(index)["frame"]
-    prediction = interpret(
-        {task: values[0] for task, values in logits.items()},
+    prediction = averaging.read(
+        network.outputs(batch),
+        0,
         network.classifier,
         frame,
         network.post,
+        network.calibration,
     )
     truth = scoring.truth_of(batch, 0)
     return overlay.draw(

@@ -13,7 +13,7 @@ from mtl_jax import files, metrics, tasks, workdirs
 from mtl_jax.data import images
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.predict import Predicted, predict
-from mtl_jax.inference import postprocess, quality
+from mtl_jax.inference import averaging, postprocess, quality
 from mtl_jax.inference.prediction import IN_GREY_MASK, Prediction, grey_mask
 from mtl_jax.reporting import submission
 from mtl_jax.reporting.drawing import overlay
@@ -26,8 +26,9 @@ class Written(NamedTuple):
 
     Attributes:
       failures: one sentence for every photograph that could not be read.
-      notes: one sentence for every kind of conversion, and one if the quality of
-        photographs is doubtful, with their numbers.
+      notes: one sentence for every kind of conversion, with the number of photographs,
+        one if the calibration of the network is not used, and one if the quality of
+        photographs is doubtful.
     """
 
     failures: list[str]
@@ -35,28 +36,33 @@ class Written(NamedTuple):
 
 
 def write(
-    workdir: pathlib.Path,
+    workdir: pathlib.Path | Sequence[pathlib.Path],
     photographs: str,
     output: pathlib.Path,
     *,
     checkpoint: str = "best",
+    tta: bool = False,
+    calibrated: bool = True,
     form: Form = "table",
 ) -> Written:
     """Predicts on photographs of any size, and writes the results.
 
     A table is `predictions.csv` with `columns()`. Coordinates, heights and areas are in
     the photograph's own pixels, and empty where the network has no such task. The
-    column `quality` has the doubts about a photograph, see `inference.quality`; where
-    it is not a fundus, nothing that was predicted is in the table. Beside the table
+    spread is that of the members of an average, see `averaging.spread`. The column
+    `quality` has the doubts about a photograph, see `inference.quality`; where it is
+    not a fundus, nothing that was predicted is in the table. Beside the table
     are `masks/NAME.png` with REFUGE's grey values, `TASK_masks/NAME.png` (255 inside)
     for each mask that these do not show, and `overlays/NAME.png`. For the form `refuge`
     see `submission`. A photograph that cannot be read is left out.
 
     Args:
-      workdir: folder of the run.
+      workdir: folder of the run, or those of several runs that are averaged.
       photographs: a directory, a file, or a glob pattern.
       output: the folder to write; an earlier prediction there is replaced.
       checkpoint: `best`, `latest` or a step.
+      tta: whether to average over flips.
+      calibrated: whether to use the calibration of the first workdir, if it has one.
       form: format of the output, `table` or `refuge`.
 
     Returns:
@@ -68,7 +74,8 @@ def write(
         checkpoint cannot be read.
     """
     paths = images.find_photographs(photographs)
-    network = workdirs.load(workdir, checkpoint)
+    load = workdirs.load_calibrated if calibrated else workdirs.load_averaged
+    network = load(workdirs.as_folders(workdir), checkpoint, tta=tta)
     if form == "refuge":
         submission.check_tasks(network.config.tasks)
     failures: list[str] = []
@@ -86,7 +93,9 @@ def write(
             notes = _write_table(folder, predicted)
         if len(failures) == len(paths):
             raise UserError(f"No photograph could be read: {' '.join(failures)}")
-    return Written(failures, [*images.conversion_sentences(conversions), *notes])
+    conversion = images.conversion_sentences(conversions)
+    calibration = [network.note] * bool(network.note)
+    return Written(failures, [*conversion, *calibration, *notes])
 
 
 def columns() -> tuple[str, ...]:
@@ -103,6 +112,7 @@ def columns() -> tuple[str, ...]:
         *(metrics.probability_of(task) for task in _other_classes()),
         "vcdr",
         *(f"{t.name}_{axis}" for t in tasks.of_kind("localisation") for axis in "xy"),
+        *averaging.spread_columns(),
         *(f"{name}_height" for name in masks),
         *(f"{name}_area" for name in masks),
         "width",
@@ -174,6 +184,7 @@ def _write_row(
         "probability_fc": prediction.probability_fc,
         "probability_vcdr": prediction.probability_vcdr,
         "vcdr": prediction.vcdr,
+        **prediction.spread,
         "overlay": f"overlays/{name}.png",
     }
     if prediction.diagnosis is not None:

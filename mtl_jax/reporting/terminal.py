@@ -4,6 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtl_jax import metrics
+from mtl_jax.inference.calibration import Calibration
+
+# With fewer images of a class a calibration says that it rests on little.
+_FEW = 20
 
 
 def metrics_text(found: Mapping[str, Any]) -> str:
@@ -31,8 +35,55 @@ def metrics_text(found: Mapping[str, Any]) -> str:
     seconds = found["seconds_per_step"]
     text = "-" if seconds is None else f"{seconds:.3f}"
     lines.append(f"{'seconds per training step':33}{text:>14}")
+    if "calibration" in found:
+        lines += ["", *_calibrated(found)]
     if "by_source" in found:
         lines += ["", *_by_source(shown, found["by_source"])]
+    return "\n".join(lines)
+
+
+def _calibrated(found: Mapping[str, Any]) -> list[str]:
+    """Lines on the operating point, and on errors after and before calibration."""
+    calibration = found["calibration"]
+    before = calibration["uncalibrated"]
+    rests_on = f"{calibration['num_images']} photographs"
+    lines = [f"calibrated on {rests_on}, {calibration['num_glaucoma']} with glaucoma"]
+    for name, metric in metrics.every().items():
+        if before.get(name) is not None:
+            text = _text(metric, found)
+            was = f"{before[name]:.{metric.digits}f}"
+            lines.append(f"{metric.title:33}{text:>14}  uncalibrated {was}")
+    lines.append(f"{'threshold of the diagnosis':33}{calibration['threshold']:14.3f}")
+    for name in ("sensitivity", "specificity"):
+        text = _text(metrics.every()[name], found)
+        lines.append(f"{f'{name} there':33}{text:>14}")
+    return lines
+
+
+def calibration_text(found: Calibration) -> str:
+    """Formats what was fitted, and the number of photographs that it rests on."""
+    rows: dict[str, float | None] = {
+        "temperature, classifier": found.temperature_fc,
+        "temperature, vCDR": found.temperature_vcdr,
+        "weight of the classifier": found.weight_fc,
+        "temperature, joined": found.temperature,
+        "threshold of the diagnosis": found.threshold,
+        "sensitivity there": found.sensitivity,
+        "specificity there": found.specificity,
+    }
+    if None in (found.temperature_fc, found.temperature_vcdr):
+        # Only one probability: there is nothing to weigh.
+        del rows["weight of the classifier"]
+    few = found.num_glaucoma, found.num_images - found.num_glaucoma
+    lines = [
+        f"calibrated on {found.num_images} photographs, {few[0]} with glaucoma",
+        *(f"{name:33}{x:14.3f}" for name, x in rows.items() if x is not None),
+    ]
+    if min(few) < _FEW:
+        lines.append(
+            f"Fewer than {_FEW} photographs of one class: other photographs would give "
+            "quite different numbers."
+        )
     return "\n".join(lines)
 
 

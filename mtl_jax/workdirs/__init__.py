@@ -3,6 +3,12 @@
 A workdir holds one network. If its method trains several, it holds a folder for each.
 """
 
+from mtl_jax.workdirs._averaged import (
+    as_folders,
+    load_averaged,
+    load_calibrated,
+    write_calibration,
+)
 from mtl_jax.workdirs._claim import claim
 from mtl_jax.workdirs._imported import CONTENTS, write_imported, write_network
 from mtl_jax.workdirs._train import load_pretrained, train
@@ -17,13 +23,17 @@ from mtl_jax.workdirs._trained import (
 __all__ = [
     "CONTENTS",
     "TrainedNetwork",
+    "as_folders",
     "claim",
     "encoder_of",
     "fit_missing_classifier",
     "load",
+    "load_averaged",
+    "load_calibrated",
     "load_kind",
     "load_pretrained",
     "train",
+    "write_calibration",
     "write_imported",
     "write_network",
 ]

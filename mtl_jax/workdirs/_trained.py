@@ -14,9 +14,10 @@ from mtl_jax import configuration, files, tasks, weights
 from mtl_jax.data import folds, pipeline
 from mtl_jax.data.field_of_view import Shape
 from mtl_jax.errors import UserError
-from mtl_jax.inference import postprocess, scoring
+from mtl_jax.inference import averaging, postprocess, scoring
+from mtl_jax.inference.averaging import Batch, Logits, Network, Outputs
+from mtl_jax.inference.calibration import Calibration
 from mtl_jax.inference.postprocess import PostProcessing
-from mtl_jax.inference.scoring import Batch, Logits
 from mtl_jax.inference.vcdr import VcdrClassifier
 from mtl_jax.models import unet
 from mtl_jax.training import parallel, views
@@ -47,6 +48,11 @@ class TrainedNetwork:
       classifier: classifier on the cup-to-disc ratio, fitted on the training split.
       num_parameters: number of parameters of all networks.
       networks: pairs of a function mapped over the devices, and its variables there.
+      members: what `outputs` averages, see `load_averaged`; empty for this network.
+      divisions: data set and fold of each network that is averaged; empty for this
+        network.
+      calibration: calibration of its probabilities; None for none.
+      note: why the calibration of the workdir is not used; may be empty.
     """
 
     experiment: configuration.Experiment
@@ -57,6 +63,10 @@ class TrainedNetwork:
     classifier: VcdrClassifier | None
     num_parameters: int
     networks: tuple[tuple[Any, Any], ...]
+    members: tuple[Network, ...] = ()
+    divisions: frozenset[tuple[str, folds.Fold | None]] = frozenset()
+    calibration: Calibration | None = None
+    note: str = ""
 
     @property
     def config(self) -> configuration.Config:
@@ -89,6 +99,12 @@ class TrainedNetwork:
             logits |= more_logits
             losses |= more_losses
         return logits, losses
+
+    def outputs(self, batch: Batch) -> Outputs:
+        """Computes what the members say of a batch, and its mean, or as a call does."""
+        if self.members:
+            return averaging.averaged(self.members)(batch)
+        return Outputs(*self(batch))
 
     def _windows(self, logits: np.ndarray) -> np.ndarray:
         """Finds where the second of two stages looks: [B, 3], around the discs."""

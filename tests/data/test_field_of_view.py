@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter
 
@@ -56,6 +56,8 @@ def assert_none(photograph, reason):
     assert found.box == (0, 0, *photograph.size)
 
 
+# Most draws show too little of the circle.
+@settings(suppress_health_check=[HealthCheck.filter_too_much])
 @given(
     size=st.tuples(st.integers(200, 900), st.integers(200, 900)),
     place=st.tuples(st.floats(0.35, 0.65), st.floats(0.35, 0.65)),
@@ -197,7 +199,7 @@ def test_the_same_photograph_gives_the_same_field_of_view():
 def test_real_photographs():
     """Of 42 photographs three are close-ups without ground, as one sees."""
     found = {
-        path.stem: field_of_view.find(images.open_photograph(path))
+        path.stem: field_of_view.find(images.open_photograph(path).picture)
         for path in sorted((REAL / "images").iterdir())
     }
     assert {name for name, each in found.items() if each.reason} == {

@@ -80,7 +80,11 @@ def on_sources(tiny_run, folder_data, shared_dir, tmp_path_factory):
     named = [f"{line},{('south', 'north')[i % 2]}" for i, line in enumerate(lines)]
     (tmp_path / "two.csv").write_text("\n".join([f"{head},source", *named]))
     version_dir = folder.build(
-        tmp_path / "data", photographs, manifest=tmp_path / "two.csv", image_size=32
+        tmp_path / "data",
+        photographs,
+        manifest=tmp_path / "two.csv",
+        image_size=32,
+        shape="stretch",
     )
     return evaluated(
         tiny_run.copy(tmp_path / "run"),

@@ -4,6 +4,7 @@ Their colours say what is where, so that an oracle reads the true maps off the i
 that a network sees.
 """
 
+import collections
 import csv
 import dataclasses
 import math
@@ -177,8 +178,9 @@ def test_the_true_maps_come_back_from_prediction(run, source):
         networks=((lambda variables, batch: (oracle(batch), {}), None),),
     )
     paths = images.find_photographs(f"{source}/[0-9]*.png")
-    failures = []
-    found = {each.name: each for each in predict.predict(network, paths, failures)}
+    failures, conversions = [], collections.Counter()
+    predicted = predict.predict(network, paths, failures, conversions)
+    found = {each.name: each for each in predicted}
     assert not failures
     for i, eye in enumerate(EYES):
         prediction = found[str(i)].prediction
@@ -196,7 +198,7 @@ def test_a_run_from_photographs_to_results(run, source, tmp_path):
     output, metrics = evaluation.write(run, resolution="native")
     assert metrics["resolution"] == "native"
     assert len(list((output / "overlays").iterdir())) > 1
-    assert predictions.write(run, f"{source}/[0-9]*.png", tmp_path / "out") == []
+    assert predictions.write(run, f"{source}/[0-9]*.png", tmp_path / "out") == ([], [])
     with (tmp_path / "out/predictions.csv").open() as file:
         rows = {row["image"]: row for row in csv.DictReader(file)}
     with (output / "per_image.csv").open() as file:

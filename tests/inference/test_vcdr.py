@@ -79,7 +79,26 @@ def test_zero_is_a_probability_not_an_absence():
     assert vcdr.combine(0.0, None) == 0.0
 
 
+def test_combine_by_weight():
+    assert vcdr.combine(0.2, 0.6, 1.0) == 0.2
+    assert vcdr.combine(0.2, 0.6, 0.0) == 0.6
+    assert vcdr.combine(0.2, 0.6, 0.25) == pytest.approx(0.5)
+    # What is not there has no weight.
+    assert vcdr.combine(None, 0.6, 1.0) == 0.6
+    assert vcdr.combine(0.2, None, 0.0) == 0.2
+
+
+def test_the_mean_classifier_has_the_mean_logit():
+    first, second = vcdr.VcdrClassifier(2, -1, 0.1), vcdr.VcdrClassifier(6, -2, 0.3)
+    found = vcdr.mean([first, second])
+    assert found == pytest.approx(vcdr.VcdrClassifier(4, -1.5, 0.2))
+    assert vcdr.mean([first]) == first
+    assert vcdr.mean([]) is None
+
+
 def test_diagnose():
+    assert vcdr.diagnose(0.3, 0.3) is True
+    assert vcdr.diagnose(0.7, 0.8) is False
     assert vcdr.diagnose(0.5) is True
     assert vcdr.diagnose(np.float32(0.49)) is False
     assert vcdr.diagnose(None) is None

@@ -17,7 +17,8 @@ pytest_plugins = ("training_fixtures",)
 
 COLUMNS = (
     "image,file,glaucoma,probability,probability_fc,probability_vcdr,vcdr,fovea_x,"
-    "fovea_y,disc_height,cup_height,disc_area,cup_area,width,height,mask,overlay"
+    "fovea_y,probability_spread,vcdr_spread,fovea_spread,"
+    "disc_height,cup_height,disc_area,cup_area,width,height,mask,overlay"
 )
 SIZES = {"odd": (37, 51), "wide": (90, 40), "square": (32, 32), "large": (600, 451)}
 

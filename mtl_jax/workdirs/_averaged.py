@@ -1,0 +1,197 @@
+"""Reads trained networks that are averaged, and their calibration."""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from mtl_jax import files
+from mtl_jax.errors import UserError
+from mtl_jax.inference import averaging, vcdr
+from mtl_jax.inference.calibration import Calibration
+from mtl_jax.workdirs._trained import TrainedNetwork, load
+
+# In the first workdir of an average.
+_CALIBRATION = "calibration.json"
+
+# What networks have in common if their outputs can be averaged.
+_ALIKE = {
+    "tasks": lambda network: tuple(sorted(network.config.tasks)),
+    "image size": lambda network: network.image_size,
+    "shape": lambda network: network.shape,
+    "post-processing": lambda network: network.post,
+}
+
+
+def as_folders(
+    workdir: pathlib.Path | Sequence[pathlib.Path],
+) -> list[pathlib.Path]:
+    """Lists one workdir or several.
+
+    Raises:
+      UserError: if there is none.
+    """
+    several = [workdir] if isinstance(workdir, str | pathlib.Path) else workdir
+    if not several:
+        raise UserError("--workdir is empty; name the workdir of a trained run.")
+    return [*map(pathlib.Path, several)]
+
+
+def load_averaged(
+    workdirs: Sequence[pathlib.Path], checkpoint: str = "best", *, tta: bool = False
+) -> TrainedNetwork:
+    """Reads networks whose outputs are averaged, with each other and over flips.
+
+    Args:
+      workdirs: workdirs of one run or several.
+      checkpoint: `best`, `latest` or a step, chosen for each of them.
+      tta: whether to average over an image and its horizontal, vertical and double
+        flip (test-time augmentation). A network of two stages finds the disc in each.
+
+    Returns:
+      The first network. `outputs` averages all. Its classifier on the cup-to-disc
+      ratio is the mean of theirs; parameters and seconds are their sums.
+
+    Raises:
+      UserError: if a network cannot be read, or they do not fit together.
+    """
+    networks = [load(workdir, checkpoint) for workdir in workdirs]
+    for name, value in _ALIKE.items():
+        for workdir, network in zip(workdirs, networks, strict=True):
+            if value(network) != value(networks[0]):
+                raise UserError(
+                    f"The networks of {workdirs[0]} and {workdir} differ in {name} "
+                    f"({value(networks[0])}, {value(network)}) and cannot be averaged; "
+                    "name workdirs that have it in common."
+                )
+    if len(networks) == 1 and not tta:
+        return networks[0]
+    flips = averaging.FLIPS if tta else averaging.FLIPS[:1]
+    seconds = [network.metadata["seconds_per_step"] for network in networks]
+    classifiers = [network.classifier for network in networks if network.classifier]
+    return dataclasses.replace(
+        networks[0],
+        checkpoint=",".join(network.checkpoint for network in networks),
+        metadata={
+            **networks[0].metadata,
+            "seconds_per_step": None if None in seconds else sum(seconds),
+        },
+        classifier=vcdr.mean(classifiers),
+        divisions=frozenset(
+            (network.config.data.dataset, network.experiment.fold)
+            for network in networks
+        ),
+        num_parameters=sum(network.num_parameters for network in networks),
+        # In this order the first member's losses are those of images as they are.
+        members=tuple(
+            averaging.flipped(network, axes) for network in networks for axes in flips
+        ),
+    )
+
+
+def load_calibrated(
+    workdirs: Sequence[pathlib.Path], checkpoint: str = "best", *, tta: bool = False
+) -> TrainedNetwork:
+    """Reads networks as `load_averaged`, with the calibration of the first workdir.
+
+    Returns:
+      The network. It has a calibration if the first workdir has one that was fitted on
+      the same arrangement of flips, workdirs and checkpoints. If it was fitted on
+      another, the network's `note` says so.
+
+    Raises:
+      UserError: if a network or the calibration cannot be read.
+    """
+    network = load_averaged(workdirs, checkpoint, tta=tta)
+    path = pathlib.Path(workdirs[0]) / _CALIBRATION
+    if not path.exists():
+        return network
+    calibration, found = _read(path)
+    wanted = _arrangement(network, len(workdirs), tta=tta)
+    if found == wanted:
+        return dataclasses.replace(network, calibration=calibration)
+    note = (
+        f"{path} is for {_say(found)}, this is {_say(wanted)}: probabilities are not "
+        "calibrated; fit another with scripts/calibrate.py."
+    )
+    return dataclasses.replace(network, note=note)
+
+
+def write_calibration(
+    workdirs: Sequence[pathlib.Path],
+    network: TrainedNetwork,
+    calibration: Calibration,
+    *,
+    tta: bool,
+) -> pathlib.Path:
+    """Stores a calibration in the first workdir, and what it belongs to.
+
+    Args:
+      workdirs: workdirs of `network`.
+      network: network that `load_averaged` returned for them.
+      calibration: calibration that was fitted on it.
+      tta: whether it averages over flips.
+
+    Returns:
+      The file's path.
+
+    Raises:
+      UserError: if the file cannot be written.
+    """
+    path = pathlib.Path(workdirs[0]) / _CALIBRATION
+    content = {
+        "arrangement": _arrangement(network, len(workdirs), tta=tta),
+        "calibration": dataclasses.asdict(calibration),
+    }
+    try:
+        files.write_json(path, content)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}).") from error
+    return path
+
+
+def _arrangement(
+    network: TrainedNetwork, num_workdirs: int, *, tta: bool
+) -> dict[str, Any]:
+    """Describes what a calibration belongs to."""
+    return {
+        "tta": tta,
+        "num_workdirs": num_workdirs,
+        "checkpoint": network.checkpoint,
+    }
+
+
+def _say(arrangement: dict[str, Any]) -> str:
+    count = arrangement["num_workdirs"]
+    return (
+        f"{count} workdir{'s' * (count != 1)} at checkpoint "
+        f"{arrangement['checkpoint']} {'with' if arrangement['tta'] else 'without'} "
+        "--tta"
+    )
+
+
+def _read(path: pathlib.Path) -> tuple[Calibration, dict[str, Any]]:
+    """Reads a calibration and its arrangement; refuses numbers that cannot be."""
+    try:
+        content = json.loads(path.read_text())
+        calibration = Calibration(**content["calibration"])
+        arrangement = content["arrangement"]
+        _say(arrangement)
+        temperatures = (
+            calibration.temperature_fc,
+            calibration.temperature_vcdr,
+            calibration.temperature,
+        )
+        sound = [t is None or 0 < t < math.inf for t in temperatures]
+        sound += [0 <= calibration.weight_fc <= 1, calibration.temperature is not None]
+        sound += [0 <= calibration.threshold <= 2]
+        if not all(sound):
+            raise ValueError("a number is out of range")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path} cannot be read ({type(error).__name__}: {error}); delete it, or "
+            "fit it again with scripts/calibrate.py."
+        ) from error
+    return calibration, arrangement
