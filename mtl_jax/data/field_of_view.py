@@ -73,15 +73,19 @@ class FieldOfView(NamedTuple):
         x, y, radius = self.circle
         return np.hypot(rows[:, None] - y, columns - x) <= shrink * radius
 
-    def contains(self, xy: npt.ArrayLike) -> bool:
-        """Whether a point (x, y) of `geometry` lies in the box and the circle."""
+    def contains(self, xy: npt.ArrayLike, margin: float = 0.0) -> bool:
+        """Whether a point lies in the box and the circle.
+
+        Args:
+          xy: (x, y), with pixel centres at whole numbers.
+          margin: how far outside the point may be, in pixels.
+        """
         x, y = np.asarray(xy, np.float64) + 0.5
         left, top, right, bottom = self.box
-        if not (left <= x <= right and top <= y <= bottom):
-            return False
-        if self.circle is None:
-            return True
-        return math.dist((x, y), self.circle[:2]) <= self.circle[2]
+        beyond = max(left - x, x - right, top - y, y - bottom)
+        if self.circle is not None:
+            beyond = max(beyond, math.dist((x, y), self.circle[:2]) - self.circle[2])
+        return bool(beyond <= margin)
 
 
 def frame_of(photograph: Image.Image, shape: Shape) -> Frame:
@@ -123,6 +127,34 @@ def find(photograph: Image.Image) -> FieldOfView:
         return FieldOfView(box)
     x, y, radius = (float(v) for v in circle * [*enlarged, enlarged.mean()])
     return FieldOfView(box, circle=(x, y, radius))
+
+
+def limits(image: np.ndarray, frame: Frame, shape: Shape) -> FieldOfView | None:
+    """Finds the field of view in a model image, outside which nothing is to be found.
+
+    Args:
+      image: uint8 [H, W, 3] model image.
+      frame: what it shows of its photograph.
+      shape: how `frame` was chosen.
+
+    Returns:
+      The field of view in pixels of the model image, without what lies beyond the
+      photograph. None in the shape `stretch`, which sets no limits, as the paper does.
+    """
+    if shape == "stretch":
+        return None
+    height, width = image.shape[:2]
+    rows, columns = frame.native_size
+    scale = np.array([width / frame.width, height / frame.height])
+    low = np.maximum(np.rint(-scale * [frame.left, frame.top]), 0).astype(int)
+    high = np.rint(scale * [columns - frame.left, rows - frame.top]).astype(int)
+    left, top, right, bottom = *low, *np.clip(high, low + 1, [width, height])
+    found = find(Image.fromarray(image[top:bottom, left:right]))
+    box = tuple(int(edge) for edge in found.box + np.tile(low, 2))
+    if found.circle is None:
+        return found._replace(box=box)
+    x, y, radius = found.circle
+    return found._replace(box=box, circle=(x + float(left), y + float(top), radius))
 
 
 def _find(pixels: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None, str]:

@@ -30,6 +30,9 @@ Cup = Literal["largest", "in_disc"]
 # Keeps the ratio finite without a disc, as in REFUGE's evaluation program.
 _EPSILON = 1e-7
 
+# Highest probability of a map without a point.
+LEAST_PEAK = 0.1
+
 # Neighbours of a pixel that belong to its component.
 _NEIGHBOURS = {
     8: np.ones((3, 3), bool),

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 
 from mtl_jax.data import geometry
+from mtl_jax.data.field_of_view import FieldOfView
 from mtl_jax.inference.postprocess import PostProcessing
 from mtl_jax.inference.prediction import (
     Prediction,
     cup_to_disc_ratio,
     grey_mask,
     interpret,
+    leave_out_hidden,
 )
 from mtl_jax.inference.vcdr import VcdrClassifier
 
@@ -95,6 +97,45 @@ def test_no_cup_touches_the_disc():
     # A network that does not look for discs keeps the largest.
     alone = interpret({"cup": LOGITS["cup"]}, CLASSIFIER, WHOLE, IN_DISC)
     assert (alone.found["cup"] == (LOGITS["cup"] > 0)).all()
+
+
+FIELD = FieldOfView((2, 0, 16, 16), circle=(8.0, 8.0, 7.0))
+
+
+@pytest.mark.parametrize(
+    ("xy", "is_reported"),
+    # In the circle, within a pixel of it, beyond it, in the disc, and beside the disc.
+    [((3, 8), True), ((1, 8), True), ((0, 8), False), ((10, 5), False), ((4, 5), True)],
+)
+def test_a_fovea_that_is_not_shown_is_not_reported(xy, is_reported):
+    x, y = xy
+    logits = {
+        **LOGITS,
+        "disc": block((2, 9), (8, 14)),
+        "fovea": block((y, y + 1), (x, x + 1)),
+    }
+    frame = geometry.Frame(10, -4, 64, 32, (50, 90))
+    all_points = interpret(logits, CLASSIFIER, frame)
+    prediction = leave_out_hidden(all_points, logits, frame, FIELD)
+    at = all_points.found["fovea"]
+    np.testing.assert_allclose(at, (10 + 4 * x + 1.5, -4 + 2 * y + 0.5), atol=1e-4)
+    np.testing.assert_array_equal(prediction.point("fovea"), at)
+    assert (prediction.found["fovea"] is not None) == is_reported
+    assert ("fovea" in prediction.unreported) != is_reported
+    for name in ("glaucoma", "disc", "cup"):
+        np.testing.assert_array_equal(prediction.found[name], all_points.found[name])
+
+
+@pytest.mark.parametrize(("peak", "is_reported"), [(0.11, True), (0.09, False)])
+def test_a_map_without_a_peak_has_no_fovea(peak, is_reported):
+    logits = {"fovea": np.full((16, 16), -9.0)}
+    logits["fovea"][7, 6] = math.log(peak / (1 - peak))
+    found = interpret(logits, None, WHOLE)
+    prediction = leave_out_hidden(found, logits, WHOLE, FIELD)
+    assert (prediction.found["fovea"] is not None) == is_reported
+    # A network without that task has none to leave out.
+    alone = interpret({"cup": LOGITS["cup"]}, None, WHOLE)
+    assert leave_out_hidden(alone, {}, WHOLE, FIELD).point("fovea") is None
 
 
 @pytest.mark.parametrize("left_out", ["glaucoma", "disc", "cup", "fovea"])
