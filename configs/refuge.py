@@ -60,6 +60,7 @@ def two_stage(config):
 def get_config(words=""):
     config = defaults.get_config()
     config.data.dataset = "refuge/256px"
+    config.evaluation.cup = "largest"
     changes = {
         "pretrained": pretrained,
         "authors": authors.follow,

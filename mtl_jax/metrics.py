@@ -236,6 +236,11 @@ def _mean_distance(values: np.ndarray, references: np.ndarray) -> float | None:
     return _mean(np.abs(values - references))
 
 
+def _mean_of_first(values: np.ndarray, _: np.ndarray) -> float | None:
+    """Averages a column over the images that have another one, too."""
+    return _mean(values)
+
+
 class Unit(NamedTuple):
     """A unit of numbers in tables.
 
@@ -523,6 +528,17 @@ def _of_localisation(task: tasks.Task) -> list[Metric]:
             (f"{name}_native",),
             _mean,
             title=f"{task.title} error, native pixels",
+            task=task.name,
+        ),
+        Metric(
+            f"{task.name}_found",
+            f"{task.name} found",
+            PERCENT,
+            "higher",
+            ("terminal",),
+            (f"{task.name}_found", name),
+            _mean_of_first,
+            title=f"{task.title} found, share",
             task=task.name,
         ),
     ]

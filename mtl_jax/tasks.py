@@ -95,7 +95,7 @@ class Task:
 
 # Columns of results, and files and folders of a workdir, which have names of their own.
 _RESERVED = re.compile(
-    "(auc|dice|loss|probability|vcdr|fc)(_.*)?|.*_(error|native|x|y|spread)|image_id|"
+    "(auc|dice|loss|probability|vcdr|fc)(_.*)?|.*_(error|found|native|x|y|spread)|image_id|"
     "diagnosis|sensitivity|specificity|split|source|score|checkpoints?|evaluation|"
     "tensorboard|whole|crop"
 )

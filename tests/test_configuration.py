@@ -34,6 +34,7 @@ def make(fields=None):
         ("optimizer.schedule", "step", "cosine"),
         ("evaluation.score", "accuracy", "dice_cup"),
         ("evaluation.vcdr", "areas", "probabilities"),
+        ("evaluation.cup", "outside", "in_disc"),
         ("evaluation.connectivity", 6, "8, 4"),
         ("evaluation.empty", "none", "whole"),
         ("loss.fovea_peak", "disc", "pixel"),

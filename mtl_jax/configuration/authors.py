@@ -16,6 +16,7 @@ def follow(config: Config) -> None:
     config.loss.fovea_peak = "pixel"
     config.evaluation.score = "loss"
     config.evaluation.vcdr = "probabilities"
+    config.evaluation.cup = "largest"
     config.evaluation.connectivity = 4
     config.evaluation.empty = "whole"
 

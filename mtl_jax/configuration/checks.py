@@ -40,6 +40,7 @@ _CHOICES = {
     "evaluation.connectivity": get_args(postprocess.Connectivity),
     "evaluation.empty": get_args(postprocess.Empty),
     "evaluation.vcdr": get_args(postprocess.Vcdr),
+    "evaluation.cup": get_args(postprocess.Cup),
 }
 _POSITIVE = (
     "model.width",

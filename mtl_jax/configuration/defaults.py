@@ -156,6 +156,9 @@ def get_config() -> Config:
     # masks: the ratio of the cleaned masks, as in the paper's text; probabilities: that
     # of the largest sums of probabilities in a column, as in the authors' program.
     config.evaluation.vcdr = "masks"
+    # Which of its components is the cup. in_disc: the one with the largest part inside
+    # the disc, none if none touches it; largest: as the paper does.
+    config.evaluation.cup = "in_disc"
     # Connectivity of a mask's components; 4: the authors' program.
     config.evaluation.connectivity = 8
     # How a mask without any pixel is read; whole: as all of the image, the authors'

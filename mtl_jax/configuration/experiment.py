@@ -95,6 +95,7 @@ def build(config: Config) -> Experiment:
             connectivity=config.evaluation.connectivity,
             empty=config.evaluation.empty,
             vcdr=config.evaluation.vcdr,
+            cup=config.evaluation.cup,
             pixel_origin=config.data.pixel_origin,
         ),
         fold=_fold(config),

@@ -7,13 +7,15 @@ text, the notch that marks the upright photograph, and parts of the fundus that 
 dark as the ground. A circle through most of the border tells them from the fundus.
 """
 
+import math
 from typing import Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
 
-from mtl_jax.data.geometry import Frame, square, whole
+from mtl_jax.data.geometry import Frame, Size, square, whole
 
 # How a photograph is brought to the square model image.
 Shape = Literal["fov", "stretch"]
@@ -45,10 +47,45 @@ class FieldOfView(NamedTuple):
       box: left, top, right, bottom in native pixels, of which the last two are
         exclusive; the whole photograph where no field of view is found.
       reason: why none is found; empty if one is.
+      circle: x, y and radius of the circle in native pixels, where the left and upper
+        edges of the photograph are 0; None where what stands out is not round.
     """
 
     box: tuple[int, int, int, int]
     reason: str = ""
+    circle: tuple[float, float, float] | None = None
+
+    def mask(self, size: Size, shrink: float = 1.0) -> np.ndarray:
+        """Draws the field of view on a grid over its box.
+
+        Args:
+          size: (height, width) of the grid.
+          shrink: factor on the radius of the circle.
+
+        Returns:
+          bool [height, width], all true without a circle.
+        """
+        left, top, right, bottom = self.box
+        rows = top + (np.arange(size[0]) + 0.5) * (bottom - top) / size[0]
+        columns = left + (np.arange(size[1]) + 0.5) * (right - left) / size[1]
+        if self.circle is None:
+            return np.ones(size, bool)
+        x, y, radius = self.circle
+        return np.hypot(rows[:, None] - y, columns - x) <= shrink * radius
+
+    def contains(self, xy: npt.ArrayLike, margin: float = 0.0) -> bool:
+        """Whether a point lies in the box and the circle.
+
+        Args:
+          xy: (x, y), with pixel centres at whole numbers.
+          margin: how far outside the point may be, in pixels.
+        """
+        x, y = np.asarray(xy, np.float64) + 0.5
+        left, top, right, bottom = self.box
+        beyond = max(left - x, x - right, top - y, y - bottom)
+        if self.circle is not None:
+            beyond = max(beyond, math.dist((x, y), self.circle[:2]) - self.circle[2])
+        return bool(beyond <= margin)
 
 
 def frame_of(photograph: Image.Image, shape: Shape) -> Frame:
@@ -80,18 +117,51 @@ def find(photograph: Image.Image) -> FieldOfView:
     nearest = Image.Resampling.NEAREST
     reduced = photograph.resize((3 * width, 3 * height), nearest).reduce(3)
     pixels = np.moveaxis(np.asarray(reduced), 2, 0).astype(np.float32, order="C")
-    found, reason = _find(pixels)
+    found, circle, reason = _find(pixels)
     if found is None:
         return FieldOfView((0, 0, *photograph.size), reason)
-    left, top, right, bottom = np.rint(found * np.tile(native / size, 2)).astype(int)
-    return FieldOfView((int(left), int(top), int(right), int(bottom)))
+    enlarged = native / size
+    left, top, right, bottom = np.rint(found * np.tile(enlarged, 2)).astype(int)
+    box = int(left), int(top), int(right), int(bottom)
+    if circle is None:
+        return FieldOfView(box)
+    x, y, radius = (float(v) for v in circle * [*enlarged, enlarged.mean()])
+    return FieldOfView(box, circle=(x, y, radius))
 
 
-def _find(pixels: np.ndarray) -> tuple[np.ndarray | None, str]:
-    """Finds the box in float32 [3, H, W]; None and a reason if there is none."""
+def limits(image: np.ndarray, frame: Frame, shape: Shape) -> FieldOfView | None:
+    """Finds the field of view in a model image, outside which nothing is to be found.
+
+    Args:
+      image: uint8 [H, W, 3] model image.
+      frame: what it shows of its photograph.
+      shape: how `frame` was chosen.
+
+    Returns:
+      The field of view in pixels of the model image, without what lies beyond the
+      photograph. None in the shape `stretch`, which sets no limits, as the paper does.
+    """
+    if shape == "stretch":
+        return None
+    height, width = image.shape[:2]
+    rows, columns = frame.native_size
+    scale = np.array([width / frame.width, height / frame.height])
+    low = np.maximum(np.rint(-scale * [frame.left, frame.top]), 0).astype(int)
+    high = np.rint(scale * [columns - frame.left, rows - frame.top]).astype(int)
+    left, top, right, bottom = *low, *np.clip(high, low + 1, [width, height])
+    found = find(Image.fromarray(image[top:bottom, left:right]))
+    box = tuple(int(edge) for edge in found.box + np.tile(low, 2))
+    if found.circle is None:
+        return found._replace(box=box)
+    x, y, radius = found.circle
+    return found._replace(box=box, circle=(x + float(left), y + float(top), radius))
+
+
+def _find(pixels: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None, str]:
+    """Finds box and circle in float32 [3, H, W]; None and a reason without a box."""
     ground = _ground(pixels)
     if ground is None:
-        return None, "no corner shows a ground"
+        return None, None, "no corner shows a ground"
     difference = np.abs(pixels - ground[:, None, None]).max(0)
     bright = np.quantile(difference, 0.9)
     inside = difference > np.clip(_SHARE * bright, _LEAST, _MOST)
@@ -99,23 +169,23 @@ def _find(pixels: np.ndarray) -> tuple[np.ndarray | None, str]:
     inside = ndimage.binary_opening(inside, np.ones((3, 3), bool))
     labels, count = ndimage.label(inside)
     if not count:
-        return None, "nothing stands out from the ground"
+        return None, None, "nothing stands out from the ground"
     areas = np.bincount(labels.ravel())[1:]
     fundus = labels == 1 + np.argmax(areas)
     rows, columns = np.flatnonzero(fundus.any(1)), np.flatnonzero(fundus.any(0))
     box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], float)
     if areas.max() < _SMALLEST * fundus.size:
-        return None, "what stands out from the ground is too small"
+        return None, None, "what stands out from the ground is too small"
     circle = _circle(_border(fundus))
     if circle is not None and _contained(fundus, circle) >= _CONTAINED:
         x, y, radius = circle
         around = np.array([x - radius, y - radius, x + radius, y + radius])
         far = np.tile(fundus.shape[::-1], 2)
-        return np.clip(around, 0, far), ""
+        return np.clip(around, 0, far), np.array(circle), ""
     # Such as a close-up on a black canvas.
     if areas.max() >= _IN_ONE_PIECE * areas.sum():
-        return box, ""
-    return None, "what stands out from the ground is in pieces"
+        return box, None, ""
+    return None, None, "what stands out from the ground is in pieces"
 
 
 def _ground(pixels: np.ndarray) -> np.ndarray | None:

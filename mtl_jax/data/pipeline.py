@@ -182,6 +182,7 @@ class Split:
 
     Attributes:
       name: names data set and split in messages.
+      shape: what the model images show of their photographs.
     """
 
     def __init__(
@@ -194,6 +195,7 @@ class Split:
         self._pixel_origin = pixel_origin
         self._directory = pathlib.Path(builder.data_dir)
         self.name = f"{builder.info.full_name}, split {split}"
+        self.shape = shape(builder)
         with quiet_tfds(), _readable(self._directory):
             self._source = builder.as_data_source(
                 split,

@@ -96,6 +96,9 @@ def _predict_batch(
                 frames[index],
                 network.post,
                 network.calibration,
+                field=field_of_view.limits(
+                    model_images[index], frames[index], network.shape
+                ),
             ),
         )
         for index, (name, path, photograph) in enumerate(read)

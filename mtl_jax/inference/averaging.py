@@ -20,9 +20,10 @@ from scipy.special import expit, logit
 
 from mtl_jax import metrics, tasks
 from mtl_jax.data import geometry
+from mtl_jax.data.field_of_view import FieldOfView
 from mtl_jax.inference.calibration import Calibration, calibrated
 from mtl_jax.inference.postprocess import PAPER, PostProcessing
-from mtl_jax.inference.prediction import Prediction, interpret
+from mtl_jax.inference.prediction import Prediction, interpret, leave_out_hidden
 from mtl_jax.inference.vcdr import VcdrClassifier
 
 Batch = dict[str, np.ndarray]
@@ -130,6 +131,7 @@ def read(
     post: PostProcessing = PAPER,
     calibration: Calibration | None = None,
     photograph: geometry.Frame | None = None,
+    field: FieldOfView | None = None,
 ) -> Prediction:
     """Interprets and calibrates the outputs for one image, with their spread.
 
@@ -141,12 +143,17 @@ def read(
       post: conventions for the network's maps.
       calibration: calibration of the probabilities; None for none.
       photograph: what the network's image shows of the photograph; None for `frame`.
+      field: field of view of the network's image, in its pixels, to leave out points
+        that are hidden, see `prediction.leave_out_hidden`; None to report all.
     """
 
     def of_image(logits: Logits) -> dict[str, np.ndarray]:
         return {task: values[row] for task, values in logits.items()}
 
-    found = interpret(of_image(outputs.logits), classifier, frame, post)
+    logits = of_image(outputs.logits)
+    found = interpret(logits, classifier, frame, post)
+    if field is not None:
+        found = leave_out_hidden(found, logits, frame, field, post)
     prediction = calibrated(found, calibration)
     if not outputs.members:
         return prediction

@@ -25,9 +25,13 @@ from mtl_jax.data.geometry import Frame, PixelOrigin, picture_to_native
 Connectivity = Literal[8, 4]
 Empty = Literal["empty", "whole"]
 Vcdr = Literal["masks", "probabilities"]
+Cup = Literal["largest", "in_disc"]
 
 # Keeps the ratio finite without a disc, as in REFUGE's evaluation program.
 _EPSILON = 1e-7
+
+# Highest probability of a map without a point.
+LEAST_PEAK = 0.1
 
 # Neighbours of a pixel that belong to its component.
 _NEIGHBOURS = {
@@ -47,6 +51,9 @@ class PostProcessing:
         `whole` image (the authors' program).
       vcdr: source of the ratio: the cleaned `masks`, or the `probabilities` (the
         authors' program, see `probability_cdr`).
+      cup: component that is the cup: the `largest`, or, where the network has a disc,
+        the one with the largest part `in_disc`. A bright artefact at the border of a
+        photograph can be larger than the cup.
       pixel_origin: conversion of points to images of another size, see
         `geometry.rescale_xy`.
     """
@@ -54,13 +61,18 @@ class PostProcessing:
     connectivity: Connectivity = 8
     empty: Empty = "empty"
     vcdr: Vcdr = "masks"
+    cup: Cup = "largest"
     pixel_origin: PixelOrigin = "centre"
 
 
 PAPER = PostProcessing()
 
 
-def largest_component(mask: np.ndarray, connectivity: Connectivity = 8) -> np.ndarray:
+def largest_component(
+    mask: np.ndarray,
+    connectivity: Connectivity = 8,
+    within: np.ndarray | None = None,
+) -> np.ndarray:
     """Keeps the largest connected component of a mask.
 
     Among components of equal size, the first in reading order stays.
@@ -69,15 +81,18 @@ def largest_component(mask: np.ndarray, connectivity: Connectivity = 8) -> np.nd
       mask: [H, W], non-zero inside.
       connectivity: 8 if pixels that touch at a corner are connected, 4 if they must
         share an edge.
+      within: [H, W], non-zero where pixels count for a component's size; None if all
+        do. The component that stays is whole, with its part beyond.
 
     Returns:
-      uint8 [H, W], 1 inside; all zero if `mask` is empty.
+      uint8 [H, W], 1 inside; all zero if no pixel of `mask` counts.
     """
-    labels, count = ndimage.label(np.asarray(mask) != 0, _NEIGHBOURS[connectivity])
-    if count == 0:
-        return np.zeros(labels.shape, np.uint8)
+    labels, _ = ndimage.label(np.asarray(mask) != 0, _NEIGHBOURS[connectivity])
+    counted = labels.ravel() if within is None else labels[np.asarray(within) != 0]
     # Labels are numbered in reading order, and argmax returns the first maximum.
-    areas = np.bincount(labels.ravel())[1:]
+    areas = np.bincount(counted, minlength=2)[1:]
+    if not areas.any():
+        return np.zeros(labels.shape, np.uint8)
     return (labels == 1 + np.argmax(areas)).astype(np.uint8)
 
 
@@ -85,6 +100,7 @@ def segment(
     logits: np.ndarray,
     frame: Frame | None = None,
     post: PostProcessing = PAPER,
+    within: np.ndarray | None = None,
 ) -> np.ndarray:
     """Turns a map of logits into a mask (Pascal et al. 2022).
 
@@ -97,6 +113,8 @@ def segment(
       frame: what the map shows of the image that the mask is for; None if this is the
         map itself.
       post: conventions on connectivity and empty masks.
+      within: mask of the image's size that components are compared in, see
+        `largest_component`; None for all of it.
 
     Returns:
       uint8 mask, 1 inside, of the image's size.
@@ -104,10 +122,10 @@ def segment(
     probability = expit(np.asarray(logits, np.float32))
     if frame is not None:
         probability = picture_to_native(probability, frame)
-    mask = largest_component(probability >= 0.5, post.connectivity)
-    if post.empty == "whole" and not mask.any():
-        return np.ones_like(mask)
-    return mask
+    inside = probability >= 0.5
+    if post.empty == "whole" and not inside.any():
+        return np.ones(inside.shape, np.uint8)
+    return largest_component(inside, post.connectivity, within)
 
 
 def centre_of_mass(logits: np.ndarray) -> tuple[float, float]:

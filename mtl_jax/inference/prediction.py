@@ -14,12 +14,13 @@ from scipy.special import expit
 
 from mtl_jax import tasks
 from mtl_jax.data import geometry
+from mtl_jax.data.field_of_view import FieldOfView
 from mtl_jax.inference import postprocess, vcdr
 from mtl_jax.inference.postprocess import PAPER, PostProcessing
 from mtl_jax.inference.vcdr import VcdrClassifier
 from mtl_jax.metrics import DIAGNOSIS
 
-_DISC, _CUP = "disc", "cup"
+_DISC, _CUP, _FOVEA = "disc", "cup", "fovea"
 
 # REFUGE's grey values of a mask with disc and cup, and the tasks that it shows.
 CUP, RIM, BACKGROUND = 0, 128, 255
@@ -38,6 +39,7 @@ class Prediction:
     Attributes:
       size: (height, width) of the image that masks and points refer to.
       found: findings by task of the network.
+      unreported: points that `leave_out_hidden` took from `found`, by task.
       vcdr: vertical cup-to-disc ratio; None where the network lacks disc or cup. From
         masks, it is None if both are empty. From probabilities, it belongs to the
         network's image for any `size`.
@@ -53,6 +55,7 @@ class Prediction:
 
     size: Size
     found: Found = dataclasses.field(default_factory=dict)
+    unreported: Found = dataclasses.field(default_factory=dict)
     vcdr: float | None = None
     probability_vcdr: float | None = None
     probability: float | None = None
@@ -64,6 +67,16 @@ class Prediction:
     def probability_fc(self) -> float | None:
         """Probability of glaucoma from the network's classifier."""
         return self.found.get(DIAGNOSIS)
+
+    @property
+    def disc(self) -> np.ndarray | None:
+        """Mask of the optic disc; None if the network does not look for it."""
+        return self.found.get(_DISC)
+
+    def point(self, name: str) -> np.ndarray | None:
+        """Returns the point of a task, reported or not; None without the task."""
+        found = self.found.get(name)
+        return self.unreported.get(name) if found is None else found
 
     @property
     def diagnosis(self) -> bool | None:
@@ -110,6 +123,8 @@ def interpret(
         name: _READ[tasks.TASKS[name].kind](values, frame, post)
         for name, values in logits.items()
     }
+    if post.cup == "in_disc" and {_DISC, _CUP} <= logits.keys():
+        found[_CUP] = postprocess.segment(logits[_CUP], frame, post, found[_DISC])
     disc, cup = found.get(_DISC), found.get(_CUP)
     ratio, from_ratio = None, None
     if disc is not None and cup is not None:
@@ -127,6 +142,55 @@ def interpret(
         probability_vcdr=from_ratio,
         probability=vcdr.combine(found.get(DIAGNOSIS), from_ratio),
     )
+
+
+def leave_out_hidden(
+    prediction: Prediction,
+    logits: Mapping[str, np.ndarray],
+    frame: geometry.Frame,
+    field: FieldOfView,
+    post: PostProcessing = PAPER,
+) -> Prediction:
+    """Reports no point that the photograph does not show.
+
+    The centre of mass always exists. It is not reported outside the field of view, or
+    if no pixel of the map has a probability of `postprocess.LEAST_PEAK`. Nor is a fovea
+    inside the disc: its distance from the disc's centre is over two disc diameters.
+
+    Args:
+      prediction: result of `interpret`.
+      logits: the logits that it was given.
+      frame: the frame that it was given.
+      field: field of view of the network's image, in its pixels; the error of a pixel
+        is allowed for.
+      post: the conventions that it was given.
+
+    Returns:
+      The prediction, where such points are None in `found` and stand in `unreported`.
+    """
+    unreported = {}
+    for task in tasks.of_kind("localisation"):
+        point = prediction.found.get(task.name)
+        if point is None:
+            continue
+        size = logits[task.name].shape
+        in_model = geometry.xy_to_model(point, frame, size, post.pixel_origin)
+        is_shown = field.contains(in_model, margin=1) and (
+            expit(logits[task.name].max()) >= postprocess.LEAST_PEAK
+        )
+        in_disc = task.name == _FOVEA and _is_inside(prediction.disc, point)
+        if in_disc or not is_shown:
+            unreported[task.name] = point
+    found = {**prediction.found, **dict.fromkeys(unreported)}
+    return dataclasses.replace(prediction, found=found, unreported=unreported)
+
+
+def _is_inside(mask: np.ndarray | None, point: np.ndarray) -> bool:
+    if mask is None:
+        return False
+    far = np.subtract(mask.shape[::-1], 1)
+    column, row = np.clip(np.rint(point), 0, far).astype(int)
+    return bool(mask[row, column])
 
 
 def cup_to_disc_ratio(

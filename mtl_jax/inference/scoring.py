@@ -8,7 +8,7 @@ import numpy as np
 
 from mtl_jax import metrics, tasks
 from mtl_jax.annotations import ANNOTATIONS, LABELS
-from mtl_jax.data import geometry, pipeline
+from mtl_jax.data import field_of_view, geometry, pipeline
 from mtl_jax.errors import NotFinite
 from mtl_jax.inference import averaging, vcdr
 from mtl_jax.inference.averaging import Batch, Logits, Network
@@ -87,7 +87,16 @@ def cases(
             is_native = resolution == "native"
             frame = details["frame"] if is_native else geometry.whole(model_size)
             prediction = averaging.read(
-                outputs, row, classifier, frame, post, calibration, details["frame"]
+                outputs,
+                row,
+                classifier,
+                frame,
+                post,
+                calibration,
+                details["frame"],
+                field_of_view.limits(
+                    batch["image"][row], details["frame"], split.shape
+                ),
             )
             native = native_truth(split, index, truth, "localisation")
             if is_native:
@@ -241,11 +250,18 @@ def _score_mask(
 def _score_point(
     task: tasks.Task, case: Case, post: PostProcessing
 ) -> dict[str, float | None]:
-    """Returns the point in pixels of the photograph, and its error in both images."""
-    keys = [f"{task.name}_{key}" for key in ("x", "y", "error", "error_native")]
-    predicted, true = case.prediction.found.get(task.name), case.truth[task.name]
+    """Returns the point in pixels of the photograph, and its error in both images.
+
+    A point that is not reported has an error all the same, that of its centre of mass.
+    A network that reports fewer points therefore has no smaller mean error, and
+    `TASK_found` tells which are reported.
+    """
+    keys = [f"{task.name}_{key}" for key in ("found", "x", "y", "error")]
+    keys.append(f"{task.name}_error_native")
+    predicted, true = case.prediction.point(task.name), case.truth[task.name]
     if predicted is None:
         return dict.fromkeys(keys)
+    is_found = case.prediction.found[task.name] is not None
     size, origin = case.model_size, post.pixel_origin
     model = geometry.xy_to_model(predicted, case.frame, size, origin)
     native = geometry.xy_to_native(model, case.details["frame"], size, origin)
@@ -255,7 +271,8 @@ def _score_point(
             metrics.distance(model, true),
             metrics.distance(native, case.native_points[task.name]),
         )
-    return dict(zip(keys, (*map(float, native), *errors), strict=True))
+    shown = (1, *map(float, native)) if is_found else (0, None, None)
+    return dict(zip(keys, (*shown, *errors), strict=True))
 
 
 _SCORE: dict[tasks.Kind, Callable[[tasks.Task, Case, PostProcessing], dict]] = {

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from mtl_jax import metrics, tasks, workdirs
-from mtl_jax.data import geometry, pipeline
+from mtl_jax.data import field_of_view, geometry, pipeline
 from mtl_jax.inference import averaging, scoring
 from mtl_jax.reporting.drawing import overlay, roc
 
@@ -92,6 +92,7 @@ def _draw_case(
         frame,
         network.post,
         network.calibration,
+        field=field_of_view.limits(batch["image"][0], frame, split.shape),
     )
     truth = scoring.truth_of(batch, 0)
     return overlay.draw(

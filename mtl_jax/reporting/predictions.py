@@ -13,7 +13,7 @@ from mtl_jax import files, metrics, tasks, workdirs
 from mtl_jax.data import images
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.predict import Predicted, predict
-from mtl_jax.inference import averaging, postprocess
+from mtl_jax.inference import averaging, postprocess, quality
 from mtl_jax.inference.prediction import IN_GREY_MASK, Prediction, grey_mask
 from mtl_jax.reporting import submission
 from mtl_jax.reporting.drawing import overlay
@@ -27,7 +27,8 @@ class Written(NamedTuple):
     Attributes:
       failures: one sentence for every photograph that could not be read.
       notes: one sentence for every kind of conversion, with the number of photographs,
-        and one if the calibration of the network is not used.
+        one if the calibration of the network is not used, and one if the quality of
+        photographs is doubtful.
     """
 
     failures: list[str]
@@ -48,7 +49,9 @@ def write(
 
     A table is `predictions.csv` with `columns()`. Coordinates, heights and areas are in
     the photograph's own pixels, and empty where the network has no such task. The
-    spread is that of the members of an average, see `averaging.spread`. Beside it
+    spread is that of the members of an average, see `averaging.spread`. The column
+    `quality` has the doubts about a photograph, see `inference.quality`; where it is
+    not a fundus, nothing that was predicted is in the table. Beside the table
     are `masks/NAME.png` with REFUGE's grey values, `TASK_masks/NAME.png` (255 inside)
     for each mask that these do not show, and `overlays/NAME.png`. For the form `refuge`
     see `submission`. A photograph that cannot be read is left out.
@@ -63,7 +66,8 @@ def write(
       form: format of the output, `table` or `refuge`.
 
     Returns:
-      What is to be said of photographs that were converted or could not be read.
+      What is to be said of photographs that were converted, are of doubtful quality or
+      could not be read.
 
     Raises:
       UserError: if there are no photographs, or none of them can be read, or the
@@ -77,6 +81,7 @@ def write(
     failures: list[str] = []
     conversions = collections.Counter[str]()
     contents = _contents() if form == "table" else submission.CONTENTS
+    notes: list[str] = []
     with files.whole_directory(output, contents) as folder:
         predicted = predict(network, paths, failures, conversions)
         if form == "refuge":
@@ -85,11 +90,12 @@ def write(
                 folder, ((f"{name}.jpg", p) for name, _, _, p in predicted)
             )
         else:
-            _write_table(folder, predicted)
+            notes = _write_table(folder, predicted)
         if len(failures) == len(paths):
             raise UserError(f"No photograph could be read: {' '.join(failures)}")
-    notes = images.conversion_sentences(conversions)
-    return Written(failures, notes + [network.note] * bool(network.note))
+    conversion = images.conversion_sentences(conversions)
+    calibration = [network.note] * bool(network.note)
+    return Written(failures, [*conversion, *calibration, *notes])
 
 
 def columns() -> tuple[str, ...]:
@@ -98,6 +104,7 @@ def columns() -> tuple[str, ...]:
     return (
         "image",
         "file",
+        "quality",
         metrics.DIAGNOSIS,
         "probability",
         "probability_fc",
@@ -133,23 +140,44 @@ def _contents() -> tuple[str, ...]:
     return ("predictions.csv", *(f"{folder}/*.png" for folder in folders))
 
 
-def _write_table(folder: pathlib.Path, predicted: Iterable[Predicted]) -> None:
+def _write_table(folder: pathlib.Path, predicted: Iterable[Predicted]) -> list[str]:
+    """Writes the table and its pictures, and returns notes on doubtful photographs."""
+    count = doubtful = 0
     (folder / "masks").mkdir()
     (folder / "overlays").mkdir()
     with (folder / "predictions.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, columns(), restval="")
         writer.writeheader()
         for name, path, photograph, prediction in predicted:
-            row = _write_row(folder, name, photograph, prediction)
+            doubts = quality.doubts(photograph, prediction.disc)
+            count += 1
+            doubtful += bool(doubts)
+            row = _write_row(folder, name, photograph, prediction, doubts)
             writer.writerow({**row, "file": path})
+    if not doubtful:
+        return []
+    noun = "photograph" if count == 1 else "photographs"
+    verb = "is" if doubtful == 1 else "are"
+    return [
+        f"{doubtful} of {count} {noun} {verb} of doubtful quality, see the column "
+        "quality."
+    ]
 
 
 def _write_row(
-    folder: pathlib.Path, name: str, photograph: np.ndarray, prediction: Prediction
+    folder: pathlib.Path,
+    name: str,
+    photograph: np.ndarray,
+    prediction: Prediction,
+    doubts: Sequence[quality.Doubt],
 ) -> dict[str, Any]:
     """Writes the pictures of one photograph and returns its row."""
+    names = [doubt.name for doubt in doubts]
+    if quality.NOT_A_FUNDUS in names:
+        prediction = Prediction(prediction.size)
     row: dict[str, Any] = {
         "image": name,
+        "quality": "; ".join(map(str, doubts)),
         "height": photograph.shape[0],
         "width": photograph.shape[1],
         "probability": prediction.probability,
@@ -164,8 +192,9 @@ def _write_row(
     for task in _other_classes():
         row[metrics.probability_of(task)] = prediction.found.get(task.name)
     for task in tasks.of_kind("localisation"):
-        if task.name in prediction.found:
-            for axis, value in zip("xy", prediction.found[task.name], strict=True):
+        point = prediction.found.get(task.name)
+        if point is not None:
+            for axis, value in zip("xy", point, strict=True):
                 row[f"{task.name}_{axis}"] = round(value, 2)
     for task in tasks.of_kind("segmentation"):
         if task.name in prediction.found:
@@ -187,6 +216,7 @@ def _write_row(
         caption += f", P({metrics.DIAGNOSIS}) {prediction.probability:.2f}"
     if prediction.vcdr is not None:
         caption += f", vCDR {prediction.vcdr:.2f}"
+    caption = ", ".join([caption, *names])
     picture = overlay.draw(photograph, prediction.found, {}, caption)
     Image.fromarray(picture).save(folder / row["overlay"])
     return row

@@ -73,7 +73,9 @@ def write(folder: pathlib.Path, predictions: Iterable[tuple[str, Prediction]]) -
         assert mask is not None, "the network has disc and cup, see check_tasks"
         Image.fromarray(mask).save(folder / "segmentation" / f"{stem}.bmp")
         risks.append((f"{stem}.jpg", prediction.probability))
-        foveas.append((f"{stem}.jpg", *map(float, prediction.found[_POINT])))
+        point = prediction.point(_POINT)
+        assert point is not None, "the network has foveas, see check_tasks"
+        foveas.append((f"{stem}.jpg", *map(float, point)))
     for name, header, rows in (
         ("classification_results", ("FileName", "Glaucoma Risk"), risks),
         ("fovea_location_results", ("ImageName", "Fovea_X", "Fovea_Y"), foveas),

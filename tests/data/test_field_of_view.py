@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter
 
-from mtl_jax.data import field_of_view, images
+from mtl_jax.data import field_of_view, geometry, images
 
 REAL = pathlib.Path(__file__).parents[3] / "shared" / "real_fundus"
 SIZE, CENTRE, RADIUS = (480, 640), (310.0, 236.0), 205.0
@@ -91,6 +91,54 @@ def test_circles_of_any_size_and_place_cut_off_at_any_tilt(
     box = box_of(size, centre, radius)
     # The ends of a chord lie near the circle.
     np.testing.assert_allclose(found.box, box, atol=(2 if cut >= 1 else 4) * pixel)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    x=st.floats(250, 390),
+    y=st.floats(150, 330),
+    radius=st.floats(180, 240),
+    side=st.integers(48, 300),
+    away=st.floats(0, 1.5),
+    angle=st.floats(0, 2 * np.pi),
+)
+def test_a_model_image_limits_what_is_found_to_circle_and_photograph(
+    x, y, radius, side, away, angle
+):
+    photograph = draw(inside(SIZE, (x, y), radius))
+    frame = field_of_view.frame_of(photograph, "fov")
+    image = geometry.photograph_to_model(photograph, frame, (side, side))
+    assert field_of_view.limits(image, frame, "stretch") is None
+    limits = field_of_view.limits(image, frame, "fov")
+    # A point of the photograph, here with its edges at 0.
+    at = np.array([x, y]) + away * radius * np.array([np.cos(angle), np.sin(angle)])
+    beyond = max(*-at, *(at - SIZE[::-1]), (away - 1) * radius)
+    in_model = geometry.xy_to_model(at - 0.5, frame, (side, side))
+    pixel = frame.width / side
+    # The circle is found to about a pixel of either picture.
+    assume(abs(beyond) > 2 + 1.5 * pixel)
+    assert limits.contains(in_model) == (beyond < 0)
+    assert limits.contains(in_model, margin=beyond / pixel + 2)
+    grid = limits.mask((64, 64))
+    # The circle's part of its box.
+    left, top, right, bottom = box_of(SIZE, (x, y), radius)
+    columns = left + (np.arange(64) + 0.5) * (right - left) / 64
+    rows = top + (np.arange(64) + 0.5) * (bottom - top) / 64
+    expected = np.hypot(columns - x, rows[:, None] - y) <= radius
+    assert (grid != expected).mean() < 0.05
+
+
+def test_without_a_circle_all_of_the_photograph_is_seen():
+    photograph = Image.fromarray(np.full((30, 40, 3), 120, np.uint8))
+    frame = field_of_view.frame_of(photograph, "fov")
+    image = geometry.photograph_to_model(photograph, frame, (40, 40))
+    limits = field_of_view.limits(image, frame, "fov")
+    assert limits.circle is None
+    # The frame is square; five rows above and below are padding.
+    assert limits.box == (0, 5, 40, 35)
+    assert limits.contains((39, 34))
+    assert not limits.contains((39, 36))
+    assert limits.mask((3, 4)).all()
 
 
 def with_text(photograph):

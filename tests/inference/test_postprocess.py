@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import ndimage
 
 from mtl_jax.data import geometry
 from mtl_jax.inference import postprocess
@@ -59,6 +60,33 @@ def test_largest_component_is_idempotent_and_takes_any_nonzero_as_inside(mask):
     np.testing.assert_array_equal(postprocess.largest_component(kept), kept)
     in_file = 255 * mask.astype(np.uint8)
     np.testing.assert_array_equal(postprocess.largest_component(in_file), kept)
+
+
+@st.composite
+def mask_pairs(draw):
+    shape = draw(hnp.array_shapes(min_dims=2, max_dims=2, max_side=9))
+    return draw(hnp.arrays(np.bool_, shape)), draw(hnp.arrays(np.bool_, shape))
+
+
+@FAST
+@given(mask_pairs(), st.sampled_from([8, 4]))
+def test_the_largest_part_within_chooses_a_whole_component(pair, connectivity):
+    mask, within = pair
+    kept = postprocess.largest_component(mask, connectivity, within)
+    assert kept.dtype == np.uint8
+    structure = ndimage.generate_binary_structure(2, 2 if connectivity == 8 else 1)
+    labels, count = ndimage.label(mask, structure)
+    parts = ndimage.sum_labels(within, labels, range(1, count + 1))
+    if not count or parts.max() == 0:
+        assert not kept.any()
+        return
+    best = 1 + parts.tolist().index(parts.max())
+    np.testing.assert_array_equal(kept, labels == best)
+    # Nothing changes where all pixels count.
+    np.testing.assert_array_equal(
+        postprocess.largest_component(mask, connectivity, np.ones_like(mask)),
+        postprocess.largest_component(mask, connectivity),
+    )
 
 
 def test_corners_connect():

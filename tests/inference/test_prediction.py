@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 
 from mtl_jax.data import geometry
+from mtl_jax.data.field_of_view import FieldOfView
+from mtl_jax.inference.postprocess import PostProcessing
 from mtl_jax.inference.prediction import (
     Prediction,
     cup_to_disc_ratio,
     grey_mask,
     interpret,
+    leave_out_hidden,
 )
 from mtl_jax.inference.vcdr import VcdrClassifier
 
@@ -59,6 +62,80 @@ def test_only_the_largest_component_counts():
     cup[:3, 0] = -30.0
     whole = interpret({**LOGITS, "cup": cup}, CLASSIFIER, geometry.whole((16, 16)))
     assert (whole.found["cup"] == (LOGITS["cup"] > 0)).all()
+
+
+IN_DISC = PostProcessing(cup="in_disc")
+WHOLE = geometry.whole((16, 16))
+
+
+def test_the_cup_is_in_the_disc():
+    """A larger artefact at the border is left out; what of the cup is beyond stays."""
+    true = np.maximum(LOGITS["cup"], block((9, 14), (5, 8)))
+    artefact = block((0, 16), (13, 16))
+    logits = {**LOGITS, "cup": np.maximum(true, artefact)}
+    found = interpret(logits, CLASSIFIER, WHOLE, IN_DISC)
+    assert (found.found["cup"] == (true > 0)).all()
+    assert found.vcdr == pytest.approx(10 / 12)
+    largest = interpret(logits, CLASSIFIER, WHOLE, PostProcessing())
+    assert (largest.found["cup"] == (artefact > 0)).all()
+    # At the photograph's size, too.
+    native = interpret(logits, CLASSIFIER, geometry.whole((64, 48)), IN_DISC)
+    assert native.found["cup"].shape == (64, 48)
+    assert not native.found["cup"][:, 36:].any()
+
+
+def test_no_cup_touches_the_disc():
+    logits = {**LOGITS, "cup": block((13, 16), (0, 16))}
+    found = interpret(logits, CLASSIFIER, WHOLE, IN_DISC)
+    assert not found.found["cup"].any()
+    assert found.vcdr == 0.0
+    # Nor does any without a disc; then there is no ratio.
+    logits = {**LOGITS, "disc": np.full((16, 16), -30.0)}
+    found = interpret(logits, CLASSIFIER, WHOLE, IN_DISC)
+    assert not found.found["cup"].any()
+    assert found.vcdr is None
+    # A network that does not look for discs keeps the largest.
+    alone = interpret({"cup": LOGITS["cup"]}, CLASSIFIER, WHOLE, IN_DISC)
+    assert (alone.found["cup"] == (LOGITS["cup"] > 0)).all()
+
+
+FIELD = FieldOfView((2, 0, 16, 16), circle=(8.0, 8.0, 7.0))
+
+
+@pytest.mark.parametrize(
+    ("xy", "is_reported"),
+    # In the circle, within a pixel of it, beyond it, in the disc, and beside the disc.
+    [((3, 8), True), ((1, 8), True), ((0, 8), False), ((10, 5), False), ((4, 5), True)],
+)
+def test_a_fovea_that_is_not_shown_is_not_reported(xy, is_reported):
+    x, y = xy
+    logits = {
+        **LOGITS,
+        "disc": block((2, 9), (8, 14)),
+        "fovea": block((y, y + 1), (x, x + 1)),
+    }
+    frame = geometry.Frame(10, -4, 64, 32, (50, 90))
+    all_points = interpret(logits, CLASSIFIER, frame)
+    prediction = leave_out_hidden(all_points, logits, frame, FIELD)
+    at = all_points.found["fovea"]
+    np.testing.assert_allclose(at, (10 + 4 * x + 1.5, -4 + 2 * y + 0.5), atol=1e-4)
+    np.testing.assert_array_equal(prediction.point("fovea"), at)
+    assert (prediction.found["fovea"] is not None) == is_reported
+    assert ("fovea" in prediction.unreported) != is_reported
+    for name in ("glaucoma", "disc", "cup"):
+        np.testing.assert_array_equal(prediction.found[name], all_points.found[name])
+
+
+@pytest.mark.parametrize(("peak", "is_reported"), [(0.11, True), (0.09, False)])
+def test_a_map_without_a_peak_has_no_fovea(peak, is_reported):
+    logits = {"fovea": np.full((16, 16), -9.0)}
+    logits["fovea"][7, 6] = math.log(peak / (1 - peak))
+    found = interpret(logits, None, WHOLE)
+    prediction = leave_out_hidden(found, logits, WHOLE, FIELD)
+    assert (prediction.found["fovea"] is not None) == is_reported
+    # A network without that task has none to leave out.
+    alone = interpret({"cup": LOGITS["cup"]}, None, WHOLE)
+    assert leave_out_hidden(alone, {}, WHOLE, FIELD).point("fovea") is None
 
 
 @pytest.mark.parametrize("left_out", ["glaucoma", "disc", "cup", "fovea"])

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import numpy as np
@@ -163,6 +164,53 @@ def test_one_image_by_hand():
     assert (row["fovea_x"], row["fovea_y"]) == (26.5, 57.5)
     assert row["fovea_error_native"] == pytest.approx(math.hypot(6, 16))
     assert scoring.summarize([row])["vcdr_mae"] == pytest.approx(0.1)
+
+
+def test_a_fovea_that_is_not_reported_counts_as_not_found():
+    """Its error stays, so that fewer foveas do not make the mean smaller."""
+    frame = geometry.whole((32, 32))
+    truth = {**dict.fromkeys(("glaucoma", "disc", "cup")), "fovea": np.zeros(2)}
+    details = {"image_id": "eye", "frame": frame}
+
+    def score(prediction, truth):
+        native = {"fovea": truth["fovea"]}
+        case = scoring.Case(0, details, (32, 32), frame, prediction, truth, native, {})
+        return scoring.score_case(case)
+
+    near, far = np.array([3.0, 4.0]), np.array([9.0, 12.0])
+    reported = Prediction((32, 32), found={"fovea": near})
+    hidden = Prediction((32, 32), found={"fovea": None}, unreported={"fovea": far})
+    unknown = {**truth, "fovea": None}
+    rows = [score(reported, truth), score(hidden, truth), score(hidden, unknown)]
+    assert [row["fovea_found"] for row in rows] == [1, 0, 0]
+    assert [row["fovea_x"] for row in rows] == [3.0, None, None]
+    assert [row["fovea_error"] for row in rows] == [5.0, 15.0, None]
+    assert [row["fovea_error_native"] for row in rows] == [5.0, 15.0, None]
+    summary = scoring.summarize(rows)
+    assert summary["fovea_error"] == 10.0
+    assert summary["fovea_found"] == 0.5
+    assert summary["num_images"]["fovea_found"] == 2
+
+
+def test_limits_follow_the_shape(table, partial_table):
+    """Drawn fundi of a round field; a network sees foveas in the upper left corner."""
+
+    def cornered(batch):
+        logits, losses = knowing(batch)
+        count, size = batch["image"].shape[:2]
+        return {**logits, "fovea": heatmap(np.zeros((count, 2)), size, 0.5)}, losses
+
+    for split in (table, partial_table):
+        assert split.shape == "stretch"
+        rows = scoring.score_split(cornered, split, 6, None)
+        assert [row["fovea_found"] for row in rows] == [1] * 6
+    table = copy.copy(table)
+    table.shape = "fov"
+    rows = scoring.score_split(cornered, table, 6, None)
+    assert [row["fovea_found"] for row in rows] == [0] * 6
+    assert all(row["fovea_x"] is None and row["fovea_error"] > 5 for row in rows)
+    rows = scoring.score_split(knowing, table, 6, None)
+    assert [row["fovea_found"] for row in rows] == [1] * 6
 
 
 def test_no_tasks_no_scores():
