@@ -194,9 +194,11 @@ def reliability(probabilities: ArrayLike, labels: ArrayLike) -> Reliability:
     bins = np.searchsorted(edges, values)
     count = np.bincount(bins)
     is_used = count > 0
-    sums = (np.bincount(bins, weights)[is_used] for weights in (values, labels))
-    means = (total / count[is_used] for total in sums)
-    return Reliability(*means, count[is_used])
+
+    def mean(of: np.ndarray) -> np.ndarray:
+        return np.bincount(bins, of)[is_used] / count[is_used]
+
+    return Reliability(mean(values), mean(labels), count[is_used])
 
 
 def calibration_error(probabilities: ArrayLike, labels: ArrayLike) -> float | None:

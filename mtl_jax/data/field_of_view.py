@@ -150,7 +150,8 @@ def limits(image: np.ndarray, frame: Frame, shape: Shape) -> FieldOfView | None:
     high = np.rint(scale * [columns - frame.left, rows - frame.top]).astype(int)
     left, top, right, bottom = *low, *np.clip(high, low + 1, [width, height])
     found = find(Image.fromarray(image[top:bottom, left:right]))
-    box = tuple(int(edge) for edge in found.box + np.tile(low, 2))
+    x0, y0, x1, y1 = (int(edge) for edge in found.box + np.tile(low, 2))
+    box = (x0, y0, x1, y1)
     if found.circle is None:
         return found._replace(box=box)
     x, y, radius = found.circle

@@ -13,7 +13,7 @@ The vertical cup-to-disc ratio and its probability are then those of the mean ma
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import expit, logit
@@ -45,7 +45,7 @@ class Outputs(NamedTuple):
 
 
 # Maps a batch to `Outputs`, or to the first two of them.
-Network = Callable[[Batch], Outputs | tuple[Logits, dict[str, np.ndarray]]]
+Network = Callable[[Batch], tuple[Any, ...]]
 
 # The axes of [B, H, W] along which a member of test-time augmentation flips images.
 FLIPS: tuple[tuple[int, ...], ...] = ((), (2,), (1,), (1, 2))
@@ -193,7 +193,7 @@ def spread(
         calibrated(interpret(member, classifier, frame, post), calibration)
         for member in members
     ]
-    values = {"vcdr_spread": [each.vcdr for each in predictions]}
+    values: dict[str, list[Any]] = {"vcdr_spread": [each.vcdr for each in predictions]}
     for task in tasks.of_kind("classification"):
         values[f"{metrics.probability_of(task)}_spread"] = [
             each.probability

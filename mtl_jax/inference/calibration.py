@@ -119,8 +119,8 @@ def fit_weight(fc: ArrayLike, from_vcdr: ArrayLike, labels: ArrayLike) -> float:
     Returns:
       The best weight; among equals, the nearest to 0.5.
     """
-    fc, from_vcdr = np.asarray(fc), np.asarray(from_vcdr)
-    losses = {w: log_loss(w * fc + (1 - w) * from_vcdr, labels) for w in _WEIGHTS}
+    own, other = np.asarray(fc, np.float64), np.asarray(from_vcdr, np.float64)
+    losses = {w: log_loss(w * own + (1 - w) * other, labels) for w in _WEIGHTS}
     return float(min(losses, key=lambda w: (round(losses[w], 9), abs(w - 0.5))))
 
 
@@ -184,20 +184,17 @@ def fit(
     """
     if not has_both_classes(labels):
         raise ValueError("a calibration needs labels of both classes")
-    temperatures, scaled = [], []
-    for own in (fc, from_vcdr):
-        temperature = None if own is None else fit_temperature(own, labels)
-        temperatures.append(temperature)
-        if own is not None and temperature is not None:
+    temperatures: list[float | None] = [None, None]
+    scaled = []
+    for i, own in enumerate((fc, from_vcdr)):
+        if own is not None:
+            temperatures[i] = temperature = fit_temperature(own, labels)
             scaled.append(scale(own, temperature))
     if not scaled:
         raise ValueError("there is no probability to calibrate")
-    weight = 0.5
-    if len(scaled) == 2:
-        weight = fit_weight(*scaled, labels)
-        joined = weight * scaled[0] + (1 - weight) * scaled[1]
-    else:
-        (joined,) = scaled
+    first, last = scaled[0], scaled[-1]
+    weight = fit_weight(first, last, labels) if len(scaled) == 2 else 0.5
+    joined = weight * first + (1 - weight) * last
     temperature = fit_temperature(joined, labels)
     joined = scale(joined, temperature)
     threshold = operating_point(
