@@ -120,7 +120,7 @@ def fit_weight(fc: ArrayLike, from_vcdr: ArrayLike, labels: ArrayLike) -> float:
       The best weight; among equals, the nearest to 0.5.
     """
     own, other = np.asarray(fc, np.float64), np.asarray(from_vcdr, np.float64)
-    losses = {w: log_loss(w * own + (1 - w) * other, labels) for w in _WEIGHTS}
+    losses = {w: log_loss(w * own + (1 - w) * other, labels) for w in _WEIGHTS.tolist()}
     return float(min(losses, key=lambda w: (round(losses[w], 9), abs(w - 0.5))))
 
 
