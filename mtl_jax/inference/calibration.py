@@ -33,7 +33,7 @@ from mtl_jax.metrics import DIAGNOSIS, has_both_classes
 TEMPERATURES = (0.1, 10.0)
 
 # Weights of the classifier that are compared.
-_WEIGHTS = np.linspace(0, 1, 21)
+_WEIGHTS: list[float] = np.linspace(0, 1, 21).tolist()
 
 # Keeps the logit of a probability finite.
 _EPSILON = 1e-12
@@ -120,7 +120,7 @@ def fit_weight(fc: ArrayLike, from_vcdr: ArrayLike, labels: ArrayLike) -> float:
       The best weight; among equals, the nearest to 0.5.
     """
     own, other = np.asarray(fc, np.float64), np.asarray(from_vcdr, np.float64)
-    losses = {w: log_loss(w * own + (1 - w) * other, labels) for w in _WEIGHTS.tolist()}
+    losses = {w: log_loss(w * own + (1 - w) * other, labels) for w in _WEIGHTS}
     return float(min(losses, key=lambda w: (round(losses[w], 9), abs(w - 0.5))))
 
 
