@@ -191,7 +191,14 @@ def _draw_roc(
 
 
 def _draw_reliability(folder: pathlib.Path, experiment: _Experiment) -> Figures:
-    """Draws a row of diagrams for each method; a probability has a panel.
+    if not (panels := _reliability(experiment)):
+        return {}
+    reliability.plot_reliability(panels, folder / "reliability")
+    return {"How reliable probabilities are": folder / "reliability.png"}
+
+
+def _reliability(experiment: _Experiment) -> dict[str, dict[str, reliability.Panel]]:
+    """Makes a row of diagrams for each method; a probability has a panel.
 
     The images of a method's runs are pooled. Runs that are calibrated have a curve of
     their own, and their probabilities before it belong to the other curve.
@@ -221,12 +228,8 @@ def _draw_reliability(folder: pathlib.Path, experiment: _Experiment) -> Figures:
             }
             if panel:
                 panels.setdefault(heading, {})[metric.reliability] = panel
-    if not panels:
-        return {}
     order = [METHODS[name].heading for name in METHODS]
-    ordered = {heading: panels[heading] for heading in order if heading in panels}
-    reliability.plot_reliability(ordered, folder / "reliability")
-    return {"How reliable probabilities are": folder / "reliability.png"}
+    return {heading: panels[heading] for heading in order if heading in panels}
 
 
 def _draw_progress(folder: pathlib.Path, experiment: _Experiment) -> Figures:
