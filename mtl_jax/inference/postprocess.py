@@ -30,7 +30,8 @@ Cup = Literal["largest", "in_disc"]
 # Keeps the ratio finite without a disc, as in REFUGE's evaluation program.
 _EPSILON = 1e-7
 
-# Highest probability of a map without a point.
+# The least maximum of a map with a point, a tenth of the target's. It is not measured
+# on a trained network yet.
 LEAST_PEAK = 0.1
 
 # Neighbours of a pixel that belong to its component.

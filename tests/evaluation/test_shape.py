@@ -12,6 +12,7 @@ import math
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 from mtl_jax import workdirs
 from mtl_jax.data import folder, images, pipeline
@@ -62,6 +63,10 @@ def draw(number):
         (inside(*fovea, 0.1 * radius), FOVEA),
     ):
         picture[where] = colour
+    # The fundus has a fine texture.
+    fine = ndimage.gaussian_filter(rng.normal(size=(height, width)), 1.5)
+    texture = inside(x, y, radius) * 4 * fine / fine.std()
+    picture[..., 1] = np.clip(picture[..., 1] + texture, 0, 255)
     low = np.array([x, y]) + 0.5 - radius
     box = np.array([*low, *(low + 2 * radius)])
     box = np.clip(box, 0, [width, height, width, height])

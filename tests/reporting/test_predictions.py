@@ -8,6 +8,7 @@ from PIL import Image
 
 from mtl_jax import workdirs
 from mtl_jax.data import geometry
+from mtl_jax.data.synthetic import renderer
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import predict
 from mtl_jax.inference.prediction import interpret
@@ -16,7 +17,7 @@ from mtl_jax.reporting import predictions
 pytest_plugins = ("training_fixtures",)
 
 COLUMNS = (
-    "image,file,glaucoma,probability,probability_fc,probability_vcdr,vcdr,fovea_x,"
+    "image,file,quality,glaucoma,probability,probability_fc,probability_vcdr,vcdr,fovea_x,"
     "fovea_y,probability_spread,vcdr_spread,fovea_spread,"
     "disc_height,cup_height,disc_area,cup_area,width,height,mask,overlay"
 )
@@ -25,12 +26,12 @@ SIZES = {"odd": (37, 51), "wide": (90, 40), "square": (32, 32), "large": (600, 4
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    """Noise with a bright patch, of several sizes and formats."""
+    """Drawn fundi, of several sizes and formats."""
     folder = tmp_path_factory.mktemp("photographs")
-    rng = np.random.default_rng(0)
     for name, (width, height) in SIZES.items():
-        picture = rng.integers(20, 120, (height, width, 3), dtype=np.uint8)
-        picture[height // 4 : height // 2, width // 4 : width // 2] += 130
+        rng = np.random.default_rng(width)
+        camera = renderer.TRAINING_CAMERA
+        picture = renderer.render(rng, (height, width), camera, False).photograph
         extension = "jpg" if name == "large" else "png"
         Image.fromarray(picture).save(folder / f"{name}.{extension}")
     return folder
@@ -124,11 +125,14 @@ def test_masks_are_at_native_size_with_refuges_values(predicted, expected):
     assert len(seen) > 1
 
 
-def test_what_was_converted_is_said_once(tiny_run, tmp_path):
+def test_what_was_converted_is_said_once(tiny_run, photographs, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
+    rng = np.random.default_rng(0)
     for index in range(3):
-        values = deep(16, index)
+        photograph = np.array(Image.open(photographs / "odd.png"), np.uint16)
+        values = 256 * photograph + rng.integers(256, size=photograph.shape)
+        values = values.astype(np.uint16)
         (folder / f"{index}.png").write_bytes(png_bytes(values.astype(">u2"), 16))
         Image.fromarray(scaled(values, 16).astype(np.uint8)).save(
             folder / f"{index}.tif"
@@ -146,12 +150,45 @@ def test_what_was_converted_is_said_once(tiny_run, tmp_path):
         "formula, which may shift colours.",
         "1 photograph of 10 bits per channel was reduced to 8 bits.",
         "3 photographs of 16 bits per channel were reduced to 8 bits.",
+        "2 of 8 photographs are of doubtful quality, see the column quality.",
     ]
     rows = read_csv(tmp_path / "out")
     assert len(rows) == 8
     for index in range(3):
         first, second = rows[f"{index}"], rows[f"{index}_2"]
+        assert first["quality"] == ""
         assert first["probability"] == second["probability"]
+
+
+def test_nothing_is_said_of_what_is_not_a_fundus(tiny_run, photographs, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    picture = Image.open(photographs / "odd.png")
+    picture.save(folder / "eye.png")
+    Image.fromarray(np.asarray(picture)[..., ::-1].copy()).save(folder / "cat.png")
+    Image.fromarray(np.asarray(picture) // 4).save(folder / "dark.png")
+    output = tmp_path / "out"
+    _, notes = predictions.write(tiny_run.workdir, str(folder), output)
+    assert notes == [
+        "2 of 3 photographs are of doubtful quality, see the column quality."
+    ]
+    rows = read_csv(output)
+    cat = {key: value for key, value in rows["cat"].items() if value}
+    assert set(cat) == {"image", "file", "quality", "width", "height", "overlay"}
+    assert cat["quality"].startswith("not a fundus: ")
+    assert "underexposed: its brightness is " in rows["dark"]["quality"]
+    for name in ("eye", "dark"):
+        assert "" not in {rows[name][key] for key in ("probability", "fovea_x", "mask")}
+    assert rows["eye"]["quality"] == ""
+    assert {path.name for path in (output / "masks").iterdir()} == {
+        "eye.png",
+        "dark.png",
+    }
+    assert len(list((output / "overlays").iterdir())) == 3
+    # A submission has a line for every photograph.
+    predictions.write(tiny_run.workdir, str(folder), tmp_path / "refuge", form="refuge")
+    risks = (tmp_path / "refuge" / "classification_results.csv").read_text()
+    assert len(risks.splitlines()) == 4
 
 
 def test_broken_files_are_named_and_skipped(tiny_run, photographs, predicted, tmp_path):
