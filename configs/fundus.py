@@ -37,6 +37,7 @@ def get_config(words=""):
     config.optimizer.warmup_epochs = 1.0
     config.num_epochs = 40
     config.validate_every = 5
+    config.evaluation.point = "peak"
     config.augmentation.flip_horizontal = True
     config.augmentation.flip_vertical = True
     config.augmentation.rotation = 30.0

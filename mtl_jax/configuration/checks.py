@@ -41,6 +41,7 @@ _CHOICES = {
     "evaluation.empty": get_args(postprocess.Empty),
     "evaluation.vcdr": get_args(postprocess.Vcdr),
     "evaluation.cup": get_args(postprocess.Cup),
+    "evaluation.point": get_args(postprocess.Point),
 }
 _POSITIVE = (
     "model.width",

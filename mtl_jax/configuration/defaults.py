@@ -159,6 +159,9 @@ def get_config() -> Config:
     # Which of its components is the cup. in_disc: the one with the largest part inside
     # the disc, none if none touches it; largest: as the paper does.
     config.evaluation.cup = "in_disc"
+    # Pixels whose centre of mass is a fovea. map: all, as in the paper; peak: those
+    # around the highest probability.
+    config.evaluation.point = "map"
     # Connectivity of a mask's components; 4: the authors' program.
     config.evaluation.connectivity = 8
     # How a mask without any pixel is read; whole: as all of the image, the authors'

@@ -96,6 +96,7 @@ def build(config: Config) -> Experiment:
             empty=config.evaluation.empty,
             vcdr=config.evaluation.vcdr,
             cup=config.evaluation.cup,
+            point=config.evaluation.point,
             pixel_origin=config.data.pixel_origin,
         ),
         fold=_fold(config),

@@ -6,7 +6,8 @@ averaged before it is interpreted:
 - a class or a pixel of a mask gets the mean of the members' probabilities;
 - a point becomes the mean of the members' points. For this, the members' maps are
   averaged after each is divided by its sum: the centre of mass of that mean is the mean
-  of the centres of mass.
+  of the centres of mass. Where a point is read off the peak of a map, members that
+  disagree are not averaged: the highest peak of the mean is the point.
 
 The vertical cup-to-disc ratio and its probability are then those of the mean maps.
 """

@@ -26,6 +26,7 @@ Connectivity = Literal[8, 4]
 Empty = Literal["empty", "whole"]
 Vcdr = Literal["masks", "probabilities"]
 Cup = Literal["largest", "in_disc"]
+Point = Literal["map", "peak"]
 
 # Keeps the ratio finite without a disc, as in REFUGE's evaluation program.
 _EPSILON = 1e-7
@@ -33,6 +34,9 @@ _EPSILON = 1e-7
 # The least maximum of a map with a point, a tenth of the target's. It is not measured
 # on a trained network yet.
 LEAST_PEAK = 0.1
+
+# Share of a map's highest probability that its peak's pixels have at least.
+_PEAK_SHARE = 1 / 3
 
 # Neighbours of a pixel that belong to its component.
 _NEIGHBOURS = {
@@ -55,6 +59,8 @@ class PostProcessing:
       cup: component that is the cup: the `largest`, or, where the network has a disc,
         the one with the largest part `in_disc`. A bright artefact at the border of a
         photograph can be larger than the cup.
+      point: pixels whose centre of mass is a point: all of the `map`, or its `peak`. A
+        low probability everywhere draws the centre of the map towards the image's.
       pixel_origin: conversion of points to images of another size, see
         `geometry.rescale_xy`.
     """
@@ -63,6 +69,7 @@ class PostProcessing:
     empty: Empty = "empty"
     vcdr: Vcdr = "masks"
     cup: Cup = "largest"
+    point: Point = "map"
     pixel_origin: PixelOrigin = "centre"
 
 
@@ -129,19 +136,25 @@ def segment(
     return largest_component(inside, post.connectivity, within)
 
 
-def centre_of_mass(logits: np.ndarray) -> tuple[float, float]:
+def centre_of_mass(logits: np.ndarray, of: Point = "map") -> tuple[float, float]:
     """Turns a map of logits into a fovea (Pascal et al. 2022).
 
-    The fovea is the centre of mass of the probabilities, without clean-up.
+    The fovea is the centre of mass of the probabilities. In the paper this is that of
+    the whole map, without clean-up.
 
     Args:
       logits: float [H, W].
+      of: pixels that count: all of the `map`, or its `peak`, the connected pixels
+        around the highest probability that have at least a third of it.
 
     Returns:
       (x, y) in pixels of the map; the centre of the image if all mass is zero.
     """
     mass = expit(np.asarray(logits, np.float64))
     height, width = mass.shape
+    if of == "peak":
+        labels, _ = ndimage.label(mass >= _PEAK_SHARE * mass.max(), _NEIGHBOURS[8])
+        mass = np.where(labels == labels.flat[mass.argmax()], mass, 0.0)
     total = mass.sum()
     if total == 0:
         return (width - 1) / 2, (height - 1) / 2

@@ -93,7 +93,7 @@ def _probability(
 def _point(
     logits: np.ndarray, frame: geometry.Frame, post: PostProcessing
 ) -> np.ndarray:
-    point = postprocess.centre_of_mass(logits)
+    point = postprocess.centre_of_mass(logits, post.point)
     return geometry.xy_to_native(point, frame, logits.shape, post.pixel_origin)
 
 

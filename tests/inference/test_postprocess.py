@@ -170,6 +170,39 @@ def test_centre_of_mass_without_mass_is_the_image_centre():
     assert postprocess.centre_of_mass(logits.astype(np.float32)) == (3.5, 2.0)
 
 
+@FAST
+@given(LOGITS)
+def test_a_peak_is_what_hangs_together_around_the_maximum(logits):
+    x, y = postprocess.centre_of_mass(logits, "peak")
+    probability = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
+    inside = probability >= probability.max() / 3
+    peak = {np.unravel_index(probability.argmax(), probability.shape)}
+    while True:
+        around = {
+            (i + di, j + dj)
+            for i, j in peak
+            for di in (-1, 0, 1)
+            for dj in (-1, 0, 1)
+            if 0 <= i + di < inside.shape[0] and 0 <= j + dj < inside.shape[1]
+        }
+        more = {place for place in around if inside[place]}
+        if more <= peak:
+            break
+        peak |= more
+    rows, columns = np.array(sorted(peak)).T
+    weights = probability[rows, columns]
+    assert x == pytest.approx(np.average(columns, weights=weights), abs=1e-6)
+    assert y == pytest.approx(np.average(rows, weights=weights), abs=1e-6)
+
+
+def test_a_low_probability_everywhere_draws_the_map_but_not_its_peak():
+    logits = np.full((64, 64), -4.0)
+    logits[8:13, 38:43] = 3.0
+    far = postprocess.centre_of_mass(logits)
+    assert np.hypot(far[0] - 40, far[1] - 10) > 10
+    assert postprocess.centre_of_mass(logits, "peak") == pytest.approx((40, 10))
+
+
 def test_centre_of_mass_is_x_then_y():
     logits = np.full((5, 8), -100.0)
     logits[1, 6] = 0.0
