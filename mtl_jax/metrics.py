@@ -184,9 +184,10 @@ def reliability(probabilities: ArrayLike, labels: ArrayLike) -> Reliability:
     bins = np.searchsorted(edges, values)
     count = np.bincount(bins)
     is_used = count > 0
-    sums = (np.bincount(bins, weights)[is_used] for weights in (values, labels))
-    means = (total / count[is_used] for total in sums)
-    return Reliability(*means, count[is_used])
+    count = count[is_used]
+    probability = np.bincount(bins, values)[is_used] / count
+    share = np.bincount(bins, labels)[is_used] / count
+    return Reliability(probability, share, count)
 
 
 def calibration_error(probabilities: ArrayLike, labels: ArrayLike) -> float | None:

@@ -13,7 +13,7 @@ The vertical cup-to-disc ratio and its probability are then those of the mean ma
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import expit, logit
@@ -50,6 +50,12 @@ Network = Callable[[Batch], Outputs | tuple[Logits, dict[str, np.ndarray]]]
 FLIPS: tuple[tuple[int, ...], ...] = ((), (2,), (1,), (1, 2))
 
 
+def outputs_of(network: Network, batch: Batch) -> Outputs:
+    """Applies a network to a batch."""
+    outputs = network(batch)
+    return outputs if isinstance(outputs, Outputs) else Outputs(*outputs)
+
+
 def flipped(network: Network, axes: tuple[int, ...]) -> Network:
     """Makes a network that flips images, and flips its maps back.
 
@@ -63,7 +69,7 @@ def flipped(network: Network, axes: tuple[int, ...]) -> Network:
 
     def apply(batch: Batch) -> Outputs:
         image = np.ascontiguousarray(np.flip(batch["image"], axes))
-        outputs = Outputs(*network({**batch, "image": image}))
+        outputs = outputs_of(network, {**batch, "image": image})
         logits = {
             name: np.flip(values, axes) if tasks.TASKS[name].is_dense else values
             for name, values in outputs.logits.items()
@@ -77,7 +83,7 @@ def averaged(networks: Sequence[Network]) -> Callable[[Batch], Outputs]:
     """Makes the network that averages others; the first one gives the losses."""
 
     def apply(batch: Batch) -> Outputs:
-        outputs = [Outputs(*network(batch)) for network in networks]
+        outputs = [outputs_of(network, batch) for network in networks]
         members = tuple(each.logits for each in outputs)
         return Outputs(average(members), outputs[0].losses, members)
 
@@ -186,7 +192,9 @@ def spread(
         calibrated(interpret(member, classifier, frame, post), calibration)
         for member in members
     ]
-    values = {"vcdr_spread": [each.vcdr for each in predictions]}
+    values: dict[str, Sequence[Any]] = {
+        "vcdr_spread": [each.vcdr for each in predictions]
+    }
     for task in tasks.of_kind("classification"):
         values[f"{metrics.probability_of(task)}_spread"] = [
             each.probability

@@ -33,7 +33,7 @@ from mtl_jax.metrics import DIAGNOSIS, has_both_classes
 TEMPERATURES = (0.1, 10.0)
 
 # Weights of the classifier that are compared.
-_WEIGHTS = np.linspace(0, 1, 21)
+_WEIGHTS = [step / 20 for step in range(21)]
 
 # Keeps the logit of a probability finite.
 _EPSILON = 1e-12
@@ -121,7 +121,7 @@ def fit_weight(fc: ArrayLike, from_vcdr: ArrayLike, labels: ArrayLike) -> float:
     """
     fc, from_vcdr = np.asarray(fc), np.asarray(from_vcdr)
     losses = {w: log_loss(w * fc + (1 - w) * from_vcdr, labels) for w in _WEIGHTS}
-    return float(min(losses, key=lambda w: (round(losses[w], 9), abs(w - 0.5))))
+    return min(losses, key=lambda w: (round(losses[w], 9), abs(w - 0.5)))
 
 
 def operating_point(
@@ -194,7 +194,7 @@ def fit(
         raise ValueError("there is no probability to calibrate")
     weight = 0.5
     if len(scaled) == 2:
-        weight = fit_weight(*scaled, labels)
+        weight = fit_weight(scaled[0], scaled[1], labels)
         joined = weight * scaled[0] + (1 - weight) * scaled[1]
     else:
         (joined,) = scaled
