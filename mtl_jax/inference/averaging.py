@@ -52,6 +52,12 @@ Network = Callable[[Batch], tuple[Any, ...]]
 FLIPS: tuple[tuple[int, ...], ...] = ((), (2,), (1,), (1, 2))
 
 
+def outputs_of(network: Network, batch: Batch) -> Outputs:
+    """Applies a network to a batch."""
+    outputs = network(batch)
+    return outputs if isinstance(outputs, Outputs) else Outputs(*outputs)
+
+
 def flipped(network: Network, axes: tuple[int, ...]) -> Network:
     """Makes a network that flips images, and flips its maps back.
 
@@ -65,7 +71,7 @@ def flipped(network: Network, axes: tuple[int, ...]) -> Network:
 
     def apply(batch: Batch) -> Outputs:
         image = np.ascontiguousarray(np.flip(batch["image"], axes))
-        outputs = Outputs(*network({**batch, "image": image}))
+        outputs = outputs_of(network, {**batch, "image": image})
         logits = {
             name: np.flip(values, axes) if tasks.TASKS[name].is_dense else values
             for name, values in outputs.logits.items()
@@ -79,7 +85,7 @@ def averaged(networks: Sequence[Network]) -> Callable[[Batch], Outputs]:
     """Makes the network that averages others; the first one gives the losses."""
 
     def apply(batch: Batch) -> Outputs:
-        outputs = [Outputs(*network(batch)) for network in networks]
+        outputs = [outputs_of(network, batch) for network in networks]
         members = tuple(each.logits for each in outputs)
         return Outputs(average(members), outputs[0].losses, members)
 

@@ -77,7 +77,7 @@ def cases(
       NotFinite: if the network's outputs are not finite.
     """
     for indices, batch in pipeline.evaluation_batches(split, batch_size):
-        outputs = averaging.Outputs(*network(batch))
+        outputs = averaging.outputs_of(network, batch)
         for logits in (outputs.logits, *outputs.members):
             _check_finite(logits, split)
         model_size = batch["image"].shape[1:3]

@@ -63,10 +63,10 @@ def _draw_panel(axes: Axes, title: str, panel: Panel) -> None:
         )
         # The first curve has its numbers above, the second below.
         place = (3, 3) if name == next(iter(panel)) else (3, -9)
-        for x, y, count in zip(*found, strict=True):
+        for probability, share, count in zip(*found, strict=True):
             axes.annotate(
                 str(count),
-                (x, y),
+                (probability, share),
                 place,
                 textcoords="offset points",
                 fontsize=6,
