@@ -35,7 +35,7 @@ def main() -> None:
         pathlib.Path(WORKDIR.value),
         output,
         checkpoint=CHECKPOINT.value,
-        dtype=DTYPE.value,
+        dtype="float16" if DTYPE.value == "float16" else "float32",
     )
     for path in sorted(output.iterdir()):
         print(path)
