@@ -214,13 +214,17 @@ def rows():
     return [
         {**missing, **full, "image_id": "a", "glaucoma": 1, "probability": 0.7}
         | {"diagnosis": 1}
-        | {"probability_fc": 0.9, "probability_vcdr": 0.3, "fovea_error": 3.0},
+        | {"probability_fc": 0.9, "probability_vcdr": 0.3, "fovea_error": 3.0}
+        | {"fovea_found": 1},
         {**missing, **full, "image_id": "b", "glaucoma": 0, "probability": 0.4}
         | {"diagnosis": 0}
-        | {"probability_fc": 0.2, "probability_vcdr": 0.6, "vcdr_true": 0.8},
+        | {"probability_fc": 0.2, "probability_vcdr": 0.6, "vcdr_true": 0.8}
+        # Found, but not annotated.
+        | {"fovea_found": 1},
         # Not diagnosed: its scores must not count.
         {**missing, "image_id": "c", "probability": 0.0, "probability_fc": 0.0}
-        | {"fovea_error": 5.0, "fovea_error_native": np.float32(40), "vcdr": 0.9},
+        | {"fovea_error": 5.0, "fovea_error_native": np.float32(40), "vcdr": 0.9}
+        | {"fovea_found": 0},
         # Diagnosed, but without a vCDR to score by.
         {**missing, "image_id": "d", "glaucoma": 1, "probability": 0.1}
         | {"diagnosis": 0}
@@ -248,6 +252,7 @@ def test_summarize_by_hand():
             "vcdr_mae": 0.2,
             "fovea_error": 4.0,
             "fovea_error_native": 40.0,
+            "fovea_found": 0.5,
         }
     )
     assert num_images == {
@@ -265,6 +270,7 @@ def test_summarize_by_hand():
         "vcdr_mae": 2,
         "fovea_error": 2,
         "fovea_error_native": 1,
+        "fovea_found": 2,
     }
     json.dumps(summary | num_images, allow_nan=False)
 
