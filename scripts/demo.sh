@@ -13,7 +13,10 @@ python scripts/train.py --config=configs/synthetic.py --workdir=demo/run --resum
 echo "== prediction"
 python scripts/predict.py --workdir=demo/run --images=demo/photographs/images \
   --output=demo/predictions
+echo "== prediction by the network in the package"
+python scripts/predict.py --images=demo/photographs/images --output=demo/included
 echo "== evaluation"
 python scripts/evaluate.py --workdir=demo/run --split=test
 echo "demo/run/checkpoints"
 echo "demo/predictions/overlays"
+echo "demo/included/overlays"
