@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 from mtl_jax import losses, methods, metrics, tasks
 from mtl_jax.configuration import defaults
+from mtl_jax.configuration.parts import part_configs
 from mtl_jax.configuration.text import flatten
 from mtl_jax.configuration.values import (
     BATCHES,
@@ -120,6 +121,8 @@ def check(config: Config, *, is_part: bool = False) -> None:
             "config.view.kind is 'crop', but no other network finds the disc; set "
             "config.method.name to 'two_stage', whose first network finds it."
         )
+    for part in part_configs(config).values():
+        check(part, is_part=True)
 
 
 def _check_tasks(config: Config) -> None:
@@ -164,14 +167,31 @@ def _check_views(config: Config) -> None:
             f"config.view.kind is {config.view.kind!r}, but the method two_stage sets "
             "it itself; leave it empty."
         )
+    if config.view.zoom > 1 and not (is_two_stage or config.view.kind):
+        raise UserError(
+            f"config.view.zoom is {config.view.zoom:g}, but only a network that sees "
+            "whole images has close-ups; set config.view.kind to 'whole'."
+        )
     if is_two_stage or config.view.kind:
         check_image_size(config, config.view.size, "config.view.size is")
 
 
 def _check_points(config: Config) -> None:
-    """Refuses to turn or rescale images if their foveas would not move with them."""
-    has_foveas = any("fovea" in task.labels for task in tasks.build(config.tasks))
-    if config.data.pixel_origin == "centre" or not has_foveas:
+    """Refuses to turn or move images if their foveas would not be right then."""
+    if not any("fovea" in task.labels for task in tasks.build(config.tasks)):
+        return
+    leaving = {
+        f"augmentation.{name}": config.augmentation[name]
+        for name in ("rotation", "scale", "shift")
+    } | {"view.zoom": config.view.zoom > 1}
+    if config.loss.fovea_peak == "pixel" and any(leaving.values()):
+        first = next(name for name, is_set in leaving.items() if is_set)
+        raise UserError(
+            "config.loss.fovea_peak is 'pixel', which has no map for a fovea outside "
+            f"the image, and config.{first} moves some there; set one of the two to "
+            "its default."
+        )
+    if config.data.pixel_origin == "centre":
         return
     moving = [
         f"augmentation.{name}"

@@ -6,8 +6,9 @@ averaged before it is interpreted:
 - a class or a pixel of a mask gets the mean of the members' probabilities;
 - a point becomes the mean of the members' points. For this, the members' maps are
   averaged after each is divided by its sum: the centre of mass of that mean is the mean
-  of the centres of mass. Where a point is read off the peak of a map, members that
-  disagree are not averaged: the highest peak of the mean is the point.
+  of the centres of mass;
+- a point that is read off the peak of a map (`PostProcessing.point`) is read off the
+  peak of the mean map, so that members that see little say little.
 
 The vertical cup-to-disc ratio and its probability are then those of the mean maps.
 """
@@ -23,7 +24,7 @@ from mtl_jax import metrics, tasks
 from mtl_jax.data import geometry
 from mtl_jax.data.field_of_view import FieldOfView
 from mtl_jax.inference.calibration import Calibration, calibrated
-from mtl_jax.inference.postprocess import PAPER, PostProcessing
+from mtl_jax.inference.postprocess import PAPER, Point, PostProcessing
 from mtl_jax.inference.prediction import Prediction, interpret, leave_out_hidden
 from mtl_jax.inference.vcdr import VcdrClassifier
 
@@ -81,27 +82,43 @@ def flipped(network: Network, axes: tuple[int, ...]) -> Network:
     return apply
 
 
-def averaged(networks: Sequence[Network]) -> Callable[[Batch], Outputs]:
-    """Makes the network that averages others; the first one gives the losses."""
+def averaged(
+    networks: Sequence[Network], point: Point = "map"
+) -> Callable[[Batch], Outputs]:
+    """Makes the network that averages others; the first one gives the losses.
+
+    Args:
+      networks: members of the average.
+      point: how points are read, see `postprocess.centre_of_mass`.
+    """
 
     def apply(batch: Batch) -> Outputs:
         outputs = [outputs_of(network, batch) for network in networks]
         members = tuple(each.logits for each in outputs)
-        return Outputs(average(members), outputs[0].losses, members)
+        return Outputs(average(members, point), outputs[0].losses, members)
 
     return apply
 
 
-def average(members: Sequence[Logits]) -> Logits:
-    """Returns the logits of the mean probabilities by task, in float64."""
-    return {
-        name: _average([member[name] for member in members], tasks.TASKS[name].kind)
-        for name in members[0]
-    }
+def average(members: Sequence[Logits], point: Point = "map") -> Logits:
+    """Returns the logits of the mean probabilities by task, in float64.
+
+    Args:
+      members: logits of each member.
+      point: how points are read, see `postprocess.centre_of_mass`.
+    """
+    found = {}
+    for name in members[0]:
+        is_point = tasks.TASKS[name].kind == "localisation"
+        mean = _mean_of_shares if is_point and point == "map" else _mean
+        found[name] = _average([member[name] for member in members], mean)
+    return found
 
 
-def _average(logits: Sequence[np.ndarray], kind: tasks.Kind) -> np.ndarray:
-    mean = _MEAN[kind](expit(np.stack(logits).astype(np.float64)))
+def _average(
+    logits: Sequence[np.ndarray], mean_of: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    mean = mean_of(expit(np.stack(logits).astype(np.float64)))
     # Keeps the logits finite.
     return logit(np.clip(mean, np.finfo(np.float64).tiny, np.nextafter(1.0, 0.0)))
 
@@ -121,13 +138,6 @@ def _mean_of_shares(maps: np.ndarray) -> np.ndarray:
     shares = np.divide(maps, mass, out=np.full_like(maps, uniform), where=mass > 0)
     mean = shares.mean(0) * mass.mean(0)
     return mean / np.maximum(mean.max((-2, -1), keepdims=True), 1)
-
-
-_MEAN: dict[tasks.Kind, Callable[[np.ndarray], np.ndarray]] = {
-    "classification": _mean,
-    "segmentation": _mean,
-    "localisation": _mean_of_shares,
-}
 
 
 def read(

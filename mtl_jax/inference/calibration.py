@@ -93,10 +93,15 @@ def log_loss(probability: ArrayLike, labels: ArrayLike) -> float:
 def fit_temperature(probability: ArrayLike, labels: ArrayLike) -> float:
     """Finds the temperature in `TEMPERATURES` with the smallest `log_loss`.
 
+    It is 1 if all probabilities are equal.
+
     Args:
       probability: [N] probabilities of class 1.
       labels: [N] zeros and ones.
     """
+    # Equal probabilities have no order that a temperature could spread or narrow.
+    if np.ptp(np.asarray(probability)) == 0:
+        return 1.0
     # The loss is convex in 1 / T.
     low, high = TEMPERATURES
     found = optimize.minimize_scalar(

@@ -186,7 +186,8 @@ def leave_out_hidden(
 
 
 def _is_inside(mask: np.ndarray | None, point: np.ndarray) -> bool:
-    if mask is None:
+    # `PostProcessing.empty` may stand for no mask by all of the image.
+    if mask is None or mask.all():
         return False
     far = np.subtract(mask.shape[::-1], 1)
     column, row = np.clip(np.rint(point), 0, far).astype(int)

@@ -24,6 +24,8 @@ NOT_A_FUNDUS = "not a fundus"
 _SIDE, _SAMPLED = 256, 1024
 # Part of the field's radius that is measured; the rim is dark or reflects.
 _WITHIN = 0.94
+# Least share of the picture within this part that can be measured by itself.
+_LEAST_SHARE = 0.05
 # Grey values: how far channels of the right order may seem in the wrong one; from
 # where green is saturated; and the darkest surroundings that contrast is relative to.
 _EQUAL, _SATURATED, _DARK = 4, 245, 8
@@ -107,6 +109,9 @@ def doubts(photograph: np.ndarray, disc: np.ndarray | None) -> list[Doubt]:
 def measure(photograph: np.ndarray) -> Measures:
     """Measures a uint8 [H, W, 3] photograph of any size."""
     pixels, inside, is_whole = _field(photograph)
+    # What is left of a circle that is cut off nearly whole.
+    if inside.mean() < _LEAST_SHARE:
+        inside = np.ones_like(inside)
     red, green, blue = pixels[:, inside]
     ordered = (red >= green - _EQUAL) & (green >= blue - _EQUAL)
     redness = red / (red + green + blue + 1)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtl_jax.annotations import LABELS
 from mtl_jax.tasks import Batch
 
 KINDS = ("", "whole", "crop")
@@ -66,7 +67,8 @@ class View:
           index: [B] of each example in the batch of all devices.
 
         Returns:
-          The batch with images and masks [B, size, size] and foveas to match.
+          The batch with images and masks [B, size, size] and foveas to match. A part of
+        an image without an annotated disc has no diagnosis.
         """
         windows = self.windows(batch)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
@@ -75,7 +77,14 @@ class View:
             windows = jax.vmap(self._moved, (0, 0, None))(keys, windows, side)
         if self.kind == "whole" and self.zoom > 1:
             windows = jax.vmap(self._close_up)(keys, windows, batch["disc_mask"])
-        return self.look(batch, windows)
+        # Where the disc is not annotated, a part of the image may not show it, and with
+        # it what the diagnosis hangs on; and a crop is the whole image.
+        is_part = (self.kind == "crop") | (windows[:, 2] < side)
+        labels = batch["has_label"]
+        is_lost = is_part & ~labels[:, LABELS.index("disc")]
+        is_diagnosis = jnp.arange(len(LABELS)) == LABELS.index("glaucoma")
+        labels = labels & ~(is_lost[:, None] & is_diagnosis)
+        return {**self.look(batch, windows), "has_label": labels}
 
     def _moved(self, key, window, side):
         draws = jax.random.uniform(key, (3,), minval=-1.0, maxval=1.0)

@@ -105,7 +105,7 @@ class TrainedNetwork:
     def outputs(self, batch: Batch) -> Outputs:
         """Computes what the members say of a batch, and its mean, or as a call does."""
         if self.members:
-            return averaging.averaged(self.members)(batch)
+            return averaging.averaged(self.members, self.post.point)(batch)
         return Outputs(*self(batch))
 
     def _windows(self, logits: np.ndarray) -> np.ndarray:

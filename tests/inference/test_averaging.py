@@ -59,6 +59,21 @@ def test_points_count_alike_however_faint_their_maps():
     assert point == pytest.approx((9, 4), abs=1e-2)
 
 
+def test_a_member_that_sees_nothing_does_not_move_a_peak():
+    ys, xs = np.mgrid[:64, :64]
+
+    def bump(x, y, height, width):
+        square = (xs - x) ** 2 + (ys - y) ** 2
+        return 1e-4 + height * np.exp(-square / 2 / width**2)
+
+    maps = [bump(48, 32, 0.9, 5), bump(48, 34, 0.9, 5), bump(8, 8, 0.02, 1)]
+    members = [{"fovea": (np.log(p) - np.log1p(-p))[None]} for p in maps]
+    found = averaging.average(members, "peak")["fovea"]
+    np.testing.assert_allclose(sigmoid(found[0]), np.mean(maps, 0), rtol=1e-6)
+    point = postprocess.centre_of_mass(found[0], "peak")
+    assert point == pytest.approx((48, 33), abs=0.2)
+
+
 def test_certain_members_stay_finite():
     certain = {"disc": np.full((1, 4, 4), 800.0), "fovea": np.full((1, 4, 4), -800.0)}
     found = averaging.average([certain, certain])

@@ -126,7 +126,7 @@ def test_a_fovea_that_is_not_shown_is_not_reported(xy, is_reported):
         np.testing.assert_array_equal(prediction.found[name], all_points.found[name])
 
 
-@pytest.mark.parametrize(("peak", "is_reported"), [(0.11, True), (0.09, False)])
+@pytest.mark.parametrize(("peak", "is_reported"), [(0.21, True), (0.09, False)])
 def test_a_map_without_a_peak_has_no_fovea(peak, is_reported):
     logits = {"fovea": np.full((16, 16), -9.0)}
     logits["fovea"][7, 6] = math.log(peak / (1 - peak))

@@ -216,3 +216,11 @@ def test_colours_against_numpy(seed):
     assert measured.ordered == pytest.approx(is_ordered.mean())
     assert measured.saturated == pytest.approx((green >= 245).mean())
     assert not measured.is_whole
+
+
+@pytest.mark.parametrize(("size", "radius", "height"), [((60, 642), 1000, 50)])
+def test_the_cap_of_a_field_of_view_is_measured(size, radius, height):
+    ys, xs = np.mgrid[: size[0], : size[1]]
+    inside = (xs - size[1] / 2) ** 2 + (ys - height + radius) ** 2 < radius**2
+    photograph = (inside[..., None] * np.uint8([180, 90, 40])).astype(np.uint8)
+    assert quality.doubts(photograph, None)

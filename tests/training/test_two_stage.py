@@ -144,6 +144,18 @@ def test_one_stage_alone_is_no_model(run, tmp_path):
         ),
         ({"view.zoom": 0.5}, "view.zoom is 0.5; it must lie between 1"),
         (
+            {"method.name": "vanilla", "view.zoom": 2.0},
+            "view.zoom is 2, but .*view.kind to 'whole'",
+        ),
+        (
+            {"tasks": ("disc", "fovea"), "data.pixel_origin": "corner"},
+            "pixel_origin is 'corner'",
+        ),
+        (
+            {"tasks": ("disc", "fovea"), "loss.fovea_peak": "pixel", "view.zoom": 2.0},
+            "fovea_peak is 'pixel', .*view.zoom moves some there",
+        ),
+        (
             {"method.stage_method": "single"},
             "stage_method has 'single'; choose from vanilla, independent",
         ),

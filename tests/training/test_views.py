@@ -187,3 +187,23 @@ def test_a_third_of_the_images_are_close_ups_of_any_size():
         # As many between 1 and 2 times as between 2 and 4; discs of 11 pixels bound.
         assert 0.4 < (side[close] > SIZE / 2).mean() < 0.6
         assert side.min() > 0.97 * SIZE / 4
+
+
+@pytest.mark.parametrize("kind", ["whole", "crop"])
+def test_a_part_that_may_not_show_the_disc_has_no_diagnosis(kind):
+    count = 60
+    batch = {key: np.repeat(value, 15, 0) for key, value in batch_of(4).items()}
+    is_annotated = np.arange(count) % 2 == 0
+    batch["has_label"][:, 1] = is_annotated
+    batch["disc_mask"][~is_annotated] = 0
+    view = views.View(kind, size=32, zoom=4.0)
+    batch["image"][:] = np.mgrid[:SIZE, :SIZE][1][..., None] + 0.5
+    seen = jax.jit(view)(jax.random.key(3), batch, jnp.arange(count))
+    image = np.asarray(seen["image"])
+    is_part = (image[:, 16, -5, 0] - image[:, 16, 4, 0]) * 32 / 23 < 0.98 * SIZE
+    if kind == "whole":
+        assert 0 < (is_part & ~is_annotated).sum() < (~is_annotated).sum()
+        np.testing.assert_array_equal(seen["has_label"][:, 0], is_annotated | ~is_part)
+    else:
+        np.testing.assert_array_equal(seen["has_label"][:, 0], is_annotated)
+    np.testing.assert_array_equal(seen["has_label"][:, 1:], batch["has_label"][:, 1:])
