@@ -89,7 +89,7 @@ def calibrate(
         sensitivity=sensitivity,
         specificity=specificity,
     )
-    return workdirs.write_calibration(folders, network, fitted, tta=tta), fitted
+    return workdirs.write_calibration(folders, network, fitted), fitted
 
 
 def _check_wishes(sensitivity: float | None, specificity: float | None) -> None:

@@ -307,11 +307,10 @@ def test_flips_and_networks_are_calibrated_together(tiny_run, drawn, tmp_path):
     network = workdirs.load_calibrated(folders, tta=True)
     assert network.calibration == found
     assert network.note == ""
-    assert json.loads(path.read_text())["arrangement"] == {
-        "tta": True,
-        "num_workdirs": 2,
-        "checkpoint": network.checkpoint,
-    }
+    arrangement = json.loads(path.read_text())["arrangement"]
+    assert arrangement["tta"] is True
+    assert arrangement["checkpoint"] == network.checkpoint
+    assert len({*arrangement["networks"]}) == 2
     rows, _, metrics = evaluated(folders, split="validation", tta=True)
     assert metrics["specificity"] == pytest.approx(found.specificity)
     assert metrics["sensitivity"] == pytest.approx(found.sensitivity)
@@ -320,6 +319,10 @@ def test_flips_and_networks_are_calibrated_together(tiny_run, drawn, tmp_path):
         rows["glaucoma"], rows["probability"], drop_intermediate=False
     )
     assert found.sensitivity == pytest.approx(true[1 - false >= 0.6].max())
+    # Another network of the same step and config.
+    other = workdirs.load_calibrated([folders[0], drawn(seed=2)], tta=True)
+    assert other.calibration is None
+    assert "is for other networks: probabilities are not calibrated" in other.note
 
 
 def test_what_cannot_be_calibrated(workdir, fovea_run, drawn, folder_data, tmp_path):
@@ -357,7 +360,7 @@ def test_what_cannot_be_calibrated(workdir, fovea_run, drawn, folder_data, tmp_p
         lambda text: text[: len(text) // 2],
         lambda text: "[]",
         lambda text: text.replace("threshold", "treshold"),
-        lambda text: text.replace('"num_workdirs": 1', '"workdirs": 1'),
+        lambda text: text.replace('"networks"', '"workdirs"'),
         lambda text: re.sub('"temperature": .*', '"temperature": 0,', text),
         lambda text: re.sub('"weight_fc": .*', '"weight_fc": NaN,', text),
         lambda text: re.sub('"threshold": .*', '"threshold": null,', text),
