@@ -6,11 +6,11 @@ scripts/evaluate.py and scripts/predict.py use it for the same workdirs, checkpo
 --tta.
 """
 
-import pathlib
-
 from absl import flags
 
-WORKDIR = flags.DEFINE_list(
+from mtl_jax.commands import _flags
+
+WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
     "Folder of the run, or a,b,c: those of several runs that are averaged.",
@@ -38,7 +38,7 @@ def main() -> None:
     from mtl_jax.reporting import terminal
 
     path, calibration = calibrate.calibrate(
-        [*map(pathlib.Path, WORKDIR.value)],
+        _flags.workdirs(WORKDIR),
         split=SPLIT.value,
         checkpoint=CHECKPOINT.value,
         tta=TTA.value,

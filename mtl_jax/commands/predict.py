@@ -11,7 +11,7 @@ from absl import flags
 
 from mtl_jax.commands import _flags, _program
 
-WORKDIR = flags.DEFINE_list(
+WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
     "Folder of the run, or a,b,c: those of several runs that are averaged; by default, "
