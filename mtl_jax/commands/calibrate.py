@@ -2,8 +2,8 @@
 
 It fits temperatures, the weight of the classifier beside the cup-to-disc ratio, and the
 threshold of the diagnosis on the validation split, and writes RUN/calibration.json.
-scripts/evaluate.py and scripts/predict.py use it for the same workdirs, checkpoint and
---tta.
+scripts/evaluate.py and scripts/predict.py use it for the same workdirs and checkpoint,
+and average over flips if it was fitted with --tta.
 """
 
 from absl import flags

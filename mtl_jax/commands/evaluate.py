@@ -35,7 +35,12 @@ DATASET = flags.DEFINE_string(
 OUTPUT = flags.DEFINE_string(
     "output", None, "Folder to write; by default, one in the workdir."
 )
-TTA = flags.DEFINE_bool("tta", False, "Average over the flips of each image.")
+TTA = flags.DEFINE_bool(
+    "tta",
+    None,
+    "Average over the flips of each image; by default, if the calibration was fitted "
+    "so.",
+)
 CALIBRATION = flags.DEFINE_enum(
     "calibration",
     "auto",

@@ -23,7 +23,7 @@ def calibrate(
     """Fits temperatures, weight and threshold, see `inference.calibration`.
 
     Writes `calibration.json` into the first workdir. Evaluation and prediction use it
-    for the same workdirs, checkpoints and flips.
+    for the same networks and flips.
 
     Args:
       workdir: folder of the run, or those of several runs that are averaged.

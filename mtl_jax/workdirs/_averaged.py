@@ -64,6 +64,10 @@ def load_averaged(
                     f"({value(networks[0])}, {value(network)}) and cannot be averaged; "
                     "name workdirs that have it in common."
                 )
+    return _average(networks, tta=tta)
+
+
+def _average(networks: Sequence[TrainedNetwork], *, tta: bool) -> TrainedNetwork:
     if len(networks) == 1 and not tta:
         return networks[0]
     flips = averaging.FLIPS if tta else averaging.FLIPS[:1]
@@ -87,9 +91,18 @@ def load_averaged(
 
 
 def load_calibrated(
-    workdirs: Sequence[pathlib.Path], checkpoint: str = "best", *, tta: bool = False
+    workdirs: Sequence[pathlib.Path],
+    checkpoint: str = "best",
+    *,
+    tta: bool | None = None,
 ) -> TrainedNetwork:
     """Reads networks as `load_averaged`, with the calibration of the first workdir.
+
+    Args:
+      workdirs: as for `load_averaged`.
+      checkpoint: as for `load_averaged`.
+      tta: whether to average over flips; None if a calibration of these networks was
+        fitted so.
 
     Returns:
       The network. It has a calibration if the first workdir has one that was fitted on
@@ -99,12 +112,14 @@ def load_calibrated(
     Raises:
       UserError: if a network or the calibration cannot be read.
     """
-    network = load_averaged(workdirs, checkpoint, tta=tta)
+    network = load_averaged(workdirs, checkpoint, tta=bool(tta))
     path = pathlib.Path(workdirs[0]) / CALIBRATION
     if not path.exists():
         return network
     calibration, found = _read(path)
     wanted = _arrangement(network)
+    if tta is None and found == {**wanted, "tta": True}:
+        network, wanted = _average(network.averaged or [network], tta=True), found
     if found == wanted:
         return dataclasses.replace(network, calibration=calibration)
     others = "for other networks"

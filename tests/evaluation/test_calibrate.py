@@ -307,6 +307,16 @@ def test_flips_and_networks_are_calibrated_together(tiny_run, drawn, tmp_path):
     network = workdirs.load_calibrated(folders, tta=True)
     assert network.calibration == found
     assert network.note == ""
+    # By default, flips are those of the calibration.
+    network = workdirs.load_calibrated(folders)
+    assert network.calibration == found
+    assert network.is_flipped
+    assert len(network.members) == 8
+    network = workdirs.load_calibrated(folders, tta=False)
+    assert network.calibration is None
+    assert "with --tta, this is 2 workdirs" in network.note
+    # Networks that it is not for are not flipped.
+    assert not workdirs.load_calibrated(folders[:1]).is_flipped
     arrangement = json.loads(path.read_text())["arrangement"]
     assert arrangement["tta"] is True
     assert arrangement["checkpoint"] == network.checkpoint
@@ -403,5 +413,8 @@ def test_the_command(tiny_run, compiled, tmp_path):
     assert "calibrated on 6 photographs, " in finished.stdout
     assert "Fewer than 20 photographs of one class" in finished.stdout
     finished = run(ROOT / "scripts/evaluate.py", f"--workdir={place}")
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert f"{place / 'evaluation/test-model-tta/metrics.json'}\n" in finished.stdout
+    finished = run(ROOT / "scripts/evaluate.py", f"--workdir={place}", "--notta")
     assert finished.returncode == 0, finished.stderr
     assert finished.stderr.startswith(f"note: {place / 'calibration.json'} is for 1 w")
