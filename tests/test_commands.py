@@ -10,10 +10,11 @@ import tomllib
 from importlib import metadata
 
 import pytest
+from absl import flags
 from jax._src import compilation_cache
 
-from mtl_jax.commands import _compilation_cache
-from mtl_jax.errors import EXTRAS
+from mtl_jax.commands import _compilation_cache, _flags
+from mtl_jax.errors import EXTRAS, UserError
 
 pytest_plugins = ("training_fixtures",)
 
@@ -73,6 +74,27 @@ def test_folders_of_the_user_keep_their_names(tmp_path):
     assert finished.stderr == (
         f"error: There is no config file '{path}'; see configs/.\n"
     )
+
+
+def workdirs_of(text):
+    values = flags.FlagValues()
+    flag = flags.DEFINE_string("workdir", None, "", flag_values=values)
+    values(["program", f"--workdir={text}"])
+    return _flags.workdirs(flag)
+
+
+def test_commas_separate_workdirs(tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    assert workdirs_of(a) == [a]
+    assert workdirs_of(f"{a},{b}") == workdirs_of(f"{a}, {b}") == [a, b]
+    (tmp_path / "b,c").mkdir()
+    assert workdirs_of(tmp_path / "b,c") == [tmp_path / "b,c"]
+    for text in ("", ",", f"{a},", f"{a},,{b}"):
+        with pytest.raises(UserError, match="has an empty entry"):
+            workdirs_of(text)
+    for again in (a, tmp_path / "b" / ".." / "a"):
+        with pytest.raises(UserError, match="names a folder twice"):
+            workdirs_of(f"{a},{b},{again}")
 
 
 @pytest.mark.parametrize(

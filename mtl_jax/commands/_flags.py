@@ -22,16 +22,32 @@ def required(flag: flags.FlagHolder[T | None]) -> T:
     return flag.value
 
 
-def workdirs(flag: flags.FlagHolder[list[str] | None]) -> list[pathlib.Path]:
+def workdirs(flag: flags.FlagHolder[str | None]) -> list[pathlib.Path]:
     """Returns the folders that --workdir names; by default, the package's network.
 
+    Commas separate folders, unless the whole value is the name of one.
+
     Raises:
-      UserError: if the flag was not given, and the package has no network.
+      UserError: if an entry is empty or names a folder again; or if the flag was not
+        given, and the package has no network.
     """
     from mtl_jax.workdirs import BUILT_IN
 
     if flag.value is not None:
-        return [*map(pathlib.Path, flag.value)]
+        if flag.value and pathlib.Path(flag.value).is_dir():
+            return [pathlib.Path(flag.value)]
+        names = [name.strip() for name in flag.value.split(",")]
+        if not all(names):
+            raise UserError(
+                f"--workdir={flag.value} has an empty entry; name the workdir of a run,"
+                " or several with commas between them."
+            )
+        folders = [*map(pathlib.Path, names)]
+        if len({folder.resolve() for folder in folders}) < len(folders):
+            raise UserError(
+                f"--workdir={flag.value} names a folder twice; name each network once."
+            )
+        return folders
     if not BUILT_IN.is_dir():
         raise UserError(
             "--workdir is missing, and this installation of mtl_jax has no trained "

@@ -2,15 +2,15 @@
 
 It fits temperatures, the weight of the classifier beside the cup-to-disc ratio, and the
 threshold of the diagnosis on the validation split, and writes RUN/calibration.json.
-scripts/evaluate.py and scripts/predict.py use it for the same workdirs, checkpoint and
---tta.
+scripts/evaluate.py and scripts/predict.py use it for the same workdirs and checkpoint,
+and average over flips if it was fitted with --tta.
 """
-
-import pathlib
 
 from absl import flags
 
-WORKDIR = flags.DEFINE_list(
+from mtl_jax.commands import _flags
+
+WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
     "Folder of the run, or a,b,c: those of several runs that are averaged.",
@@ -38,7 +38,7 @@ def main() -> None:
     from mtl_jax.reporting import terminal
 
     path, calibration = calibrate.calibrate(
-        [*map(pathlib.Path, WORKDIR.value)],
+        _flags.workdirs(WORKDIR),
         split=SPLIT.value,
         checkpoint=CHECKPOINT.value,
         tta=TTA.value,

@@ -10,7 +10,7 @@ from absl import flags
 
 from mtl_jax.commands import _flags, _program
 
-WORKDIR = flags.DEFINE_list(
+WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
     "Folder of the run, or a,b,c: those of several runs that are averaged; by default, "
@@ -35,7 +35,12 @@ DATASET = flags.DEFINE_string(
 OUTPUT = flags.DEFINE_string(
     "output", None, "Folder to write; by default, one in the workdir."
 )
-TTA = flags.DEFINE_bool("tta", False, "Average over the flips of each image.")
+TTA = flags.DEFINE_bool(
+    "tta",
+    None,
+    "Average over the flips of each image; by default, if the calibration was fitted "
+    "so.",
+)
 CALIBRATION = flags.DEFINE_enum(
     "calibration",
     "auto",

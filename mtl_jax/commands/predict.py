@@ -11,7 +11,7 @@ from absl import flags
 
 from mtl_jax.commands import _flags, _program
 
-WORKDIR = flags.DEFINE_list(
+WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
     "Folder of the run, or a,b,c: those of several runs that are averaged; by default, "
@@ -24,7 +24,12 @@ OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", required=True)
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "best", "Checkpoint: best, latest or a step."
 )
-TTA = flags.DEFINE_bool("tta", False, "Average over the flips of each photograph.")
+TTA = flags.DEFINE_bool(
+    "tta",
+    None,
+    "Average over the flips of each photograph; by default, if the calibration was "
+    "fitted so.",
+)
 CALIBRATION = flags.DEFINE_enum(
     "calibration",
     "auto",

@@ -23,7 +23,7 @@ def calibrate(
     """Fits temperatures, weight and threshold, see `inference.calibration`.
 
     Writes `calibration.json` into the first workdir. Evaluation and prediction use it
-    for the same workdirs, checkpoints and flips.
+    for the same networks and flips.
 
     Args:
       workdir: folder of the run, or those of several runs that are averaged.
@@ -89,7 +89,7 @@ def calibrate(
         sensitivity=sensitivity,
         specificity=specificity,
     )
-    return workdirs.write_calibration(folders, network, fitted, tta=tta), fitted
+    return workdirs.write_calibration(folders, network, fitted), fitted
 
 
 def _check_wishes(sensitivity: float | None, specificity: float | None) -> None:

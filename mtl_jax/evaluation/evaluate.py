@@ -34,7 +34,7 @@ def evaluate(
     data_dir: str | None = None,
     dataset: str | None = None,
     output: pathlib.Path | None = None,
-    tta: bool = False,
+    tta: bool | None = None,
     calibrated: bool = True,
     draw: Draw | None = None,
 ) -> tuple[pathlib.Path, dict[str, Any]]:
@@ -59,7 +59,7 @@ def evaluate(
       data_dir: folder of the data sets, if it has moved since the run.
       dataset: data set to evaluate on, if not the run's own.
       output: folder to write, if not in the workdir.
-      tta: whether to average over flips.
+      tta: whether to average over flips; None if the calibration was fitted so.
       calibrated: whether to use the calibration of the first workdir, if it has one.
       draw: function that adds pictures to that folder.
 
@@ -76,8 +76,10 @@ def evaluate(
         _check_given(data_dir=data_dir, dataset=dataset, output=output)
     if output is not None:
         files.check_replaceable(output, CONTENTS)
-    load = workdirs.load_calibrated if calibrated else workdirs.load_averaged
-    network = load(folders, checkpoint, tta=tta)
+    if calibrated:
+        network = workdirs.load_calibrated(folders, checkpoint, tta=tta)
+    else:
+        network = workdirs.load_averaged(folders, checkpoint, tta=bool(tta))
     own = network.config.data
     dataset = dataset or own.dataset
     # Another user's data set may have the name of the one it was trained on.
@@ -123,7 +125,7 @@ def evaluate(
         f"{split}-{resolution}",
         "" if checkpoint == "best" else f"-checkpoint{network.checkpoint}",
         "" if len(folders) == 1 else f"-average{len(folders)}",
-        "-tta" if tta else "",
+        "-tta" if network.is_flipped else "",
         "" if calibrated else "-uncalibrated",
     ]
     output = output or folders[0] / "evaluation" / "".join(parts)

@@ -41,7 +41,7 @@ def write(
     output: pathlib.Path,
     *,
     checkpoint: str = "best",
-    tta: bool = False,
+    tta: bool | None = None,
     calibrated: bool = True,
     form: Form = "table",
 ) -> Written:
@@ -61,7 +61,7 @@ def write(
       photographs: a directory, a file, or a glob pattern.
       output: the folder to write; an earlier prediction there is replaced.
       checkpoint: `best`, `latest` or a step.
-      tta: whether to average over flips.
+      tta: whether to average over flips; None if the calibration was fitted so.
       calibrated: whether to use the calibration of the first workdir, if it has one.
       form: format of the output, `table` or `refuge`.
 
@@ -74,8 +74,11 @@ def write(
         checkpoint cannot be read.
     """
     paths = images.find_photographs(photographs)
-    load = workdirs.load_calibrated if calibrated else workdirs.load_averaged
-    network = load(workdirs.as_folders(workdir), checkpoint, tta=tta)
+    folders = workdirs.as_folders(workdir)
+    if calibrated:
+        network = workdirs.load_calibrated(folders, checkpoint, tta=tta)
+    else:
+        network = workdirs.load_averaged(folders, checkpoint, tta=bool(tta))
     if form == "refuge":
         submission.check_tasks(network.config.tasks)
     failures: list[str] = []

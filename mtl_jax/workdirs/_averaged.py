@@ -64,6 +64,10 @@ def load_averaged(
                     f"({value(networks[0])}, {value(network)}) and cannot be averaged; "
                     "name workdirs that have it in common."
                 )
+    return _average(networks, tta=tta)
+
+
+def _average(networks: Sequence[TrainedNetwork], *, tta: bool) -> TrainedNetwork:
     if len(networks) == 1 and not tta:
         return networks[0]
     flips = averaging.FLIPS if tta else averaging.FLIPS[:1]
@@ -77,10 +81,7 @@ def load_averaged(
             "seconds_per_step": None if None in seconds else sum(seconds),
         },
         classifier=vcdr.mean(classifiers),
-        divisions=frozenset(
-            (network.config.data.dataset, network.experiment.fold)
-            for network in networks
-        ),
+        averaged=tuple(networks),
         num_parameters=sum(network.num_parameters for network in networks),
         # In this order the first member's losses are those of images as they are.
         members=tuple(
@@ -90,29 +91,43 @@ def load_averaged(
 
 
 def load_calibrated(
-    workdirs: Sequence[pathlib.Path], checkpoint: str = "best", *, tta: bool = False
+    workdirs: Sequence[pathlib.Path],
+    checkpoint: str = "best",
+    *,
+    tta: bool | None = None,
 ) -> TrainedNetwork:
     """Reads networks as `load_averaged`, with the calibration of the first workdir.
 
+    Args:
+      workdirs: as for `load_averaged`.
+      checkpoint: as for `load_averaged`.
+      tta: whether to average over flips; None if a calibration of these networks was
+        fitted so.
+
     Returns:
       The network. It has a calibration if the first workdir has one that was fitted on
-      the same arrangement of flips, workdirs and checkpoints. If it was fitted on
-      another, the network's `note` says so.
+      the same networks and flips. If it was fitted on others, the network's `note` says
+      so.
 
     Raises:
       UserError: if a network or the calibration cannot be read.
     """
-    network = load_averaged(workdirs, checkpoint, tta=tta)
+    network = load_averaged(workdirs, checkpoint, tta=bool(tta))
     path = pathlib.Path(workdirs[0]) / CALIBRATION
     if not path.exists():
         return network
     calibration, found = _read(path)
-    wanted = _arrangement(network, len(workdirs), tta=tta)
+    wanted = _arrangement(network)
+    if tta is None and found == {**wanted, "tta": True}:
+        network, wanted = _average(network.averaged or [network], tta=True), found
     if found == wanted:
         return dataclasses.replace(network, calibration=calibration)
+    others = "for other networks"
+    if _say(found) != _say(wanted):
+        others = f"for {_say(found)}, this is {_say(wanted)}"
     note = (
-        f"{path} is for {_say(found)}, this is {_say(wanted)}: probabilities are not "
-        "calibrated; fit another with scripts/calibrate.py."
+        f"{path} is {others}: probabilities are not calibrated; fit another with "
+        "scripts/calibrate.py."
     )
     return dataclasses.replace(network, note=note)
 
@@ -121,8 +136,6 @@ def write_calibration(
     workdirs: Sequence[pathlib.Path],
     network: TrainedNetwork,
     calibration: Calibration,
-    *,
-    tta: bool,
 ) -> pathlib.Path:
     """Stores a calibration in the first workdir, and what it belongs to.
 
@@ -130,7 +143,6 @@ def write_calibration(
       workdirs: workdirs of `network`.
       network: network that `load_averaged` returned for them.
       calibration: calibration that was fitted on it.
-      tta: whether it averages over flips.
 
     Returns:
       The file's path.
@@ -140,7 +152,7 @@ def write_calibration(
     """
     path = pathlib.Path(workdirs[0]) / CALIBRATION
     content = {
-        "arrangement": _arrangement(network, len(workdirs), tta=tta),
+        "arrangement": _arrangement(network),
         "calibration": dataclasses.asdict(calibration),
     }
     try:
@@ -150,19 +162,17 @@ def write_calibration(
     return path
 
 
-def _arrangement(
-    network: TrainedNetwork, num_workdirs: int, *, tta: bool
-) -> dict[str, Any]:
+def _arrangement(network: TrainedNetwork) -> dict[str, Any]:
     """Describes what a calibration belongs to."""
     return {
-        "tta": tta,
-        "num_workdirs": num_workdirs,
+        "tta": network.is_flipped,
         "checkpoint": network.checkpoint,
+        "networks": [one.fingerprint() for one in network.averaged or [network]],
     }
 
 
 def _say(arrangement: dict[str, Any]) -> str:
-    count = arrangement["num_workdirs"]
+    count = len(arrangement["networks"])
     return (
         f"{count} workdir{'s' * (count != 1)} at checkpoint "
         f"{arrangement['checkpoint']} {'with' if arrangement['tta'] else 'without'} "

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Iterator
@@ -51,8 +52,7 @@ class TrainedNetwork:
       num_parameters: number of parameters of all networks.
       networks: pairs of a function mapped over the devices, and its variables there.
       members: what `outputs` averages, see `load_averaged`; empty for this network.
-      divisions: data set and fold of each network that is averaged; empty for this
-        network.
+      averaged: the networks that are averaged; empty for this network.
       calibration: calibration of its probabilities; None for none.
       note: why the calibration of the workdir is not used; may be empty.
     """
@@ -66,7 +66,7 @@ class TrainedNetwork:
     num_parameters: int
     networks: tuple[tuple[Any, Any], ...]
     members: tuple[Network, ...] = ()
-    divisions: frozenset[tuple[str, folds.Fold | None]] = frozenset()
+    averaged: tuple["TrainedNetwork", ...] = ()
     calibration: Calibration | None = None
     note: str = ""
 
@@ -84,6 +84,34 @@ class TrainedNetwork:
     def post(self) -> PostProcessing:
         """Rules that turn its maps into masks and points."""
         return self.experiment.post
+
+    @property
+    def is_flipped(self) -> bool:
+        """Whether it averages over flips."""
+        return len(self.members) > len(self.averaged)
+
+    @property
+    def divisions(self) -> set[tuple[str, folds.Fold | None]]:
+        """Data set and fold of each network that is averaged, or of this one."""
+        return {
+            (network.config.data.dataset, network.experiment.fold)
+            for network in self.averaged or [self]
+        }
+
+    def fingerprint(self) -> str:
+        """Identifies the numbers of this network, which is no average.
+
+        An exported network may hold them in half precision. So they are rounded to it,
+        and the exported network has the same fingerprint.
+        """
+        digest = hashlib.sha256()
+        for _, variables in self.networks:
+            tensors = _portable.flatten(parallel.unreplicate(variables))
+            for name in sorted(tensors):
+                with np.errstate(over="ignore"):
+                    rounded = np.asarray(tensors[name]).astype("<f2")
+                digest.update(name.encode() + rounded.tobytes())
+        return digest.hexdigest()[:16]
 
     def __call__(self, batch: Batch) -> tuple[Logits, dict[str, Any]]:
         """Computes logits and losses of a batch of `batch_size` images."""

@@ -130,6 +130,23 @@ def test_copies_within_idrid(trees, tmp_path):
     assert copies[0].split == copies[1].split
 
 
+def test_copies_within_the_segmentation_part_of_idrid(trees, tmp_path):
+    root = shutil.copytree(trees["idrid"][0], tmp_path / "copy")
+    images = root / "A. Segmentation/1. Original Images"
+    train, test = images / "a. Training Set", images / "b. Testing Set"
+    # One in both splits, and two of a photograph of the localisation part, of which the
+    # second has no mask.
+    shutil.copy(train / "IDRiD_01.jpg", test / "IDRiD_56.jpg")
+    Image.open(train / "IDRiD_02.jpg").save(train / "IDRiD_03.jpg", quality=97)
+    contents = sources.read("idrid", root)
+    found = {row.image_id: row for row in contents.rows}
+    assert "idrid_segmentation_01" not in found
+    assert found["idrid_segmentation_56"].split == "test"
+    assert any("left out: 1 (idrid_segmentation_01)" in n for n in contents.notes)
+    assert "idrid_segmentation_03" not in found
+    assert found["idrid_test_002"].disc_mask is not None
+
+
 def test_idrid_parts_alone(trees, tmp_path):
     for part, count in (("C. Localization", 7), ("A. Segmentation", 3)):
         root = tmp_path / part[0]

@@ -307,11 +307,20 @@ def test_flips_and_networks_are_calibrated_together(tiny_run, drawn, tmp_path):
     network = workdirs.load_calibrated(folders, tta=True)
     assert network.calibration == found
     assert network.note == ""
-    assert json.loads(path.read_text())["arrangement"] == {
-        "tta": True,
-        "num_workdirs": 2,
-        "checkpoint": network.checkpoint,
-    }
+    # By default, flips are those of the calibration.
+    network = workdirs.load_calibrated(folders)
+    assert network.calibration == found
+    assert network.is_flipped
+    assert len(network.members) == 8
+    network = workdirs.load_calibrated(folders, tta=False)
+    assert network.calibration is None
+    assert "with --tta, this is 2 workdirs" in network.note
+    # Networks that it is not for are not flipped.
+    assert not workdirs.load_calibrated(folders[:1]).is_flipped
+    arrangement = json.loads(path.read_text())["arrangement"]
+    assert arrangement["tta"] is True
+    assert arrangement["checkpoint"] == network.checkpoint
+    assert len({*arrangement["networks"]}) == 2
     rows, _, metrics = evaluated(folders, split="validation", tta=True)
     assert metrics["specificity"] == pytest.approx(found.specificity)
     assert metrics["sensitivity"] == pytest.approx(found.sensitivity)
@@ -320,6 +329,10 @@ def test_flips_and_networks_are_calibrated_together(tiny_run, drawn, tmp_path):
         rows["glaucoma"], rows["probability"], drop_intermediate=False
     )
     assert found.sensitivity == pytest.approx(true[1 - false >= 0.6].max())
+    # Another network of the same step and config.
+    other = workdirs.load_calibrated([folders[0], drawn(seed=2)], tta=True)
+    assert other.calibration is None
+    assert "is for other networks: probabilities are not calibrated" in other.note
 
 
 def test_what_cannot_be_calibrated(workdir, fovea_run, drawn, folder_data, tmp_path):
@@ -357,7 +370,7 @@ def test_what_cannot_be_calibrated(workdir, fovea_run, drawn, folder_data, tmp_p
         lambda text: text[: len(text) // 2],
         lambda text: "[]",
         lambda text: text.replace("threshold", "treshold"),
-        lambda text: text.replace('"num_workdirs": 1', '"workdirs": 1'),
+        lambda text: text.replace('"networks"', '"workdirs"'),
         lambda text: re.sub('"temperature": .*', '"temperature": 0,', text),
         lambda text: re.sub('"weight_fc": .*', '"weight_fc": NaN,', text),
         lambda text: re.sub('"threshold": .*', '"threshold": null,', text),
@@ -400,5 +413,8 @@ def test_the_command(tiny_run, compiled, tmp_path):
     assert "calibrated on 6 photographs, " in finished.stdout
     assert "Fewer than 20 photographs of one class" in finished.stdout
     finished = run(ROOT / "scripts/evaluate.py", f"--workdir={place}")
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert f"{place / 'evaluation/test-model-tta/metrics.json'}\n" in finished.stdout
+    finished = run(ROOT / "scripts/evaluate.py", f"--workdir={place}", "--notta")
     assert finished.returncode == 0, finished.stderr
     assert finished.stderr.startswith(f"note: {place / 'calibration.json'} is for 1 w")

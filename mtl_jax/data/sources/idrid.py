@@ -93,11 +93,15 @@ def _joined(
 ) -> list[Row]:
     """Joins rows of the same photograph, by its look.
 
-    Of copies in both splits the one for training is left out; copies in one split count
-    as one patient's.
+    A photograph of both parts is in the split of the localisation part. Of copies in
+    both splits of a part the one for training is left out; copies in one split count as
+    one patient's.
     """
     # Training first.
-    localisation = sorted(localisation, key=lambda row: row.split, reverse=True)
+    localisation, segmentation = (
+        sorted(part, key=lambda row: row.split, reverse=True)
+        for part in (localisation, segmentation)
+    )
     rows = localisation + segmentation
     same = _same_looks([row.image for row in rows])
     joined: dict[int, Row] = {}
@@ -106,9 +110,10 @@ def _joined(
         copies = [k for k in joined if same[i, k]]
         if not copies:
             joined[i] = row
-        elif i >= len(localisation):
+        elif copies[0] < len(localisation) <= i:
             for k in copies:
-                joined[k] = dataclasses.replace(joined[k], disc_mask=row.disc_mask)
+                mask = row.disc_mask or joined[k].disc_mask
+                joined[k] = dataclasses.replace(joined[k], disc_mask=mask)
             merged.append(row.image_id)
         else:
             first = joined[copies[0]]
