@@ -360,8 +360,10 @@ def test_predict_counts_what_it_skipped_and_converted(glaucoma_run, tmp_path, co
     assert finished.returncode == 1
     assert "b.jpg is not an image" in finished.stderr
     assert "Photographs skipped: 1." in finished.stderr
-    (note,) = (x for x in finished.stderr.splitlines() if x.startswith("note: "))
-    assert note.startswith("note: 2 photographs in CMYK without a colour profile were")
+    notes = [x for x in finished.stderr.splitlines() if x.startswith("note: ")]
+    assert len(notes) == 2
+    assert notes[0].startswith("note: 2 photographs in CMYK without a colour profile")
+    assert notes[1].startswith("note: 3 of 3 photographs are of doubtful quality")
     assert "Traceback" not in finished.stderr
     with (tmp_path / "out" / "predictions.csv").open() as file:
         assert [row["image"] for row in csv.DictReader(file)] == ["a", "c", "d"]

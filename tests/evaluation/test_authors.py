@@ -5,6 +5,7 @@ anew in PyTorch, SciPy and scikit-learn.
 """
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -41,7 +42,10 @@ def random_maps(seed, size=32):
 
 
 def test_the_config_reads_as_the_authors_and_the_default_as_the_paper():
-    assert configuration.build(default.get_config()).post == PAPER
+    assert configuration.build(refuge.get_config()).post == PAPER
+    # By default the cup is sought in the disc, unlike in the paper.
+    in_disc = dataclasses.replace(PAPER, cup="in_disc")
+    assert configuration.build(default.get_config()).post == in_disc
     assert (
         PostProcessing(
             connectivity=4, empty="whole", vcdr="probabilities", pixel_origin="corner"

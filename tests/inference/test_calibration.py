@@ -121,8 +121,16 @@ def test_weight_against_all_weights(seed):
         calibration.log_loss(w * fc + (1 - w) * other, labels)
         for w in np.arange(0, 1.001, 0.05)
     ]
-    own = calibration.log_loss(found * fc + (1 - found) * other, labels)
-    assert own == pytest.approx(min(losses), abs=2e-9)
+    best = 0.05 * np.argmin(losses)
+    # The paired difference of both, photograph by photograph.
+    gain = np.array(
+        [
+            calibration.log_losses((fc + other) / 2, labels)
+            - calibration.log_losses(best * fc + (1 - best) * other, labels)
+        ]
+    )
+    is_clear = gain.mean() > gain.std() / np.sqrt(gain.size)
+    assert found == pytest.approx(best if is_clear else 0.5)
     # The better of both is not diluted by noise.
     assert calibration.fit_weight(fc, fc, labels) == 0.5
     noise = np.full_like(fc, 0.999)
