@@ -15,9 +15,6 @@ OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", required=True)
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "best", "Checkpoint: best, latest or a step."
 )
-FORMAT = flags.DEFINE_enum(
-    "format", "safetensors", ["safetensors"], "Format of the parameters."
-)
 DTYPE = flags.DEFINE_enum(
     "dtype",
     "float32",

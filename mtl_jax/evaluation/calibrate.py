@@ -59,7 +59,7 @@ def calibrate(
     data = network.config.data
     builder = pipeline.open_dataset(data_dir or data.data_dir, data.dataset)
     evaluate.check_images(builder, network)
-    evaluate.check_folds(folders, network, split)
+    evaluate.check_folds(folders, network, data.dataset, split)
     fold = network.experiment.fold
     opened = pipeline.open_split(builder, split, fold, network.post.pixel_origin)
     network = workdirs.fit_missing_classifier(network, folders[0], builder, fold)

@@ -90,8 +90,9 @@ def evaluate(
     fold = network.experiment.fold if is_own else None
     post = network.post
     opened = pipeline.open_split(builder, split, fold, post.pixel_origin)
+    if not is_portable:
+        check_folds(folders, network, dataset, split)
     if is_own:
-        check_folds(folders, network, split)
         network = workdirs.fit_missing_classifier(network, folders[0], builder, fold)
     rows, sources, traced = [], [], {}
     for case in scoring.cases(
@@ -168,19 +169,25 @@ def _before_calibration(rows: Sequence[Row]) -> dict[str, float | None]:
 
 
 def check_folds(
-    folders: Sequence[pathlib.Path], network: workdirs.TrainedNetwork, split: str
+    folders: Sequence[pathlib.Path],
+    network: workdirs.TrainedNetwork,
+    dataset: str,
+    split: str,
 ) -> None:
     """Refuses to score networks on images that some of them may be trained on.
 
     Args:
       folders: workdirs of the networks.
       network: network that was read from them.
+      dataset: data set that is to be scored.
       split: split that is to be scored.
 
     Raises:
-      UserError: if the networks' validation splits differ.
+      UserError: if the networks' validation splits differ, and the data set is that of
+        one of them.
     """
-    if split != "test" and len(network.divisions) > 1:
+    is_known = dataset in {name for name, _ in network.divisions}
+    if split != "test" and is_known and len(network.divisions) > 1:
         raise UserError(
             f"The networks of {', '.join(map(str, folders))} have different folds or "
             f"data sets, so that some may be trained on the {split} photographs of "

@@ -70,6 +70,7 @@ def _stored(name: str, network: TrainedNetwork) -> Stored:
     normalizes = network.experiment.model.normalize_input
     config.model.normalize_input = "on" if normalizes else "off"
     config.model.pretrained = ""
+    config.method.two_stage_pretrained = ""
     ((_, variables),) = network.networks
     classifier = network.classifier
     metadata = {

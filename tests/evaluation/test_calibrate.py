@@ -191,6 +191,15 @@ def test_networks_of_several_folds_meet_on_the_test_split_alone(drawn):
     assert metrics["average"] == 2
 
 
+def test_the_data_set_of_any_member_is_refused(drawn, folder_data):
+    data_dir, dataset = folder_data
+    other = drawn({"data.data_dir": data_dir, "data.dataset": dataset})
+    with pytest.raises(UserError, match="different folds or data sets"):
+        evaluate.evaluate(
+            [drawn(), other], data_dir=data_dir, dataset=dataset, split="train"
+        )
+
+
 # Calibration
 
 
