@@ -32,6 +32,9 @@ from mtl_jax.metrics import DIAGNOSIS, has_both_classes
 # The temperatures that can be fitted.
 TEMPERATURES = (0.1, 10.0)
 
+# Fewer photographs of a class are few.
+FEW = 20
+
 # Weights of the classifier that are compared.
 _WEIGHTS: list[float] = np.linspace(0, 1, 21).tolist()
 
@@ -124,8 +127,9 @@ def fit_temperature(probability: ArrayLike, labels: ArrayLike) -> float:
 def fit_weight(fc: ArrayLike, from_vcdr: ArrayLike, labels: ArrayLike) -> float:
     """Finds the classifier's weight in steps of 0.05 with the smallest `log_loss`.
 
-    It stays 0.5, as in the paper, unless the best weight is better by more than the
-    standard error of the difference: a few photographs cannot tell weights apart.
+    It stays 0.5, as in the paper, with fewer than `FEW` photographs of a class, or
+    unless the best weight is better by more than the standard error of the difference:
+    a few photographs cannot tell weights apart.
 
     Args:
       fc: [N] calibrated probabilities of the classifier.
@@ -141,7 +145,8 @@ def fit_weight(fc: ArrayLike, from_vcdr: ArrayLike, labels: ArrayLike) -> float:
     gain = losses[0.5] - losses[best]
     # Rounding alone is no gain.
     needed = max(gain.std() / np.sqrt(len(gain)), 1e-9)
-    return best if gain.mean() > needed else 0.5
+    is_enough = np.bincount(np.asarray(labels, int), minlength=2).min() >= FEW
+    return best if is_enough and gain.mean() > needed else 0.5
 
 
 def operating_point(

@@ -4,10 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtl_jax import metrics
-from mtl_jax.inference.calibration import Calibration
-
-# With fewer images of a class a calibration says that it rests on little.
-_FEW = 20
+from mtl_jax.inference.calibration import FEW, Calibration
 
 
 def metrics_text(found: Mapping[str, Any]) -> str:
@@ -83,9 +80,9 @@ def calibration_text(found: Calibration) -> str:
         f"calibrated on {found.num_images} photographs, {few[0]} with glaucoma",
         *(f"{name:33}{x:14.3f}" for name, x in rows.items() if x is not None),
     ]
-    if min(few) < _FEW:
+    if min(few) < FEW:
         lines.append(
-            f"Fewer than {_FEW} photographs of one class: other photographs would give "
+            f"Fewer than {FEW} photographs of one class: other photographs would give "
             "quite different numbers."
         )
     return "\n".join(lines)
