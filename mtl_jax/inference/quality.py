@@ -26,6 +26,9 @@ _SIDE, _SAMPLED = 256, 1024
 _WITHIN = 0.94
 # Least share of the picture within this part that can be measured by itself.
 _LEAST_SHARE = 0.05
+# Largest usual spread of the vCDR over flips. Of 86 test photographs of
+# docs/model_card.md all are below, and both hazy ones that networks fail on above.
+_SPREAD = 0.11
 # Grey values: how far channels of the right order may seem in the wrong one; from
 # where green is saturated; and the darkest surroundings that contrast is relative to.
 _EQUAL, _SATURATED, _DARK = 4, 245, 8
@@ -81,13 +84,17 @@ class Doubt(NamedTuple):
         return f"{self.name}: {self.reason}"
 
 
-def doubts(photograph: np.ndarray, disc: np.ndarray | None) -> list[Doubt]:
+def doubts(
+    photograph: np.ndarray, disc: np.ndarray | None, vcdr_spread: float | None = None
+) -> list[Doubt]:
     """Lists the doubts about a photograph; none if it is good.
 
     Args:
       photograph: uint8 [H, W, 3] RGB.
       disc: predicted mask of the optic disc, non-zero inside; None if the network does
         not look for discs.
+      vcdr_spread: spread of the vertical cup-to-disc ratio over the members of an
+        average; None for one network.
 
     Returns:
       A single doubt `NOT_A_FUNDUS`, or all others.
@@ -103,6 +110,9 @@ def doubts(photograph: np.ndarray, disc: np.ndarray | None) -> list[Doubt]:
     ]
     if disc is not None and not disc.any():
         found.insert(0, Doubt("no disc found", "no pixel of probability 0.5 or more"))
+    if vcdr_spread is not None and vcdr_spread > _SPREAD:
+        reason = f"the vCDR varies by {vcdr_spread:.2f} with the members, usual 0-0.11"
+        found.append(Doubt("unsure", reason))
     return found
 
 

@@ -152,7 +152,9 @@ def _write_table(folder: pathlib.Path, predicted: Iterable[Predicted]) -> list[s
         writer = csv.DictWriter(file, columns(), restval="")
         writer.writeheader()
         for name, path, photograph, prediction in predicted:
-            doubts = quality.doubts(photograph, prediction.disc)
+            doubts = quality.doubts(
+                photograph, prediction.disc, prediction.spread.get("vcdr_spread")
+            )
             count += 1
             doubtful += bool(doubts)
             row = _write_row(folder, name, photograph, prediction, doubts)

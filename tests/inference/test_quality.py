@@ -224,3 +224,14 @@ def test_the_cap_of_a_field_of_view_is_measured(size, radius, height):
     inside = (xs - size[1] / 2) ** 2 + (ys - height + radius) ** 2 < radius**2
     photograph = (inside[..., None] * np.uint8([180, 90, 40])).astype(np.uint8)
     assert quality.doubts(photograph, None)
+
+
+def test_members_that_disagree_are_said():
+    photograph = renderer.render(
+        np.random.default_rng(0), (256, 256), renderer.EVALUATION_CAMERA, False
+    ).photograph
+    disc = np.ones(photograph.shape[:2], np.uint8)
+    before = quality.doubts(photograph, disc, 0.1)
+    (unsure,) = [x for x in quality.doubts(photograph, disc, 0.2) if x not in before]
+    assert unsure.name == "unsure"
+    assert "0.20" in unsure.reason
