@@ -300,7 +300,7 @@ def test_metrics_by_source(on_sources, on_native):
             assert metrics[name] == pytest.approx(np.mean(values), abs=1e-9)
     text = metrics_text(on_sources.metrics)
     assert metrics_text(on_native.metrics).split("\n")[2:] == text.split("\n")[2:14]
-    _, head, *table = text.split("\n")[13:]
+    _, head, *table = text.split("\n")[14:]
     assert head.split() == ["by", "source", "north", "south"]
     (disc,) = (line.split()[-2:] for line in table if "disc Dice" in line)
     assert disc == [f"{by_source[s]['dice_disc']:.3f}" for s in ("north", "south")]
