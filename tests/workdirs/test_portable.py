@@ -390,7 +390,6 @@ def test_a_package_without_network(verb, tmp_path, compiled):
     )
 
 
-@pytest.mark.skipif(not workdirs.BUILT_IN.is_dir(), reason="no network yet")
 def test_the_network_in_the_package():
     """Whoever adds a config field adds it to its network.json, too."""
     network = load(workdirs.BUILT_IN)
