@@ -11,11 +11,27 @@ the photographs that are annotated for it. A third of the whole images are repla
 close-ups, because users bring photographs of the disc alone.
 
 The words after a colon are methods of one network, such as
-configs/fundus.py:independent. It sees the whole field of view and learns all tasks.
+configs/fundus.py:independent. It sees the whole field of view and learns all tasks. The
+word `study` is the config of docs/study_real.md: one network, small and trained shortly,
+so that six methods at three learning rates take hours and not weeks.
 """
 
 from mtl_jax import methods
 from mtl_jax.configuration import defaults
+
+
+def study(config):
+    """Trains a smaller network of 96 x 96 pixels, on whole fundi alone."""
+    config.data.dataset = "fundus_folder/study-96px"
+    config.method.name = "independent"
+    config.view.size = 96
+    config.view.zoom = 1.0
+    config.model.width = 0.125
+    config.model.dropout = 0.2
+    config.loss.fovea_sigma = 0.08
+    config.batch_size = 4
+    config.num_epochs = 10
+    config.validate_every = 2
 
 
 def get_config(words=""):
@@ -47,7 +63,7 @@ def get_config(words=""):
     config.augmentation.contrast = 0.4
     config.augmentation.colour = 0.15
     config.augmentation.illumination = 0.3
-    defaults.apply_words(config, words, {})
+    defaults.apply_words(config, words, {"study": study})
     if methods.METHODS[config.method.name].create:
         config.view.kind = "whole"
     return config
