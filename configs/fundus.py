@@ -11,9 +11,10 @@ the photographs that are annotated for it. A third of the whole images are repla
 close-ups, because users bring photographs of the disc alone.
 
 The words after a colon are methods of one network, such as
-configs/fundus.py:independent. It sees the whole field of view and learns all tasks. The
-word `study` is the config of docs/study_real.md: one network, small and trained shortly,
-so that six methods at three learning rates take hours and not weeks.
+configs/fundus.py:independent. It sees the whole field of view and learns all tasks.
+
+The word `study` is the config of docs/study_real.md. Its one network is small and
+trained shortly, so that six methods at three learning rates take hours.
 """
 
 from mtl_jax import methods
