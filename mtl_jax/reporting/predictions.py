@@ -153,7 +153,10 @@ def _write_table(folder: pathlib.Path, predicted: Iterable[Predicted]) -> list[s
         writer.writeheader()
         for name, path, photograph, prediction in predicted:
             doubts = quality.doubts(
-                photograph, prediction.disc, prediction.spread.get("vcdr_spread")
+                photograph,
+                prediction.disc,
+                prediction.found.get("fovea"),
+                prediction.spread.get("vcdr_spread"),
             )
             count += 1
             doubtful += bool(doubts)

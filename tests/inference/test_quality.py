@@ -231,7 +231,24 @@ def test_members_that_disagree_are_said():
         np.random.default_rng(0), (256, 256), renderer.EVALUATION_CAMERA, False
     ).photograph
     disc = np.ones(photograph.shape[:2], np.uint8)
-    before = quality.doubts(photograph, disc, 0.1)
-    (unsure,) = [x for x in quality.doubts(photograph, disc, 0.2) if x not in before]
+    before = quality.doubts(photograph, disc, vcdr_spread=0.1)
+    after = quality.doubts(photograph, disc, vcdr_spread=0.2)
+    (unsure,) = [x for x in after if x not in before]
     assert unsure.name == "unsure"
     assert "0.20" in unsure.reason
+
+
+@given(
+    angle=st.floats(0, 2 * np.pi),
+    radius=st.floats(5, 12),
+    diameters=st.one_of(st.floats(0.3, 1.6), st.floats(1.8, 3.4), st.floats(3.6, 4.5)),
+)
+def test_a_disc_at_an_unusual_distance_from_the_fovea_is_said(angle, radius, diameters):
+    photograph = renderer.render(
+        np.random.default_rng(0), (256, 256), renderer.EVALUATION_CAMERA, False
+    ).photograph
+    ys, xs = np.mgrid[:256, :256]
+    disc = (xs - 128) ** 2 + (ys - 128) ** 2 <= radius**2
+    offset = 2 * radius * diameters * np.array([np.cos(angle), np.sin(angle)])
+    names = [d.name for d in quality.doubts(photograph, disc, 128 + offset)]
+    assert ("implausible" in names) == (not 1.7 <= diameters <= 3.5)
