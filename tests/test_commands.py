@@ -128,7 +128,9 @@ def test_old_programs_leave_the_folder(tmp_path):
 
 
 def test_help_names_what_was_started():
-    text = python(PROGRAM, "import_weights", "--help").stdout
+    finished = python(PROGRAM, "import_weights", "--help")
+    text = finished.stdout
+    assert finished.returncode == 0
     assert text.startswith("Imports weights: ")
     assert "workdir for mtl-jax evaluate, mtl-jax predict and" in text
     assert "\nmtl-jax import_weights:\n" in text

@@ -146,6 +146,10 @@ def _parse(argv: list[str]) -> list[str]:
         _fail(f"There is no config file {config!r}; see configs/.", 2)
     try:
         return app.parse_flags_with_usage(argv)
+    except SystemExit as ended:
+        # After it has shown what was asked for, absl exits with 1.
+        wanted = {argument.lstrip("-") for argument in argv[1:]}
+        sys.exit(0 if wanted & {"help", "helpshort", "helpfull"} else ended.code)
     except UserError as error:
         _fail(f"--config={config}: {error}", 2)
     except SyntaxError as error:
