@@ -69,7 +69,7 @@ def open_dataset(data_dir: str, dataset: str) -> tfds.core.DatasetBuilder:
             + "); build it with scripts/prepare_data.py, or name another."
         )
     with quiet_tfds(), _readable(version_dir):
-        return tfds.builder_from_directory(version_dir)
+        return schema.open_built(version_dir)
 
 
 def image_size(builder: tfds.core.DatasetBuilder) -> int:
@@ -85,7 +85,7 @@ def shape(builder: tfds.core.DatasetBuilder) -> Shape:
 def describe(version_dir: pathlib.Path) -> str:
     """Tells what a built data set holds, and how to train on it."""
     with quiet_tfds():
-        info = tfds.builder_from_directory(version_dir).info
+        info = schema.open_built(version_dir).info
     counts = ", ".join(f"{n} {split.num_examples}" for n, split in info.splits.items())
     config_dir = version_dir.parent
     return (
@@ -466,6 +466,8 @@ def _readable(directory: pathlib.Path) -> Iterator[None]:
     """Turns the exceptions of readers on a damaged data set into a `UserError`."""
     try:
         yield
+    except UserError:
+        raise
     # TFDS, protobuf, array_record and Pillow each raise their own exceptions.
     except Exception as error:
         raise UserError(
