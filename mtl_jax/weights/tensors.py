@@ -1,8 +1,10 @@
 """Reads named tensors from files of other programs, without running their code."""
 
+import hashlib
 import pathlib
 import pickle
 import re
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,11 @@ from mtl_jax.errors import UserError
 Tensors = dict[str, np.ndarray]
 
 _SUFFIXES = (".pth", ".pt", ".safetensors", ".h5", ".hdf5")
+# Weights hardly shrink, but layers may share a tensor: a file of weights holds at most
+# this many times its bytes.
+_MOST_EXPANSION = 16
+# The names of torchvision's files end in the beginning of their SHA-256.
+_TORCHVISION = re.compile(r"(?:vgg|resnet)\d+(?:_bn)?-([0-9a-f]{8})\.pth")
 # Packages whose objects in a pickle are replaced by `Inert`.
 _STOOD_IN = ("sklearn.", "numpy.", "scipy.")
 _NUMBER_KINDS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
@@ -32,9 +39,11 @@ def read(path: pathlib.Path) -> Tensors:
 
     Raises:
       UserError: if the file is missing, damaged or of another kind, holds something
-        else than tensors, or needs a package that is not installed.
+        else than tensors, would fill the memory, is not what the hash in its name says,
+        or needs a package that is not installed.
     """
     path = _existing(path)
+    _check_hash(path)
     if path.suffix not in _SUFFIXES:
         raise UserError(
             f"{path} has an unknown extension; name a file that ends in one of "
@@ -49,6 +58,30 @@ def _existing(path: pathlib.Path) -> pathlib.Path:
     if not path.is_file():
         raise UserError(f"There is no file {path}; name one with weights.")
     return path
+
+
+def _check_hash(path: pathlib.Path) -> None:
+    """Compares a file with the hash that torchvision wrote into its name."""
+    if (named := _TORCHVISION.fullmatch(path.name)) is None:
+        return
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if not digest.startswith(named[1]):
+        raise UserError(
+            f"{path} is not torchvision's file of that name: its SHA-256 begins with "
+            f"{digest[:8]} and not with {named[1]}; download it again, or rename it if "
+            "it is another."
+        )
+
+
+def _check_expansion(path: pathlib.Path, size: int) -> None:
+    """Refuses a file that holds more bytes of numbers than a file of weights may."""
+    stored = path.stat().st_size
+    if size > _MOST_EXPANSION * stored:
+        raise UserError(
+            f"{path} has {stored:,} bytes, but would take {size:,} bytes of memory, "
+            "which files of weights do not; download or export it again."
+        )
 
 
 def _finite(path: pathlib.Path, tensors: Tensors) -> Tensors:
@@ -140,6 +173,7 @@ def _load_torch(path: pathlib.Path, *, stand_in: bool = False) -> Any:
             f"{path} can be read only with PyTorch, which is not installed; run "
             f"pip install -e '.[torch]'{instead}."
         ) from error
+    _check_archive(path)
     stood_in: list[tuple[type, str]] = []
     while True:
         try:
@@ -166,6 +200,18 @@ def _load_torch(path: pathlib.Path, *, stand_in: bool = False) -> Any:
             raise _damaged(path, error) from error
 
 
+def _check_archive(path: pathlib.Path) -> None:
+    """Refuses a file of PyTorch whose compressed members would fill the memory."""
+    if not zipfile.is_zipfile(path):
+        return  # Another format, of nothing compressed.
+    try:
+        with zipfile.ZipFile(path) as archive:
+            sizes = [member.file_size for member in archive.infolist()]
+    except Exception as error:  # zipfile, struct and codecs raise their own.
+        raise _damaged(path, error) from error
+    _check_expansion(path, sum(sizes))
+
+
 def _named_tensors(path: pathlib.Path, content: Any) -> Tensors:
     import torch
 
@@ -174,11 +220,17 @@ def _named_tensors(path: pathlib.Path, content: Any) -> Tensors:
             f"{path} holds no tensors by name at its top level; export only the "
             "network's state_dict."
         )
+    floats = {
+        str(name): tensor
+        for name, tensor in content.items()
+        if torch.is_tensor(tensor) and tensor.is_floating_point()
+    }
+    # A tensor may repeat one number of its storage any number of times.
+    _check_expansion(path, sum(x.numel() * x.element_size() for x in floats.values()))
     try:
         return {
-            str(name): tensor.detach().to(torch.float32).numpy()
-            for name, tensor in content.items()
-            if torch.is_tensor(tensor) and tensor.is_floating_point()
+            name: tensor.detach().to(torch.float32).numpy()
+            for name, tensor in floats.items()
         }
     # Sparse tensors, nested tensors, tensors without storage.
     except (TypeError, RuntimeError) as error:
@@ -203,14 +255,18 @@ def _read_safetensors(path: pathlib.Path) -> Tensors:
 def _read_h5(path: pathlib.Path) -> Tensors:
     import h5py
 
-    tensors = {}
+    tensors, size = {}, 0
 
     def add(layer, name, item):
+        nonlocal size
         # Keras 1 writes `conv_W_1:0`, Keras 2 `conv/kernel:0`. The array's rank tells
         # whether it is a bias.
         if isinstance(item, h5py.Dataset):
             role = {1: "bias"}.get(item.ndim, "kernel")
             key = f"{layer}/{role}"
+            # Compressed zeros shrink a thousandfold, and absent ones take no place.
+            size += item.nbytes
+            _check_expansion(path, size)
             tensors[f"{layer}/{name}" if key in tensors else key] = item[()]
 
     try:

@@ -1,5 +1,8 @@
+import hashlib
 import pickle
+import zipfile
 
+import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -330,3 +333,47 @@ def test_not_a_number(tmp_path):
     path = weight_files.write_safetensors(tmp_path / "a.safetensors", tensors)
     with pytest.raises(UserError, match=r"features\.7\.bias that are not finite"):
         weights.import_encoder(path, "vgg13")
+
+
+def expanded_torch(path):
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    torch.save({"features.0.weight": torch.zeros(1).expand(1 << 20, 1 << 20)}, path)
+
+
+def compressed_torch(path):
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    torch.save({"features.0.weight": torch.zeros(1 << 22)}, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def absent_hdf5(path):
+    with h5py.File(path, "w") as file:
+        shape, chunks = (1 << 20, 1 << 20), (64, 64)
+        file.create_dataset("block1_conv1/kernel", shape, "float32", chunks=chunks)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [("a.pth", expanded_torch), ("a.pth", compressed_torch), ("a.h5", absent_hdf5)],
+)
+def test_a_file_that_would_fill_the_memory_is_refused(name, write, tmp_path):
+    write(tmp_path / name)
+    with pytest.raises(UserError, match=r"would take [\d,]+ bytes of memory"):
+        weights.import_encoder(tmp_path / name, "vgg16")
+
+
+def test_the_hash_in_a_name_of_torchvision_is_that_of_the_file(tmp_path):
+    content = b"not the weights"
+    digest = hashlib.sha256(content).hexdigest()
+    for name, said in [
+        ("vgg16_bn-6c64b313.pth", f"begins with {digest[:8]} and not with 6c64b313"),
+        (f"vgg16_bn-{digest[:8]}.pth", "is damaged, incomplete"),
+        ("mine-6c64b313.pth", "is damaged, incomplete"),
+    ]:
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=said):
+            weights.import_encoder(tmp_path / name, "vgg16_bn")
