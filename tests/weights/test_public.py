@@ -171,6 +171,40 @@ def test_half_precision_is_cast(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("wrapper", "prefix"),
+    [
+        ("state_dict", "module."),
+        ("model", ""),
+        ("model_state_dict", "module._orig_mod."),
+        ("state_dict", "model."),
+        (None, "module."),
+    ],
+)
+def test_wrapped_state_dicts_of_training_programs(wrapper, prefix, tmp_path):
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    tensors = weight_files.torchvision("vgg13_bn")
+    named = {f"{prefix}{name}": torch.tensor(x) for name, x in tensors.items()}
+    content = {wrapper: named, "epoch": 3, "optimizer": {"lr": 0.1}}
+    torch.save(content if wrapper else named, tmp_path / "a.pth")
+    found = weights.import_encoder(tmp_path / "a.pth", "vgg13_bn")
+    plain = weight_files.write_safetensors(tmp_path / "a.safetensors", tensors)
+    expected = weights.import_encoder(plain, "vgg13_bn")
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+    jax.tree.map(np.testing.assert_array_equal, found.batch_stats, expected.batch_stats)
+
+
+@pytest.mark.parametrize("has_names", [True, False])
+def test_weights_of_keras_3(has_names, tmp_path):
+    layers = weight_files.keras_vgg16()
+    path = weight_files.write_keras3(tmp_path / "a.weights.h5", layers, has_names)
+    found = weights.import_encoder(path, "vgg16")
+    path = weight_files.write_keras(tmp_path / "a.h5", layers)
+    expected = weights.import_encoder(path, "vgg16")
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+    assert len(found.ignored) == 3
+
+
 def test_half_precision_pth(tmp_path):
     torch = pytest.importorskip("torch", exc_type=ImportError)
     for dtype in (torch.float16, torch.bfloat16):
@@ -304,9 +338,9 @@ def test_not_a_file_of_torch(content, tmp_path):
 
 def test_pth_of_something_else(tmp_path):
     torch = pytest.importorskip("torch", exc_type=ImportError)
-    for content in ([torch.zeros(2)], {"state_dict": {"w": torch.zeros(2)}}):
+    for content in ([torch.zeros(2)], {"state": {"w": torch.zeros(2)}}):
         torch.save(content, tmp_path / "a.pth")
-        with pytest.raises(UserError, match="no tensors by name at its top level"):
+        with pytest.raises(UserError, match="no tensors by name, at its top level"):
             weights.import_encoder(tmp_path / "a.pth", "vgg16")
 
 
