@@ -363,20 +363,9 @@ def annotated_images(split: Split, tasks: Sequence[Task]) -> list[np.ndarray]:
 
     Returns:
       The indices of the images with all labels of the task, for each task.
-
-    Raises:
-      UserError: if a task has no such image. The message names task and split.
     """
     labels = {"has_label": jnp.asarray(split.has_label())}
-    images = [np.flatnonzero(task.is_labelled(labels)) for task in tasks]
-    for task, indices in zip(tasks, images, strict=True):
-        if not len(indices):
-            raise UserError(
-                f"{split.name} has no image annotated for the task {task.name}, and "
-                "config.data.batches is 'per_task'; leave the task out of "
-                "config.tasks, or set config.data.batches to 'shared'."
-            )
-    return images
+    return [np.flatnonzero(task.is_labelled(labels)) for task in tasks]
 
 
 def per_task_batches(
@@ -392,12 +381,9 @@ def per_task_batches(
 
     Args:
       split: the training split.
-      tasks: in the order of the task axis.
+      tasks: in the order of the task axis, each with an image annotated for it.
       batch_size: images of each task in one batch, over all processes.
       seed: seed of the order.
-
-    Raises:
-      UserError: if no image is annotated for one of the tasks.
     """
     share = batch_size // jax.process_count()
     start = share * jax.process_index()
