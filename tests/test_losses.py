@@ -48,6 +48,26 @@ def test_focal_loss_has_finite_gradients_at_certain_predictions():
         assert np.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("target", [0, 1])
+def test_a_batch_of_one_class_has_finite_losses_and_gradients(target, dtype):
+    """Nothing positive, or nothing else, whatever the network says of it."""
+
+    def total(logits):
+        vector = losses.focal_loss(logits[:, 0, 0], jnp.full(5, target, dtype))
+        targets = jnp.full(logits.shape, target, dtype)
+        dense = losses.pixel_cross_entropy(logits, targets)
+        return (vector + dense + losses.heatmap_l1(logits, targets)).sum()
+
+    extremes = jnp.array([-1e4, -30.0, 0.0, 30.0, 1e4], dtype)
+    logits = jnp.broadcast_to(extremes[:, None, None], (5, 4, 4))
+    value, gradient = jax.jit(jax.value_and_grad(total))(logits)
+    assert np.isfinite(value)
+    assert np.isfinite(np.asarray(gradient, np.float32)).all()
+    # Each is lowered by logits of the target's sign.
+    assert ((np.asarray(gradient, np.float32) * (1 - 2 * target)) >= 0).all()
+
+
 def test_pixel_cross_entropy_is_the_mean_over_the_pixels_of_each_image():
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 5, (3, 5, 7)).astype(np.float32)

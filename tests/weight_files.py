@@ -98,6 +98,28 @@ def write_keras(path, layers, names=("{0}_W_1:0", "{0}_b_1:0"), whole_model=Fals
     return path
 
 
+def write_keras3(path, layers, has_names=True):
+    """HDF5 as `save_weights` of Keras 3 writes it; early versions left out the names.
+
+    The groups are numbered by kind of layer, in the order of the network.
+    """
+    with h5py.File(path, "w") as file:
+        file.create_group("vars").attrs["name"] = "vgg16"
+        adam = file.create_group("optimizer/vars")
+        adam["0"], adam["1"] = np.int64(7), np.float32(1e-3)
+        adam["2"] = adam["3"] = np.zeros((3, 3, 3, 64), np.float32)
+        for number, (name, arrays) in enumerate(layers.items()):
+            kind = f"conv2d_{number}" if number else "conv2d"
+            group = file.create_group(f"layers/{kind}/vars")
+            if has_names:
+                group.attrs["name"] = name
+            for index, array in enumerate(arrays):
+                group[str(index)] = array
+        pool = file.create_group("layers/max_pooling2d/vars")
+        pool.attrs["name"] = "block1_pool"
+    return path
+
+
 def resnet34(seed=0):
     """A state dict as that of torchvision's resnet34, in NumPy."""
     rng = np.random.default_rng(seed)

@@ -27,7 +27,7 @@ import tqdm
 from absl import logging
 from tensorflow_datasets.core.utils import tqdm_utils
 
-from mtl_jax.data import images
+from mtl_jax.data import images, schema
 from mtl_jax.data.field_of_view import Shape
 from mtl_jax.errors import UserError
 
@@ -135,7 +135,7 @@ def read_metadata(version_dir: pathlib.Path, *keys: str) -> dict[str, Any]:
       UserError: if there is no complete data set.
     """
     try:
-        metadata = tfds.builder_from_directory(version_dir).info.metadata
+        metadata = schema.open_built(version_dir).info.metadata
         return {**metadata, **{key: metadata[key] for key in keys}}
     except (OSError, KeyError, ValueError, TypeError):
         raise UserError(

@@ -69,7 +69,7 @@ def open_dataset(data_dir: str, dataset: str) -> tfds.core.DatasetBuilder:
             + "); build it with scripts/prepare_data.py, or name another."
         )
     with quiet_tfds(), _readable(version_dir):
-        return tfds.builder_from_directory(version_dir)
+        return schema.open_built(version_dir)
 
 
 def image_size(builder: tfds.core.DatasetBuilder) -> int:
@@ -85,7 +85,7 @@ def shape(builder: tfds.core.DatasetBuilder) -> Shape:
 def describe(version_dir: pathlib.Path) -> str:
     """Tells what a built data set holds, and how to train on it."""
     with quiet_tfds():
-        info = tfds.builder_from_directory(version_dir).info
+        info = schema.open_built(version_dir).info
     counts = ", ".join(f"{n} {split.num_examples}" for n, split in info.splits.items())
     config_dir = version_dir.parent
     return (
@@ -363,20 +363,9 @@ def annotated_images(split: Split, tasks: Sequence[Task]) -> list[np.ndarray]:
 
     Returns:
       The indices of the images with all labels of the task, for each task.
-
-    Raises:
-      UserError: if a task has no such image. The message names task and split.
     """
     labels = {"has_label": jnp.asarray(split.has_label())}
-    images = [np.flatnonzero(task.is_labelled(labels)) for task in tasks]
-    for task, indices in zip(tasks, images, strict=True):
-        if not len(indices):
-            raise UserError(
-                f"{split.name} has no image annotated for the task {task.name}, and "
-                "config.data.batches is 'per_task'; leave the task out of "
-                "config.tasks, or set config.data.batches to 'shared'."
-            )
-    return images
+    return [np.flatnonzero(task.is_labelled(labels)) for task in tasks]
 
 
 def per_task_batches(
@@ -392,12 +381,9 @@ def per_task_batches(
 
     Args:
       split: the training split.
-      tasks: in the order of the task axis.
+      tasks: in the order of the task axis, each with an image annotated for it.
       batch_size: images of each task in one batch, over all processes.
       seed: seed of the order.
-
-    Raises:
-      UserError: if no image is annotated for one of the tasks.
     """
     share = batch_size // jax.process_count()
     start = share * jax.process_index()
@@ -466,6 +452,8 @@ def _readable(directory: pathlib.Path) -> Iterator[None]:
     """Turns the exceptions of readers on a damaged data set into a `UserError`."""
     try:
         yield
+    except UserError:
+        raise
     # TFDS, protobuf, array_record and Pillow each raise their own exceptions.
     except Exception as error:
         raise UserError(

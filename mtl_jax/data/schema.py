@@ -6,14 +6,18 @@ are written and read without TensorFlow.
 """
 
 import io
+import pathlib
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow_datasets as tfds
+from google.protobuf import json_format
 from PIL import Image
+from tensorflow_datasets.core.proto import dataset_info_pb2, feature_pb2
 
 from mtl_jax.annotations import LABELS
 from mtl_jax.data import field_of_view, geometry
@@ -77,6 +81,49 @@ def features(image_size: int) -> tfds.features.FeaturesDict:
             "native_cup_mask": mask((None, None)),
         }
     )
+
+
+def open_built(version_dir: pathlib.Path) -> tfds.core.DatasetBuilder:
+    """Opens a data set whose records have `features`.
+
+    A data set names the Python classes of its features. TFDS imports them, from the
+    working directory too. So only those of `features` are let through.
+
+    Args:
+      version_dir: version directory of the data set.
+
+    Raises:
+      UserError: if the data set names other classes, or cannot be parsed.
+    """
+    expected = set(_classes(features(MIN_SIZE).to_proto()))
+    described, info = feature_pb2.Feature(), dataset_info_pb2.DatasetInfo()
+    for name, message in (("features.json", described), ("dataset_info.json", info)):
+        path = version_dir / name
+        try:
+            json_format.Parse(path.read_bytes(), message)
+        except (json_format.ParseError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{path} cannot be parsed ({str(error).splitlines()[0]}); build the "
+                "data set again."
+            ) from error
+        stated = info.features if info.HasField("features") else described
+        for other, _ in set(_classes(stated)) - expected:
+            raise UserError(
+                f"{path} names the Python class {other!r}, whose code would run; "
+                "scripts/prepare_data.py does not write that, so build the data set "
+                "again."
+            )
+    return tfds.builder_from_directory(version_dir)
+
+
+def _classes(feature: feature_pb2.Feature) -> Iterator[tuple[str, str | None]]:
+    """The class of a feature and of those inside, each with the kind of its content.
+
+    Content as JSON is parsed by the class, which may find names of classes in it.
+    """
+    yield feature.python_class_name, feature.WhichOneof("content")
+    for inside in feature.features_dict.features.values():
+        yield from _classes(inside)
 
 
 def encode_record(

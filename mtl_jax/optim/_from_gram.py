@@ -27,9 +27,9 @@ def from_gram(
     `jax.random.fold_in`.
 
     The aggregator's `update` takes the extra argument `active` (bool [N], None for
-    all). A task that is not active has zeros in its row and column of G, and weight 0
-    whatever `weights` returns. A task whose gradient is zero has zeros in G as well. So
-    `jnp.diagonal(gram) > 0` is False for both.
+    all). The gradient of a task that is not active is not read: it counts as zero, in G
+    as well, and its weight is 0 whatever `weights` returns. A task whose gradient is
+    zero has zeros in G as well. So `jnp.diagonal(gram) > 0` is False for both.
 
     The norm of a gradient must be 0 or between 1e-15 and 1e15. G is float32 and is not
     rescaled: a smaller norm can count as 0, and a larger one can make the update
@@ -92,8 +92,8 @@ def from_gram(
         if n is None:
             return per_elt_updates, state
         active = jnp.broadcast_to(True if active is None else active, (n,))
+        per_elt_updates = _task_axis.of_active(active, per_elt_updates)
         gram = _task_axis.gram(_paths.choose(per_elt_updates, shared)[0])
-        gram = jnp.where(active[:, None] & active, gram, 0)
         if init is None:
             values = weights(gram)
         else:

@@ -57,12 +57,9 @@ def per_task(
         updates, new_state = jax.vmap(update, axis_size=num_tasks)(
             per_elt_updates, state
         )
+        updates = _task_axis.of_active(active, updates)
         if active is not None:
-            active = jnp.asarray(active)
-            updates = _task_axis.select(
-                active, updates, jax.tree.map(jnp.zeros_like, updates)
-            )
-            new_state = _task_axis.select(active, new_state, state)
+            new_state = _task_axis.select(jnp.asarray(active), new_state, state)
         return _task_axis.combine(jnp.ones(num_tasks), updates), new_state
 
     return aggregating.Aggregator(init_fn, update_fn)

@@ -96,6 +96,21 @@ def combine(weights: jax.Array, updates: optax.Updates) -> optax.Updates:
     )
 
 
+def of_active(active: Any, updates: optax.Updates) -> optax.Updates:
+    """The gradients with zeros for tasks that are not active, whatever theirs are.
+
+    Zeros take their place. A product would keep what is not finite.
+
+    Args:
+      active: bool [N], or None for all tasks.
+      updates: gradients with a leading task axis.
+    """
+    if active is None:
+        return updates
+    zeros = jax.tree.map(jnp.zeros_like, updates)
+    return select(jnp.asarray(active), updates, zeros)
+
+
 def select(which: jax.Array, chosen: Any, other: Any) -> Any:
     """Task k's part of `chosen` where which[k], else its part of `other`."""
     return jax.tree.map(lambda a, b: jnp.where(_along(which, a), a, b), chosen, other)

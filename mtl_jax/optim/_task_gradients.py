@@ -28,10 +28,12 @@ class TaskGradients(NamedTuple):
       of_group: `(mask, params, carry) -> ((losses, carry), gradient)`. The gradient is
         that of the sum of the losses that `mask`, bool [N], selects. `losses` is
         float32 [N], 0 for tasks outside the group.
-      of_weighted_sum: `(weigh, params, carry) -> ((losses, carry, aux), gradient)`. The
-        gradient is that of sum_k w_k L_k, all losses taken at the same parameters, with
-        `(w, aux) = weigh(losses, shared_gradients)`. The arguments of `weigh` are those
-        of a `LossWeighting`. It may be None if no `weighted` optimizer calls it.
+      of_weighted_sum: `(weigh, params, carry, active) -> ((losses, carry, aux),
+        gradient)`. The gradient is that of sum_k w_k L_k, all losses taken at the same
+        parameters, with `(w, aux) = weigh(losses, shared_gradients)`. The arguments of
+        `weigh` are those of a `LossWeighting`. A task outside `active`, bool [N] or
+        None, adds nothing to the gradient, even if its own is not finite. It may be
+        None if no `weighted` optimizer calls it.
     """
 
     num_tasks: int
@@ -98,22 +100,32 @@ def task_gradients(
             values.append(value)
         return (jnp.stack(values), carry), total
 
-    def every_loss(params, carry):
+    def every_loss(params, carry, active):
         values = []
-        for loss in losses:
-            value, carry = loss(params, carry)
+        for index, loss in enumerate(losses):
+            if active is None:
+                value, carry = loss(params, carry)
+            else:
+                zero = jnp.zeros_like(jax.eval_shape(loss, params, carry)[0])
+                value, carry = lax.cond(
+                    active[index],
+                    loss,
+                    lambda params, carry, zero=zero: (zero, carry),
+                    params,
+                    carry,
+                )
             values.append(value)
         return jnp.stack(values), carry
 
-    def of_weighted_sum(weigh, params, carry):
+    def of_weighted_sum(weigh, params, carry, active):
         values, pull_back, after = jax.vjp(
-            lambda params: every_loss(params, carry), params, has_aux=True
+            lambda params: every_loss(params, carry, active), params, has_aux=True
         )
 
         def shared_gradients(predicate):
             chosen, put_back = _paths.choose(params, predicate)
             _, pull_chosen_back = jax.vjp(
-                lambda chosen: every_loss(put_back(chosen), carry)[0], chosen
+                lambda chosen: every_loss(put_back(chosen), carry, active)[0], chosen
             )
             return jax.vmap(pull_chosen_back)(jnp.eye(len(losses), dtype=values.dtype))[
                 0

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mtl_jax.optim import _task_axis
 from mtl_jax.optim._sequential import SequentialOptimizer, checked_active, step_or_skip
 
 
@@ -86,13 +87,12 @@ def weighted(
                 weights, state = weighting.update(
                     losses, shared_gradients, weighting_state, active
                 )
-                return (weights if active is None else weights * active), state
+                return _task_axis.of_active(active, weights), state
 
             (losses, carry, weighting_state), gradient = task_gradients.of_weighted_sum(
-                weigh, params, carry
+                weigh, params, carry, active
             )
-            if active is not None:
-                losses = jnp.where(active, losses, 0)
+            losses = _task_axis.of_active(active, losses)
             return (losses, (carry, weighting_state)), gradient
 
         params, (carry, weighting_state), optimizer_state, losses = step_or_skip(

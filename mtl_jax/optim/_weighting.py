@@ -15,6 +15,9 @@ Weights = Sequence[float] | jax.Array
 def weighted_sum(weights: Weights | None = None) -> aggregating.Aggregator:
     """Sums the task gradients: sum_k c_k g_k, the gradient of the weighted losses.
 
+    `update` takes the extra argument `active`, bool [N] (None for all). The gradient of
+    a task that is not active is not read.
+
     Args:
       weights: c_k, [N]; 1 for every task by default. As an array they can be a
         hyperparameter, or a schedule, of `optax.inject_hyperparams`.
@@ -42,9 +45,10 @@ def weighted_sum(weights: Weights | None = None) -> aggregating.Aggregator:
       2022, equation 1.
     """
 
-    def update_fn(per_elt_updates, state, params=None, **extra_args):
+    def update_fn(per_elt_updates, state, params=None, *, active=None, **extra_args):
         del extra_args
         values = _checked(weights, per_elt_updates, params)
+        per_elt_updates = _task_axis.of_active(active, per_elt_updates)
         return _task_axis.combine(values, per_elt_updates), state
 
     return aggregating.Aggregator(optax.init_empty_state, update_fn)
@@ -52,6 +56,9 @@ def weighted_sum(weights: Weights | None = None) -> aggregating.Aggregator:
 
 def scale_by_task(weights: Weights) -> optax.GradientTransformationExtraArgs:
     """Multiplies each task's gradient by a fixed weight, and keeps the task axis.
+
+    `update` takes the extra argument `active`, bool [N] (None for all). A task that is
+    not active has a gradient of zeros afterwards.
 
     Args:
       weights: c_k, [N].
@@ -76,10 +83,12 @@ def scale_by_task(weights: Weights) -> optax.GradientTransformationExtraArgs:
       [3. 2.]
     """
 
-    def scale(updates, params):
-        return _task_axis.scale(_checked(weights, updates, params), updates)
+    def update_fn(updates, state, params=None, *, active=None, **extra_args):
+        del extra_args
+        values = _checked(weights, updates, params)
+        return _task_axis.scale(values, _task_axis.of_active(active, updates)), state
 
-    return optax.with_extra_args_support(optax.stateless(scale))
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
 
 
 def _checked(weights, updates, params):

@@ -139,7 +139,8 @@ def task_gradients(
         route = (mask & is_dense).any().astype(jnp.int32)
         return along(choice, route, batch, mask, params, batch_stats)
 
-    def of_weighted_sum(weigh, params, batch_stats):
+    def of_weighted_sum(weigh, params, batch_stats, active):
+        del active  # The loss of a task without labels is 0 whatever the parameters.
         shares, of_tangents, after = jax.linearize(
             lambda params: losses_of(
                 params, batch_stats, batch, dropout_key, everything
@@ -205,14 +206,16 @@ def _one_by_one(num_tasks: int, of_task: Callable[..., Any]) -> optim.TaskGradie
         (carry, total), values = lax.scan(visit, start, (jnp.arange(num_tasks), mask))
         return (values, carry), total
 
-    def of_weighted_sum(weigh, params, carry):
+    def of_weighted_sum(weigh, params, carry, active):
         # Every task needs a backward pass anyway, and the gradients of a part of the
         # parameters are a part of its result.
         (values, carry), stacked = _stack(num_tasks, of_task)(params, carry)
         weights, aux = weigh(
             values, lambda predicate: optim.choose(stacked, predicate)[0]
         )
-        gradient, _ = optim.weighted_sum(weights).update(stacked, optax.EmptyState())
+        gradient, _ = optim.weighted_sum(weights).update(
+            stacked, optax.EmptyState(), active=active
+        )
         return (values, carry, aux), gradient
 
     return optim.TaskGradients(num_tasks, of_task, of_group, of_weighted_sum)

@@ -42,15 +42,13 @@ def import_checkpoint(source: pathlib.Path) -> OriginalNetwork:
     Args:
       source: file that its `torch.save` wrote: either the state dict, or a dict of
         `model_state_dict`, `classifier`, `epoch`, `n_iter` and perhaps
-        `optimizer_state_dict`, which is not read.
+        `optimizer_state_dict`, which is not read. See `tensors.read_checkpoint`.
 
     Raises:
       UserError: if the file cannot be read or is of another architecture.
     """
     source = pathlib.Path(source).expanduser()
     found, others = tensors.read_checkpoint(source)
-    # The prefix that torch.nn.DataParallel adds.
-    found = {name.removeprefix("module."): tensor for name, tensor in found.items()}
     layers = names.glaucoma_mtl()
     names.check(source, ARCHITECTURE, found, layers)
     params: dict[str, Any] = {}

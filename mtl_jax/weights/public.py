@@ -19,7 +19,8 @@ def import_encoder(source: pathlib.Path, architecture: str) -> EncoderWeights:
     """Reads the convolutions of a VGG or a ResNet.
 
     Args:
-      source: torchvision's file as `.pth` or `.safetensors`, or Keras' VGG16 as `.h5`.
+      source: torchvision's file as `.pth` or `.safetensors`, or Keras' VGG16 as `.h5`
+        (of Keras 3, `.weights.h5`).
       architecture: one of `ARCHITECTURES`.
 
     Returns:
@@ -47,6 +48,12 @@ def import_encoder(source: pathlib.Path, architecture: str) -> EncoderWeights:
         )
     if is_keras:
         layers = names.keras_vgg16()
+        # The first versions of Keras 3 number the convolutions instead.
+        for number, name in enumerate(layers):
+            theirs = f"conv2d_{number}" if number else "conv2d"
+            for role in ("kernel", "bias"):
+                if f"{theirs}/{role}" in found:
+                    found[f"{name}/{role}"] = found.pop(f"{theirs}/{role}")
     elif architecture == "resnet34":
         layers = names.torchvision_resnet34()
     else:

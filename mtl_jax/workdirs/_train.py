@@ -1,12 +1,15 @@
 """Trains the networks of a config in a workdir."""
 
 import contextlib
+import copy
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
+import tensorflow_datasets as tfds
 
 from mtl_jax import configuration, metrics, tasks, weights
 from mtl_jax.data import pipeline
@@ -22,10 +25,20 @@ from mtl_jax.training.state import TrainState
 from mtl_jax.workdirs._claim import claim
 
 
+class _Data(NamedTuple):
+    """What all networks of a run are trained on."""
+
+    dataset: tfds.core.DatasetBuilder
+    train: pipeline.Split
+    validation: pipeline.Split | None
+
+
 def train(
     config: configuration.Config, workdir: pathlib.Path, *, resume: bool = False
 ) -> None:
     """Trains the network of a config, or each of its networks in turn.
+
+    A task for which no training image is annotated is named and left out of the config.
 
     Args:
       config: config with the fields of `configs/default.py`.
@@ -40,11 +53,11 @@ def train(
     configuration.check(config)
     parallel.check_batch_size(config.batch_size)
     workdir = pathlib.Path(workdir)
+    data = _open(config)
+    config = _of_labelled_tasks(config, data.train)
     parts = configuration.part_configs(config)
     if not parts:
-        _train_network(
-            config, workdir, config.tasks, lambda: claim(workdir, config, resume)
-        )
+        _train_network(config, workdir, data, lambda: claim(workdir, config, resume))
     for number, (name, part) in enumerate(parts.items()):
 
         def claim_folders(number=number, name=name, part=part):
@@ -55,7 +68,47 @@ def train(
             # A finished network is kept.
             claim(workdir / name, part, resume=True)
 
-        _train_network(part, workdir / name, config.tasks, claim_folders)
+        _train_network(part, workdir / name, data, claim_folders)
+
+
+def _open(config: configuration.Config) -> _Data:
+    dataset = pipeline.open_dataset(config.data.data_dir, config.data.dataset)
+    fold = configuration.build(config).fold
+    return _Data(
+        dataset,
+        *pipeline.open_training_splits(dataset, fold, config.data.pixel_origin),
+    )
+
+
+def _of_labelled_tasks(
+    config: configuration.Config, train: pipeline.Split
+) -> configuration.Config:
+    """Leaves out the tasks that nothing would train: their heads would predict noise.
+
+    Raises:
+      UserError: if there is no other task, or the others are no tasks for the config.
+    """
+    chosen = tasks.build(config.tasks)
+    images = pipeline.annotated_images(train, chosen)
+    labelled = {t.name for t, mine in zip(chosen, images, strict=True) if len(mine)}
+    left_out = ", ".join(name for name in config.tasks if name not in labelled)
+    if not left_out:
+        return config
+    if not labelled:
+        raise UserError(
+            f"{train.name} has no image annotated for any of the tasks {left_out}; "
+            "add annotations, or choose another data set or other config.tasks."
+        )
+    if parallel.is_first_process():
+        print(
+            f"note: {train.name} has no image annotated for {left_out}; the training "
+            "leaves that out, and nothing will be predicted of it.",
+            file=sys.stderr,
+        )
+    config = copy.deepcopy(config)
+    config.tasks = tuple(name for name in config.tasks if name in labelled)
+    configuration.check(config)
+    return config
 
 
 def load_pretrained(config: configuration.Config) -> weights.EncoderWeights | None:
@@ -75,23 +128,17 @@ def load_pretrained(config: configuration.Config) -> weights.EncoderWeights | No
 def _train_network(
     config: configuration.Config,
     folder: pathlib.Path,
-    tasks_of_run: Sequence[str],
+    data: _Data,
     claim_folder: Callable[[], None],
 ) -> None:
     """Trains one network; claims its folder after all other checks."""
     experiment = configuration.build(config)
-    dataset = pipeline.open_dataset(config.data.data_dir, config.data.dataset)
+    dataset, train, validation = data
     side = pipeline.image_size(dataset)
-    train, validation = pipeline.open_training_splits(
-        dataset, experiment.fold, config.data.pixel_origin
-    )
     if experiment.view is None:
         configuration.check_image_size(config, side, f"{train.name} has images of")
     steps_per_epoch = pipeline.steps_per_epoch(train, config.batch_size)
     is_per_task = config.data.batches == "per_task"
-    if is_per_task:
-        # Also for the networks that this run trains after this one.
-        pipeline.annotated_images(train, tasks.build(tasks_of_run))
     training = Training(
         model=experiment.model.clone(axis_name=parallel.AXIS),
         tasks=experiment.tasks,

@@ -72,6 +72,8 @@ def test_reads_what_spreadsheets_write(source, separator, newline, encoding):
         "",
     ]
     text = newline.join(lines).replace(",", separator)
+    if separator == ";":
+        text = text.replace(".5", ",5").replace("0.0", "0,0")
     first, second = read_manifest(write(source, text, encoding), source)
     assert first == Row(
         2,

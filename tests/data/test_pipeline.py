@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from mtl_jax.data import pipeline
+from mtl_jax.data import building, pipeline
 from mtl_jax.data.folds import Fold
 from mtl_jax.errors import UserError
 
@@ -76,6 +77,63 @@ def test_unknown_data_set_names_those_there(synthetic_data, name):
         pipeline.open_dataset(data_dir, name)
     assert repr(name) in str(caught.value)
     assert there in str(caught.value)
+
+
+PLANTED = """
+import pathlib
+import tensorflow_datasets as tfds
+pathlib.Path("ran").touch()
+class Feature(tfds.features.Text):
+    pass
+"""
+
+
+def plant_a_class(stored):
+    stored["featuresDict"]["features"]["eye"]["pythonClassName"] = "planted.Feature"
+
+
+def plant_a_feature_of_old(stored):
+    content = {"eye": {"type": "planted.Feature", "content": {}}}
+    stored |= {"jsonFeature": {"json": json.dumps(content)}}
+    del stored["featuresDict"]
+
+
+def plant_an_old_file(stored):
+    stored.clear()
+    stored |= {"type": "planted.Feature", "content": {}}
+
+
+@pytest.mark.parametrize(
+    ("file", "plant", "named"),
+    [
+        ("features.json", plant_a_class, "'planted.Feature'"),
+        ("features.json", plant_a_feature_of_old, "FeaturesDict'"),
+        ("features.json", plant_an_old_file, "cannot be parsed"),
+        ("dataset_info.json", plant_a_class, "'planted.Feature'"),
+    ],
+)
+def test_a_data_set_cannot_name_code_to_run(
+    file, plant, named, synthetic_data, tmp_path, monkeypatch
+):
+    data_dir, name = synthetic_data
+    shutil.copytree(Path(data_dir) / name, tmp_path / name)
+    (folder,) = (tmp_path / name).iterdir()
+    features = json.loads((folder / "features.json").read_text())
+    plant(features)
+    stored = json.loads((folder / file).read_text())
+    stored = features if file == "features.json" else stored | {"features": features}
+    (folder / file).write_text(json.dumps(stored))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "planted.py").write_text(PLANTED)
+    for read in (
+        lambda: pipeline.open_dataset(str(tmp_path), name),
+        lambda: pipeline.describe(folder),
+        lambda: building.read_metadata(folder),
+    ):
+        with pytest.raises(UserError, match=f"{file} .*{named}"):
+            read()
+    assert not (tmp_path / "ran").exists()
 
 
 def test_unknown_split_names_those_there(builder):
@@ -217,7 +275,7 @@ def test_evaluation_leaves_the_decoded_images_as_they_are(table):
 
 READ = """
 import json, sys
-from mtl_jax.data import pipeline
+from mtl_jax.data import building, pipeline
 from mtl_jax.data.folds import Fold
 table = pipeline.open_split(pipeline.open_dataset(*sys.argv[1:]), "train")
 next(pipeline.training_batches(table, 4, 0))

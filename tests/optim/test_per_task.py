@@ -90,15 +90,6 @@ def test_all_tasks_active_is_no_mask_at_all():
     )
 
 
-def test_an_inactive_task_that_is_not_finite_does_no_harm():
-    init, update = compiled("adam")
-    gradients = random_gradients(0)
-    for leaf in jax.tree.leaves(gradients):
-        leaf[1] = np.nan
-    result = update(gradients, init(random_params()), active=np.array([1, 0, 1], bool))
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result))
-
-
 def test_plain_sgd_has_no_state_and_is_the_sum():
     tx, total = (
         optim.per_task(optax.sgd(1.0), TASKS),

@@ -75,7 +75,7 @@ def test_gradnorm_at_one_layer_steps_as_from_all_gradients(seed, shared, active)
     for _ in range(STEPS):
         ours, state, calls, losses = step(problem, ours, state, active)
         theirs, expected_state = reference(problem, theirs, expected_state, active)
-        assert int(calls) == TASKS
+        assert int(calls) == active.sum()
         np.testing.assert_allclose(
             state.weighting.weights, expected_state[0].weights, rtol=1e-5
         )

@@ -1,5 +1,8 @@
+import hashlib
 import pickle
+import zipfile
 
+import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -168,6 +171,40 @@ def test_half_precision_is_cast(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("wrapper", "prefix"),
+    [
+        ("state_dict", "module."),
+        ("model", ""),
+        ("model_state_dict", "module._orig_mod."),
+        ("state_dict", "model."),
+        (None, "module."),
+    ],
+)
+def test_wrapped_state_dicts_of_training_programs(wrapper, prefix, tmp_path):
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    tensors = weight_files.torchvision("vgg13_bn")
+    named = {f"{prefix}{name}": torch.tensor(x) for name, x in tensors.items()}
+    content = {wrapper: named, "epoch": 3, "optimizer": {"lr": 0.1}}
+    torch.save(content if wrapper else named, tmp_path / "a.pth")
+    found = weights.import_encoder(tmp_path / "a.pth", "vgg13_bn")
+    plain = weight_files.write_safetensors(tmp_path / "a.safetensors", tensors)
+    expected = weights.import_encoder(plain, "vgg13_bn")
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+    jax.tree.map(np.testing.assert_array_equal, found.batch_stats, expected.batch_stats)
+
+
+@pytest.mark.parametrize("has_names", [True, False])
+def test_weights_of_keras_3(has_names, tmp_path):
+    layers = weight_files.keras_vgg16()
+    path = weight_files.write_keras3(tmp_path / "a.weights.h5", layers, has_names)
+    found = weights.import_encoder(path, "vgg16")
+    path = weight_files.write_keras(tmp_path / "a.h5", layers)
+    expected = weights.import_encoder(path, "vgg16")
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+    assert len(found.ignored) == 3
+
+
 def test_half_precision_pth(tmp_path):
     torch = pytest.importorskip("torch", exc_type=ImportError)
     for dtype in (torch.float16, torch.bfloat16):
@@ -301,9 +338,9 @@ def test_not_a_file_of_torch(content, tmp_path):
 
 def test_pth_of_something_else(tmp_path):
     torch = pytest.importorskip("torch", exc_type=ImportError)
-    for content in ([torch.zeros(2)], {"state_dict": {"w": torch.zeros(2)}}):
+    for content in ([torch.zeros(2)], {"state": {"w": torch.zeros(2)}}):
         torch.save(content, tmp_path / "a.pth")
-        with pytest.raises(UserError, match="no tensors by name at its top level"):
+        with pytest.raises(UserError, match="no tensors by name, at its top level"):
             weights.import_encoder(tmp_path / "a.pth", "vgg16")
 
 
@@ -330,3 +367,47 @@ def test_not_a_number(tmp_path):
     path = weight_files.write_safetensors(tmp_path / "a.safetensors", tensors)
     with pytest.raises(UserError, match=r"features\.7\.bias that are not finite"):
         weights.import_encoder(path, "vgg13")
+
+
+def expanded_torch(path):
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    torch.save({"features.0.weight": torch.zeros(1).expand(1 << 20, 1 << 20)}, path)
+
+
+def compressed_torch(path):
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    torch.save({"features.0.weight": torch.zeros(1 << 22)}, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def absent_hdf5(path):
+    with h5py.File(path, "w") as file:
+        shape, chunks = (1 << 20, 1 << 20), (64, 64)
+        file.create_dataset("block1_conv1/kernel", shape, "float32", chunks=chunks)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [("a.pth", expanded_torch), ("a.pth", compressed_torch), ("a.h5", absent_hdf5)],
+)
+def test_a_file_that_would_fill_the_memory_is_refused(name, write, tmp_path):
+    write(tmp_path / name)
+    with pytest.raises(UserError, match=r"would take [\d,]+ bytes of memory"):
+        weights.import_encoder(tmp_path / name, "vgg16")
+
+
+def test_the_hash_in_a_name_of_torchvision_is_that_of_the_file(tmp_path):
+    content = b"not the weights"
+    digest = hashlib.sha256(content).hexdigest()
+    for name, said in [
+        ("vgg16_bn-6c64b313.pth", f"begins with {digest[:8]} and not with 6c64b313"),
+        (f"vgg16_bn-{digest[:8]}.pth", "is damaged, incomplete"),
+        ("mine-6c64b313.pth", "is damaged, incomplete"),
+    ]:
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=said):
+            weights.import_encoder(tmp_path / name, "vgg16_bn")

@@ -9,7 +9,13 @@ import io
 import pathlib
 
 from mtl_jax.data import images
-from mtl_jax.data.folder.rows import COLUMNS, REQUIRED_COLUMNS, parse_row, words
+from mtl_jax.data.folder.rows import (
+    COLUMNS,
+    NUMBER_COLUMNS,
+    REQUIRED_COLUMNS,
+    parse_row,
+    words,
+)
 from mtl_jax.data.sources import splits
 from mtl_jax.data.sources.rows import (
     Contents,
@@ -25,6 +31,7 @@ def read(manifest_path: images.PathLike, source_dir: images.PathLike) -> Content
     """Reads a manifest without opening the files it names.
 
     Commas, semicolons or tabs separate columns; an empty cell means "not annotated".
+    Where semicolons do, a number may have a decimal comma, as spreadsheets write it.
     The columns `image_id` and `image` are required, the others of `COLUMNS` are
     optional. Without `split`, `splits.assign` draws splits, patient by patient.
 
@@ -98,6 +105,11 @@ def _read_table(path: pathlib.Path) -> tuple[list[str], list[tuple[int, list[str
     header = [name.lower() for name in records[0][1]]
     while header[-1] == "":
         header.pop()
+    if delimiter == ";":
+        for _, record in records[1:]:
+            for i, name in enumerate(header[: len(record)]):
+                if name in NUMBER_COLUMNS:
+                    record[i] = record[i].replace(",", ".")
     return header, records[1:]
 
 

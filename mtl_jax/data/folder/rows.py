@@ -12,12 +12,11 @@ from mtl_jax.data.sources.rows import Row
 
 REQUIRED_COLUMNS = ("image_id", "image")
 MASK_COLUMNS = ("disc_mask", "cup_mask", "mask")
+NUMBER_COLUMNS = ("fovea_x", "fovea_y", "glaucoma")
 COLUMNS = (
     *REQUIRED_COLUMNS,
     *MASK_COLUMNS,
-    "fovea_x",
-    "fovea_y",
-    "glaucoma",
+    *NUMBER_COLUMNS,
     "split",
     "patient",
     "eye",
@@ -125,7 +124,10 @@ def _parse_number(column: str, text: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"{column} {text!r} is not a number such as 812.5")
+        raise ValueError(
+            f"{column} {text!r} is not a number such as 812.5 (with a decimal comma, "
+            "separate the columns by semicolons)"
+        )
     return number
 
 

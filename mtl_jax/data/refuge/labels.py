@@ -5,12 +5,10 @@ import io
 import json
 import math
 import re
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import openpyxl
-
+from mtl_jax.data import workbooks
 from mtl_jax.data.refuge import official
 from mtl_jax.data.refuge.files import SourceFile
 from mtl_jax.errors import UserError
@@ -88,6 +86,7 @@ def read_spreadsheet(file: SourceFile) -> Spreadsheet:
     heads: set[str] = set()
     sheet = Spreadsheet(file.name, heads=heads)
     try:
+        workbooks.check_size(file.stamp[0])
         contents = file.read_bytes()
         rows = _json_rows if file.suffix == ".json" else _sheet_rows
         for where, cells in rows(contents):
@@ -99,7 +98,7 @@ def read_spreadsheet(file: SourceFile) -> Spreadsheet:
     except UserError as error:
         sheet.heads = None
         sheet.problems.append(str(error))
-    # openpyxl passes on all exceptions of zipfile, the XML parser and its own code.
+    # See `workbooks.sheets`.
     except Exception as error:
         sheet.heads = None
         sheet.problems.append(
@@ -111,23 +110,15 @@ def read_spreadsheet(file: SourceFile) -> Spreadsheet:
 
 def _sheet_rows(contents: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields each row below the heads: its number, and its cells by head."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # They are about styles.
-        book = openpyxl.load_workbook(
-            io.BytesIO(contents), read_only=True, data_only=True
-        )
-    for sheet in book.worksheets:
-        # Some programs write a wrong extent, and rows beyond it would be lost.
-        sheet.reset_dimensions()
+    for rows in workbooks.sheets(io.BytesIO(contents)):
         heads = None
-        for number, row in enumerate(sheet.iter_rows(values_only=True), start=1):
+        for number, row in enumerate(rows, start=1):
             if heads is not None:
                 yield f"row {number}", dict(zip(heads, row, strict=False))
             elif _NAME in (keys := [_key(cell) for cell in row]):
                 heads = keys
             elif number >= _HEAD_ROWS:
                 break
-    book.close()
 
 
 def _json_rows(contents: bytes) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -6,12 +6,10 @@ import math
 import os
 import pathlib
 import re
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import openpyxl
-
+from mtl_jax.data import workbooks
 from mtl_jax.errors import UserError
 
 # Titles may stand above the heads of a table.
@@ -132,26 +130,18 @@ def number_of(cells: Mapping[str, Any], head: str, where: str) -> float | None:
     return number
 
 
-def _grid(path: pathlib.Path) -> list[list[Any]]:
+def _grid(path: pathlib.Path) -> list[Sequence[Any]]:
     """The cells of a table; of a workbook, those of its first sheet."""
     try:
         if path.suffix.lower() == ".csv":
             text = path.read_text(encoding="utf-8-sig")
             return list(csv.reader(io.StringIO(text, newline="")))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # They are about styles.
-            book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-        sheet = book.worksheets[0]
-        # Some programs write a wrong extent, and rows beyond it would be lost.
-        sheet.reset_dimensions()
-        rows = [list(row) for row in sheet.iter_rows(values_only=True)]
-        book.close()
-    # openpyxl passes on all exceptions of zipfile, the XML parser and its own code.
+        return list(next(workbooks.sheets(path)))
+    # See `workbooks.sheets`.
     except Exception as error:
         raise UserError(
             f"{path} is a damaged table ({error}); copy or download it again."
         ) from error
-    return rows
 
 
 def _is_wanted(name: str) -> bool:

@@ -134,7 +134,7 @@ def _show(
     axes: Axes, image: np.ndarray, title: str, vmax: float | None = None
 ) -> AxesImage:
     """Shows a picture, or a map whose colours reach from 0 to `vmax`."""
-    axes.set_title(title, fontsize=9, wrap=True, parse_math=False)
+    axes.set_title(title, fontsize=9, wrap=True)
     axes.set(xticks=[], yticks=[])
     # Cividis is even in lightness, and looks the same to the colour-blind.
     return axes.imshow(

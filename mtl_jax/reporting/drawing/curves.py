@@ -155,6 +155,7 @@ def _draw_means(
 
 def save(figure: Figure, path: pathlib.Path) -> None:
     """Writes a figure as PNG and as PDF; `path` has no suffix."""
+    roc.show_names_as_they_are(figure)
     FigureCanvasAgg(figure).print_figure(path.with_suffix(".png"), dpi=200)
     # Without a date, the same numbers give the same file.
     figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})

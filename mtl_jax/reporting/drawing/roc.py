@@ -7,6 +7,7 @@ from itertools import cycle
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from numpy.typing import ArrayLike
 
 from mtl_jax import metrics
@@ -39,7 +40,18 @@ def plot_roc(
     for (name, (scores, labels)), style in zip(curves.items(), styles(), strict=False):
         _draw_curve(axes, name, scores, labels, *style)
     axes.legend(loc="lower right", frameon=True, framealpha=0.9, fontsize=9)
+    show_names_as_they_are(figure)
     canvas.print_figure(path, format="png", dpi=150)
+
+
+def show_names_as_they_are(figure: Figure) -> None:
+    """Keeps matplotlib from reading a `$` in a name as the beginning of a formula.
+
+    `parse_math=False` does so too, but not where a text is wrapped.
+    """
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text), "as found"
+        text.set_text(text.get_text().replace("$", r"\$"))
 
 
 def styles() -> Iterator[tuple[str, str]]:

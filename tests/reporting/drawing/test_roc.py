@@ -44,5 +44,6 @@ def test_the_curve_runs_where_it_must(tmp_path):
 
 
 def test_one_class_still_gives_a_figure(tmp_path):
-    roc.plot_roc({"healthy": ([0.1, 0.2], [0, 0])}, tmp_path / "roc.png")
+    # A formula in the name could not be parsed.
+    roc.plot_roc({"healthy $x^{$": ([0.1, 0.2], [0, 0])}, tmp_path / "roc.png")
     assert rgb(roc._COLOURS[0]) not in colours(tmp_path / "roc.png")
