@@ -38,6 +38,12 @@ ALLOW_MISSING = flags.DEFINE_bool(
     False,
     "refuge, public sources: build with partial labels if files are missing.",
 )
+ACCEPT = flags.DEFINE_list(
+    "accept",
+    [],
+    "fundus_folder: kinds of unusual annotations that are meant: photograph_as_mask, "
+    "alpha, colours, empty_mask, large_mask, grey_levels, tiny_disc, cup_outside_disc.",
+)
 NAME = flags.DEFINE_string("name", None, "fundus_folder: name of the data set.")
 NUM_IMAGES = flags.DEFINE_list(
     "num_images",
@@ -70,6 +76,7 @@ def main() -> None:
             image_size=IMAGE_SIZE.value,
             name=NAME.value,
             allow_missing=ALLOW_MISSING.value,
+            accept=ACCEPT.value,
             **shape,
         )
     elif DATASET.value == "refuge":

@@ -285,6 +285,7 @@ def test_what_was_converted_is_said_once(
         ({"image_size": 100}, "multiple of 16"),
         ({"image_size": 16}, "at least 32"),
         ({"manifest": "nowhere.csv"}, "does not exist"),
+        ({"accept": ["large"]}, "the kinds are .*large_mask"),
     ],
 )
 def test_unsuitable_arguments(tmp_path, source, options, reason):

@@ -14,7 +14,7 @@ from source_trees import SIZE, TREES
 from mtl_jax.data import folder, pipeline, sources
 from mtl_jax.data.folds import Fold
 from mtl_jax.data.schema import SPLITS
-from mtl_jax.data.sources import masks, rows
+from mtl_jax.data.sources import checks, masks, rows
 from mtl_jax.errors import UserError
 
 
@@ -68,7 +68,7 @@ def test_rows_are_what_the_files_say(trees, tmp_path, name, arrange):
         root = arrange(shutil.copytree(root, tmp_path / "copy"))
     contents = sources.read(name, root)
     assert contents.missing == []
-    rows.check(contents)
+    checks.check([contents])
     found = {row.image_id.lower(): row for row in contents.rows}
     assert set(found) == {image_id.lower() for image_id in truths}
     for image_id, truth in truths.items():
@@ -234,7 +234,7 @@ def test_a_photograph_in_both_official_splits(trees, tmp_path):
     with pytest.raises(
         UserError, match=r"drishtiGS_002 is in \w+ and \w+ \(.*keep one"
     ):
-        rows.check(sources.read("drishti_gs1", root))
+        checks.check([sources.read("drishti_gs1", root)])
 
 
 def test_a_table_of_smdg_that_names_what_is_not_there(trees, tmp_path):
@@ -310,7 +310,7 @@ def test_damaged_tables_and_contours(trees, tmp_path):
     (other,) = root.rglob("RET002OD_disc_exp2.txt")
     other.write_text("one two\n")
     with pytest.raises(UserError) as caught:
-        rows.check(sources.read("papila", root))
+        checks.check([sources.read("papila", root)])
     assert "RET002OD_cup_exp1.txt is no contour of three points" in str(caught.value)
     assert "RET002OD_disc_exp2.txt is no contour (could not convert" in str(
         caught.value
@@ -336,7 +336,7 @@ def test_class_masks_have_three_values(trees, tmp_path):
     disc, _ = source_trees.structures(0)
     source_trees.write_values(root / "G1020/Masks/image_0.png", 128 * disc)
     with pytest.raises(UserError, match="image_0.png has the value 128; its val"):
-        rows.check(sources.read("g1020", root))
+        checks.check([sources.read("g1020", root)])
 
 
 def test_without_a_set_origa_is_divided_at_random(trees, tmp_path):

@@ -48,21 +48,27 @@ def read_photograph(path: PathLike, contents: bytes | None = None) -> np.ndarray
     return np.array(open_photograph(path, contents).picture)
 
 
-def read_mask(path: PathLike, contents: bytes | None = None) -> np.ndarray:
-    """Reads a mask as grey values and applies its orientation.
-
-    Args:
-      path: a file as for `open_photograph`. Colours, also those of a palette, become
-        their luminance; a 1-bit mask becomes 0 and 255.
-      contents: as for `open_photograph`.
-
-    Returns:
-      uint8 [H, W].
+def open_mask(path: PathLike) -> Image.Image:
+    """Decodes a mask and applies its orientation; colours and transparency stay.
 
     Raises:
       UserError: as `open_photograph`.
     """
-    return np.array(_in_mode(_load(path, contents).picture, "L"))
+    return _load(path, None).picture
+
+
+def grey_values(picture: Image.Image) -> np.ndarray:
+    """The grey values of a mask, uint8 [H, W].
+
+    Colours, also those of a palette, become their luminance; a 1-bit mask becomes 0 and
+    255. Transparency does not count.
+    """
+    return np.array(_in_mode(picture, "L"))
+
+
+def read_mask(path: PathLike, contents: bytes | None = None) -> np.ndarray:
+    """Reads a mask as `grey_values`; the arguments are those of `open_photograph`."""
+    return grey_values(_load(path, contents).picture)
 
 
 def _in_mode(picture: Image.Image, mode: str) -> Image.Image:
