@@ -51,7 +51,7 @@ def photograph(tmp_path):
 
 
 def kinds_of(row, accept=()):
-    problems = checks.file_problems(row, frozenset(accept))
+    problems = checks.examine(row, frozenset(accept)).problems
     assert all(problem.number == row.number for problem in problems)
     return [problem.kind for problem in problems]
 
@@ -108,7 +108,7 @@ def test_wrong_masks_are_named_unless_they_are_meant(tmp_path, photograph, name)
     path = saved(tmp_path / "mask.png", pixels)
     reading = "refuge" if column == "mask" else "binary"
     row = Row(7, "a", photograph, **{column: MaskFile((path,), reading)})
-    (problem,) = checks.file_problems(row)
+    (problem,) = checks.examine(row).problems
     assert (problem.number, problem.kind) == (7, kind)
     assert str(path) in problem.text
     # Another kind may be found next.
@@ -186,3 +186,94 @@ def test_all_kinds_are_listed_with_what_accepts_them(tmp_path, photograph):
         f"If they are meant, say so by --accept={','.join(sorted(named))}."
     )
     checks.check([Contents(rows, "all.csv")], frozenset(KINDS))
+
+
+def reported(rows, accept=()):
+    """Lines of the report, without the first."""
+    contents = Contents(rows, "t.csv", table="t.csv")
+    try:
+        checks.check([contents], frozenset(accept))
+    except UserError as error:
+        return str(error).splitlines()[1:]
+    return []
+
+
+@pytest.mark.parametrize(
+    ("fovea", "kind"),
+    [
+        ((60.0, 64.0), None),
+        ((23.5, 60.0), None),
+        ((0.0, 0.0), "fovea_at_origin"),
+        ((0.0, 1.0), "fovea_outside_field"),
+        ((12.0, 60.0), "fovea_outside_field"),
+        ((38.0, 14.0), "fovea_outside_field"),
+    ],
+)
+def test_foveas_that_no_eye_has(photograph, fovea, kind):
+    row = Row(3, "a", photograph, fovea_xy=fovea)
+    assert kinds_of(row) == ([kind] if kind else [])
+    assert kinds_of(row, KINDS) == []
+
+
+@given(st.randoms(use_true_random=False), st.integers(5, 30))
+def test_a_fovea_with_x_and_y_swapped(random, count):
+    """It lies below or above its disc, as no other does; or all of them do."""
+    found = []
+    for number in range(count):
+        beside, below = 2.6 + random.uniform(-0.5, 0.5), random.uniform(0, 0.7)
+        found.append((Contents([], "t"), examined(number, (beside, below))))
+    assert list(checks._far_foveas(found)) == []
+    found[2] = (found[2][0], examined(2, (0.4, -2.2)))
+    ((_, problem),) = checks._far_foveas(found)
+    assert (problem.number, problem.kind) == (2, "fovea_far")
+    swapped = [(c, examined(e.row.number, e.fovea[::-1])) for c, e in found[3:]]
+    if len(swapped) >= 5:
+        assert len(list(checks._far_foveas(swapped))) == len(swapped)
+
+
+def examined(number, fovea):
+    row = Row(number, str(number), pathlib.Path("x"), fovea_xy=(1.0, 2.0))
+    return checks.Examined(row, [], fovea=fovea)
+
+
+def test_where_a_fovea_lies_is_measured_in_disc_diameters(tmp_path, photograph):
+    disc = MaskFile((saved(tmp_path / "d.png", 255 * DISC.astype(np.uint8)),))
+    found = checks.examine(Row(1, "a", photograph, disc, fovea_xy=(40.0, 66.0)))
+    # The disc of radius 15 is around (100, 60).
+    np.testing.assert_allclose(found.fovea, (2, 0.2), atol=0.01)
+
+
+def test_the_same_pixels_in_two_splits_or_with_two_diagnoses(tmp_path, photograph):
+    copy = tmp_path / "copy.bmp"
+    Image.open(photograph).save(copy)
+    other = saved(tmp_path / "other.png", fundus(1))
+    first = Row(2, "a", photograph, split="train", glaucoma=1.0)
+    assert reported([first, Row(3, "b", other, split="test", glaucoma=0.0)]) == []
+    assert reported([first, Row(3, "b", copy, split="train", glaucoma=1.0)]) == []
+    assert reported([first, Row(3, "b", copy, split="train")]) == []
+    both = [first, Row(3, "b", copy, split="test", glaucoma=0.0)]
+    splits, diagnoses, accept = reported(both)
+    for line, what in ((splits, "split (test, not train)"), (diagnoses, "diagnosis (")):
+        assert line.strip().startswith(f"t.csv row 3: {copy} has the pixels of ")
+        assert f"{photograph} (t.csv row 2)" in line
+        assert f"another {what}" in line
+    assert accept.endswith("--accept=two_diagnoses,two_splits.")
+    assert len(reported(both, ["two_splits"])) == 2
+    assert reported(both, ["two_splits", "two_diagnoses"]) == []
+
+
+def test_the_same_pixels_in_two_sources(tmp_path, photograph):
+    copy = saved(tmp_path / "copy.png", fundus())
+    one = Contents([Row(1, "a", photograph, split="train")], "one")
+    two = Contents([Row(1, "b", copy, split="test")], "two")
+    with pytest.raises(UserError, match=rf"two has 1 .*\n.*of {photograph} \(a\) and"):
+        checks.check([one, two])
+
+
+def test_the_flag_and_the_page_name_all_kinds():
+    root = pathlib.Path(__file__).parents[2]
+    page = (root / "docs/datasets.md").read_text()
+    flag = (root / "mtl_jax/commands/prepare_data.py").read_text()
+    for kind in KINDS:
+        assert f"`{kind}`" in page
+        assert kind in flag

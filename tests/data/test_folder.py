@@ -260,8 +260,8 @@ def test_what_was_converted_is_said_once(
 ):
     """By workers too, and again by the second command, which converts nothing."""
     pixels = deep(16, shape=(80, 120, 3))
-    for name in ("full.png", "bare.png"):
-        (source / name).write_bytes(png_bytes(pixels.astype(">u2"), 16))
+    for name, shown in (("full.png", pixels), ("bare.png", pixels[::-1])):
+        (source / name).write_bytes(png_bytes(shown.astype(">u2"), 16))
     write_dicom(source / "disc_only.png", deep(12, shape=(80, 120, 3)), BitsStored=12)
     inks = Image.open(source / "combined.png").convert("CMYK")
     inks.save(source / "combined.png", "JPEG", icc_profile=cmyk_profile())

@@ -318,10 +318,22 @@ def test_patients_eyes_and_sources_of_a_manifest(source):
     assert (second.patient, second.eye, second.source) == ("", "OS", "")
 
 
+@pytest.mark.parametrize("way", ["./a.jpg", "masks/../a.jpg", "link.jpg", "hard.jpg"])
+def test_one_file_by_two_paths_is_a_problem(source, way):
+    (source / "masks").mkdir()
+    (source / "link.jpg").symlink_to(source / "a.jpg")
+    (source / "hard.jpg").hardlink_to(source / "a.jpg")
+    report = problems_of(source, f"image_id,image\na,a.jpg\nb,{way}\n")
+    assert f"row 3: image {source / way} is also in row 2" in report
+
+
 def test_a_patient_in_two_splits_is_a_problem(source):
     text = "image_id,image,patient,split\na,a.jpg,7,train\nb,b.PNG,7,test\n"
     report = problems_of(source, text)
-    assert "row 2: patient 7 has photographs in train and test; put all into" in report
+    assert (
+        "row 2: patient 7 has photographs in train (row 2) and test (row 3); put"
+        in report
+    )
 
 
 def test_splits_for_testing_only_are_allowed(source):

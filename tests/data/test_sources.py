@@ -427,7 +427,12 @@ def named(trees, *names):
 def test_one_data_set_of_all_sources(trees, own, tmp_path, capsys):
     names = [name for name in TREES if name != "smdg"]
     source = ",".join([*named(trees, *names), f"mine:{own}"])
-    version_dir = folder.build(tmp_path, source, image_size=32, name="all")
+    options = {"image_size": 32, "name": "all"}
+    # The trees have the same photographs.
+    with pytest.raises(UserError, match="(?s)origa has .*accept=two_diagnoses,two_splits"):
+        folder.build(tmp_path, source, **options)
+    accept = ["two_splits", "two_diagnoses"]
+    version_dir = folder.build(tmp_path, source, **options, accept=accept)
     assert version_dir.relative_to(tmp_path).parts[:2] == ("fundus_folder", "all-32px")
     found = records(version_dir)
     assert len(found) == 4 + sum(len(trees[name][1]) for name in names)
@@ -472,7 +477,7 @@ def test_one_data_set_of_all_sources(trees, own, tmp_path, capsys):
     table = pipeline.open_split(builder, "test")
     assert {table.details(i)["source"] for i in range(len(table))} == {*names, "mine"}
     # The same command again finds it built.
-    assert folder.build(tmp_path, source, image_size=32, name="all") == version_dir
+    assert folder.build(tmp_path, source, **options) == version_dir
 
 
 def test_a_bare_folder_may_have_commas_and_colons(own, tmp_path):

@@ -6,6 +6,7 @@ photograph somewhere is like that; a user says so by the kind's name.
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable, Iterator, Sequence, Set
 from typing import NamedTuple
 
@@ -13,10 +14,10 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from mtl_jax.data import building, images
+from mtl_jax.data import building, field_of_view, images
 from mtl_jax.data.schema import MIN_SIZE
 from mtl_jax.data.sources.masks import VALUES, MaskFile
-from mtl_jax.data.sources.rows import Contents, Problem, Row, report
+from mtl_jax.data.sources.rows import Contents, Problem, Row, identity, report
 from mtl_jax.errors import UserError
 
 # Grey values: noise on a flat part of a mask in JPEG, the range of a flat part, and the
@@ -29,6 +30,12 @@ _OTHER_LEVEL, _STRAY = 0.01, 1e-4
 _TINY = 0.02
 # Share of the cup that is in the disc.
 _IN_DISC = 0.8
+# How far outside the field of view a fovea may be, in short sides of the photograph.
+_MARGIN = 0.02
+# Where foveas are, beside and below the disc's centre, how far from the median of all
+# they may be, in disc diameters, and of how many there is a median. REFUGE's are 2.6
+# and 0.4 of them away.
+_USUAL, _FAR, _ENOUGH = (2.6, 0.4), 1.5, 5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -218,7 +225,34 @@ CHECKS = (
     ),
 )
 
-KINDS = tuple(check.kind for check in CHECKS)
+FOVEA_AT_ORIGIN, FOVEA_OUTSIDE = "fovea_at_origin", "fovea_outside_field"
+FOVEA_FAR, TWO_SPLITS, TWO_DIAGNOSES = "fovea_far", "two_splits", "two_diagnoses"
+
+KINDS = (
+    *(check.kind for check in CHECKS),
+    FOVEA_AT_ORIGIN,
+    FOVEA_OUTSIDE,
+    FOVEA_FAR,
+    TWO_SPLITS,
+    TWO_DIAGNOSES,
+)
+
+
+class Examined(NamedTuple):
+    """What the files of a row say.
+
+    Attributes:
+      row: the row.
+      problems: what is wrong with it.
+      digest: of the photograph's pixels; empty if it cannot be read.
+      fovea: how far it is beside the disc's centre and below it, in disc diameters;
+        None without fovea or disc, or if one of them has a problem.
+    """
+
+    row: Row
+    problems: list[Problem]
+    digest: bytes = b""
+    fovea: tuple[float, float] | None = None
 
 
 def check(found: Sequence[Contents], accept: Set[str] = frozenset()) -> None:
@@ -231,15 +265,20 @@ def check(found: Sequence[Contents], accept: Set[str] = frozenset()) -> None:
     Raises:
       UserError: with a list of all problems, those of the tables too.
     """
+    every: list[tuple[Contents, Examined]] = []
     for contents in found:
         per_row = building.parallel_map(
-            functools.partial(file_problems, accept=accept),
+            functools.partial(examine, accept=accept),
             contents.rows,
             "checking files",
             processes=False,
         )
-        for problems in per_row:
-            contents.problems += problems
+        every += [(contents, examined) for examined in per_row]
+    for contents, examined in every:
+        contents.problems += examined.problems
+    for contents, problem in (*_far_foveas(every), *_same_photographs(every)):
+        if problem.kind not in accept:
+            contents.problems.append(problem)
     if reports := [report(contents) for contents in found if contents.problems]:
         kinds = {p.kind for contents in found for p in contents.problems} - {""}
         if kinds:
@@ -249,16 +288,17 @@ def check(found: Sequence[Contents], accept: Set[str] = frozenset()) -> None:
         raise UserError("\n".join(reports))
 
 
-def file_problems(row: Row, accept: Set[str] = frozenset()) -> list[Problem]:
-    """Decodes the files of a row and lists their problems."""
+def examine(row: Row, accept: Set[str] = frozenset()) -> Examined:
+    """Decodes the files of a row."""
+    problems: list[tuple[str, str]] = []
+    photograph = None
     try:
         photograph = images.read_photograph(row.image)
     except UserError as error:
-        texts, photograph = [str(error)], None
+        problems.append((str(error), ""))
     else:
-        texts = _photograph_problems(row, photograph.shape[:2])
-    problems = [Problem(row.number, text) for text in texts]
-    disc = None
+        problems += _photograph_problems(row, photograph)
+    masks: dict[str, Mask] = {}
     for column, file in row.mask_files.items():
         # Without its photograph a contour has no size.
         if photograph is None and file.reading == "contours":
@@ -266,34 +306,119 @@ def file_problems(row: Row, accept: Set[str] = frozenset()) -> list[Problem]:
         try:
             picture = file.picture((1, 1) if photograph is None else photograph.shape)
         except UserError as error:
-            problems.append(Problem(row.number, str(error)))
+            problems.append((str(error), ""))
             continue
-        if photograph is None:
-            continue
-        values = images.grey_values(picture)
-        mask = Mask(column, file, picture, values, photograph, disc)
-        problems += [Problem(row.number, *p) for p in _mask_problems(mask, accept)]
-        if column == "disc_mask":
-            disc = mask.inside
-    return problems
+        if photograph is not None:
+            disc = masks["disc_mask"].inside if "disc_mask" in masks else None
+            values = images.grey_values(picture)
+            masks[column] = Mask(column, file, picture, values, photograph, disc)
+            problems += _mask_problems(masks[column], accept)
+    named = [Problem(row.number, *p) for p in problems if p[1] not in accept]
+    if photograph is None:
+        return Examined(row, named)
+    digest = hashlib.blake2b(photograph.tobytes(), digest_size=16)
+    digest.update(repr(photograph.shape).encode())
+    annotated = masks.get("disc_mask", masks.get("mask"))
+    fovea = None if problems else _fovea_from_disc(row, annotated)
+    return Examined(row, named, digest.digest(), fovea)
 
 
-def _photograph_problems(row: Row, size: tuple[int, int]) -> list[str]:
-    height, width = size
-    problems = []
-    if min(size) < MIN_SIZE:
-        problems.append(
+def _photograph_problems(row: Row, photograph: np.ndarray) -> Iterator[tuple[str, str]]:
+    """Yields texts and kinds; what must be corrected is of none."""
+    height, width = photograph.shape[:2]
+    if min(height, width) < MIN_SIZE:
+        yield (
             f"{row.image} has {width} x {height} pixels; at least {MIN_SIZE} a side are"
-            " needed."
+            " needed.",
+            "",
         )
-    if row.fovea_xy is not None:
-        x, y = row.fovea_xy
-        if not (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5):
-            problems.append(
-                f"the fovea ({x:g}, {y:g}) lies outside {row.image}, which has {width}"
-                f" x {height} pixels; give x (column), y (row) in pixels of this file."
+    if row.fovea_xy is None:
+        return
+    x, y = row.fovea_xy
+    fovea = f"the fovea ({x:g}, {y:g})"
+    field = field_of_view.find(Image.fromarray(photograph))
+    if not (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5):
+        yield (
+            f"{fovea} lies outside {row.image}, which has {width} x {height} pixels; "
+            "give x (column), y (row) in pixels of this file.",
+            "",
+        )
+    elif x == y == 0:
+        yield (
+            f"{fovea} is the first pixel of {row.image}; leave the cells empty if it is"
+            f" not annotated ({FOVEA_AT_ORIGIN}).",
+            FOVEA_AT_ORIGIN,
+        )
+    elif not field.contains((x, y), _MARGIN * min(height, width)):
+        yield (
+            f"{fovea} lies outside the field of view of {row.image}; give x (column), y"
+            f" (row) in pixels of this file ({FOVEA_OUTSIDE}).",
+            FOVEA_OUTSIDE,
+        )
+
+
+def _fovea_from_disc(row: Row, disc: Mask | None) -> tuple[float, float] | None:
+    if row.fovea_xy is None or disc is None or not disc.area:
+        return None
+    y, x = (float(places.mean()) for places in np.nonzero(disc.inside))
+    diameter = 2 * np.sqrt(disc.area / np.pi)
+    return abs(row.fovea_xy[0] - x) / diameter, (row.fovea_xy[1] - y) / diameter
+
+
+def _far_foveas(
+    every: Sequence[tuple[Contents, Examined]],
+) -> Iterator[tuple[Contents, Problem]]:
+    """Foveas whose place beside the disc is far from that of all others'."""
+    there = [(c, e.row, e.fovea) for c, e in every if e.fovea is not None]
+    if len(there) < _ENOUGH:
+        return
+    places = np.array([place for *_, place in there])
+    usual = np.median(places, axis=0)
+    # Straight below or above the disc there is no fovea, unless all are swapped.
+    if usual[0] < abs(usual[1]):
+        usual = np.array(_USUAL)
+    distances = np.linalg.norm(places - usual, axis=1)
+    for (contents, row, place), distance in zip(there, distances, strict=True):
+        if distance > _FAR:
+            text = (
+                f"the fovea {row.fovea_xy} lies {place[0]:.1f} disc diameters beside "
+                f"the disc of {row.image} and {place[1]:.1f} below it; usual is "
+                f"{usual[0]:.1f} beside and {usual[1]:.1f} below; give x (column), y "
+                f"(row) ({FOVEA_FAR})."
             )
-    return problems
+            yield contents, Problem(row.number, text, FOVEA_FAR)
+
+
+def _same_photographs(
+    every: Sequence[tuple[Contents, Examined]],
+) -> Iterator[tuple[Contents, Problem]]:
+    """Photographs with the same pixels, but another split or another diagnosis."""
+    earlier: dict[bytes, list[tuple[str, Row]]] = {}
+    for contents, examined in every:
+        row = examined.row
+        copies = earlier.setdefault(examined.digest, []) if examined.digest else []
+        for attribute, what, kind in (
+            ("split", "split", TWO_SPLITS),
+            ("glaucoma", "diagnosis", TWO_DIAGNOSES),
+        ):
+            mine = getattr(row, attribute)
+            for where, other in copies:
+                theirs = getattr(other, attribute)
+                # Two paths to one file are named as such.
+                if (
+                    None not in (mine, theirs)
+                    and mine != theirs
+                    and identity(row.image) != identity(other.image)
+                ):
+                    text = (
+                        f"{row.image} has the pixels of {other.image} ({where}) and "
+                        f"another {what} ({mine}, not {theirs}); keep one of them, or "
+                        f"correct the {what} ({kind})."
+                    )
+                    yield contents, Problem(row.number, text, kind)
+                    break
+        where = f"{contents.table} row {row.number}" if contents.table else row.image_id
+        copies.append((where, row))
 
 
 def _mask_problems(mask: Mask, accept: Set[str]) -> Iterator[tuple[str, str]]:

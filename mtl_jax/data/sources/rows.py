@@ -124,18 +124,29 @@ def read_masks(
 
 
 def repetitions(rows: Sequence[Row], field: str) -> list[Problem]:
-    """The rows whose `field` is that of an earlier row."""
-    first: dict[str | pathlib.Path, int] = {}
+    """The rows whose `field` is that of an earlier row, or another path to its file."""
+    first: dict[object, int] = {}
     problems = []
     for row in rows:
         value = getattr(row, field)
-        if value in first:
+        same = identity(value) if isinstance(value, pathlib.Path) else value
+        if same in first:
             problems.append(
-                Problem(row.number, f"{field} {value} is also in row {first[value]}")
+                Problem(row.number, f"{field} {value} is also in row {first[same]}")
             )
         elif value:
-            first[value] = row.number
+            first[same] = row.number
     return problems
+
+
+def identity(path: pathlib.Path) -> object:
+    """Is equal for all paths to a file, links included."""
+    try:
+        stat = path.stat()
+    # Some names cannot be of a file.
+    except (OSError, ValueError):
+        return path
+    return stat.st_dev, stat.st_ino
 
 
 def divided_patients(rows: Iterable[Row]) -> dict[str, list[Row]]:
