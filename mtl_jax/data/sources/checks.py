@@ -15,7 +15,6 @@ from PIL import Image
 from scipy import ndimage
 
 from mtl_jax.data import building, field_of_view, images
-from mtl_jax.data.schema import MIN_SIZE
 from mtl_jax.data.sources.masks import VALUES, MaskFile
 from mtl_jax.data.sources.rows import Contents, Problem, Row, identity, report
 from mtl_jax.errors import UserError
@@ -297,7 +296,7 @@ def examine(row: Row, accept: Set[str] = frozenset()) -> Examined:
     except UserError as error:
         problems.append((str(error), ""))
     else:
-        problems += _photograph_problems(row, photograph)
+        problems += _fovea_problems(row, photograph)
     masks: dict[str, Mask] = {}
     for column, file in row.mask_files.items():
         # Without its photograph a contour has no size.
@@ -323,17 +322,11 @@ def examine(row: Row, accept: Set[str] = frozenset()) -> Examined:
     return Examined(row, named, digest.digest(), fovea)
 
 
-def _photograph_problems(row: Row, photograph: np.ndarray) -> Iterator[tuple[str, str]]:
+def _fovea_problems(row: Row, photograph: np.ndarray) -> Iterator[tuple[str, str]]:
     """Yields texts and kinds; what must be corrected is of none."""
-    height, width = photograph.shape[:2]
-    if min(height, width) < MIN_SIZE:
-        yield (
-            f"{row.image} has {width} x {height} pixels; at least {MIN_SIZE} a side are"
-            " needed.",
-            "",
-        )
     if row.fovea_xy is None:
         return
+    height, width = photograph.shape[:2]
     x, y = row.fovea_xy
     fovea = f"the fovea ({x:g}, {y:g})"
     field = field_of_view.find(Image.fromarray(photograph))
