@@ -64,8 +64,9 @@ EXAMPLE = flags.DEFINE_string(
 
 
 def main() -> None:
-    """Builds the data set and prints how to train on it."""
+    """Builds the data set and prints what it holds, and how to train on it."""
     from mtl_jax.data import folder, pipeline, refuge, synthetic
+    from mtl_jax.reporting import terminal
 
     # Every data set has its own default.
     shape: dict[str, Any] = {"shape": SHAPE.value} if SHAPE.value else {}
@@ -99,4 +100,5 @@ def main() -> None:
         )
     if EXAMPLE.value:
         synthetic.write_example(EXAMPLE.value)
+    print(terminal.tally_text(pipeline.tally(version_dir)))
     print(pipeline.describe(version_dir))

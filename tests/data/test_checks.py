@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -132,7 +132,6 @@ def test_swapped_masks(tmp_path, photograph):
     assert kinds_of(Row(1, "a", photograph, full, disc)) == ["cup_outside_disc"]
 
 
-@settings(max_examples=60)
 @given(
     st.integers(6, 40),
     st.floats(0.3, 0.9),

@@ -3,7 +3,7 @@ import pathlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -276,7 +276,6 @@ def test_default_splits_are_dealt_by_name():
 MANY = photographs([f"patient {i % 100}" * (i < 300) for i in range(1000)])
 
 
-@settings(max_examples=20)
 @given(st.integers(0, 2**32 - 1), st.integers(150, 300), st.integers(0, 999))
 def test_another_photograph_moves_no_other(seed, count, another):
     """Also one of a patient who is there."""
