@@ -110,12 +110,13 @@ def tally(version_dir: pathlib.Path) -> dict[str, dict[str, collections.Counter[
     """
     with quiet_tfds():
         builder = tfds.builder_from_directory(version_dir)
-        skipped = {key: tfds.decode.SkipDecoding() for key in schema.IMAGES}
-        found = {}
+        skipped: Any = {key: tfds.decode.SkipDecoding() for key in schema.IMAGES}
+        found: dict[str, dict[str, collections.Counter[str]]] = {}
         for split in builder.info.splits:
             counts = found[split] = collections.defaultdict(collections.Counter)
             counts["labels"].update(dict.fromkeys(("images", *LABELS, _POSITIVE), 0))
-            for record in builder.as_data_source(split, decoders=skipped):
+            records: Any = builder.as_data_source(split, decoders=skipped)
+            for record in records:
                 frame = _frame(record)
                 there = dict(zip(LABELS, record["has_label"], strict=True))
                 labels = ["images", *(name for name in LABELS if there[name])]

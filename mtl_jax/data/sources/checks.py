@@ -150,7 +150,7 @@ def _has_other_levels(mask: Mask) -> bool:
     # Beyond half way between noise and the middle of two levels.
     far = (distance > np.diff(known).min() / 4)[values]
     far &= _range(levels, 2 * _EDGE + 1) == 0
-    return np.count_nonzero(other & (flat | far)) > _OTHER_LEVEL * mask.area
+    return bool(np.count_nonzero(other & (flat | far)) > _OTHER_LEVEL * mask.area)
 
 
 def _median(counts: np.ndarray) -> int:
@@ -174,7 +174,7 @@ def _is_outside_disc(mask: Mask) -> bool:
     within = np.count_nonzero(mask.inside & mask.disc)
     # A disc that takes the cup's place may lie in it nearly whole.
     is_larger = mask.area > np.count_nonzero(mask.disc)
-    return is_larger or within < _IN_DISC * mask.area
+    return bool(is_larger or within < _IN_DISC * mask.area)
 
 
 # The first that is found is named.

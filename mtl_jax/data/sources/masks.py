@@ -54,7 +54,8 @@ class MaskFile:
         """
         if self.reading != "contours":
             return images.open_mask(self.paths[0])
-        drawn = [fill_polygon(read_contour(path), size[:2]) for path in self.paths]
+        shape = size[0], size[1]
+        drawn = [fill_polygon(read_contour(path), shape) for path in self.paths]
         at_least_half = 2 * np.sum(drawn, axis=0) >= len(drawn)
         return Image.fromarray(at_least_half.astype(np.uint8))
 
