@@ -307,6 +307,8 @@ def test_prepare_and_train(glaucoma_run, tmp_path, compiled):
     )
     assert prepared.returncode == 0, prepared.stderr
     assert "train 4, validation 2, test 2 images" in prepared.stdout
+    table = {x[:33].strip(): x[33:].split() for x in prepared.stdout.splitlines()}
+    assert table["with glaucoma"] == ["2", "1", "1"]
     flags = [word for word in prepared.stdout.split() if word.startswith("--config.")]
     assert len(flags) == 2
     assert len(list((tmp_path / "example" / "images").iterdir())) == 6

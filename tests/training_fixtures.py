@@ -87,7 +87,11 @@ def complete_data(shared_dir):
         if first:
             write_photographs(source, complete=True)
     version_dir = folder.build(
-        shared_dir / "data", source, image_size=SIZE, shape="stretch"
+        shared_dir / "data",
+        source,
+        image_size=SIZE,
+        shape="stretch",
+        accept=["fovea_far"],
     )
     return str(shared_dir / "data"), f"fundus_folder/{version_dir.parent.name}"
 

@@ -38,6 +38,13 @@ ALLOW_MISSING = flags.DEFINE_bool(
     False,
     "refuge, public sources: build with partial labels if files are missing.",
 )
+ACCEPT = flags.DEFINE_list(
+    "accept",
+    [],
+    "fundus_folder: kinds of unusual annotations that are meant: photograph_as_mask, "
+    "alpha, colours, empty_mask, large_mask, grey_levels, tiny_disc, cup_outside_disc, "
+    "fovea_at_origin, fovea_outside_field, fovea_far, two_splits, two_diagnoses.",
+)
 NAME = flags.DEFINE_string("name", None, "fundus_folder: name of the data set.")
 NUM_IMAGES = flags.DEFINE_list(
     "num_images",
@@ -57,8 +64,9 @@ EXAMPLE = flags.DEFINE_string(
 
 
 def main() -> None:
-    """Builds the data set and prints how to train on it."""
+    """Builds the data set and prints what it holds, and how to train on it."""
     from mtl_jax.data import folder, pipeline, refuge, synthetic
+    from mtl_jax.reporting import terminal
 
     # Every data set has its own default.
     shape: dict[str, Any] = {"shape": SHAPE.value} if SHAPE.value else {}
@@ -70,6 +78,7 @@ def main() -> None:
             image_size=IMAGE_SIZE.value,
             name=NAME.value,
             allow_missing=ALLOW_MISSING.value,
+            accept=ACCEPT.value,
             **shape,
         )
     elif DATASET.value == "refuge":
@@ -91,4 +100,5 @@ def main() -> None:
         )
     if EXAMPLE.value:
         synthetic.write_example(EXAMPLE.value)
+    print(terminal.tally_text(pipeline.tally(version_dir)))
     print(pipeline.describe(version_dir))

@@ -5,6 +5,7 @@ indices rather than images, so that a few numbers are the position in the shuffl
 stream, and a checkpoint can hold them.
 """
 
+import collections
 import contextlib
 import copy
 import os
@@ -37,6 +38,9 @@ TRAINING_KEYS = (
     "glaucoma",
     "has_label",
 )
+
+# Name of the photographs whose label is 1, in a table.
+_POSITIVE = "with glaucoma"
 
 # The splits that cross-validation merges and divides anew.
 TRAINING_SPLITS = ("train", "validation")
@@ -93,6 +97,38 @@ def describe(version_dir: pathlib.Path) -> str:
         f"train on it with --config.data.data_dir={config_dir.parent.parent} "
         f"--config.data.dataset={config_dir.parent.name}/{config_dir.name}"
     )
+
+
+def tally(version_dir: pathlib.Path) -> dict[str, dict[str, collections.Counter[str]]]:
+    """Counts what a built data set holds, without decoding its images.
+
+    Returns:
+      By split and kind (`labels`, `source`, `pixels`, `field of view`) the number of
+      photographs with each value. `labels` also has all `images`, and those `with
+      glaucoma`. A field of view is the side of what the model image shows, in long
+      sides of the photograph, rounded to tenths.
+    """
+    with quiet_tfds():
+        builder = tfds.builder_from_directory(version_dir)
+        skipped: Any = {key: tfds.decode.SkipDecoding() for key in schema.IMAGES}
+        found: dict[str, dict[str, collections.Counter[str]]] = {}
+        for split in builder.info.splits:
+            counts = found[split] = collections.defaultdict(collections.Counter)
+            counts["labels"].update(dict.fromkeys(("images", *LABELS, _POSITIVE), 0))
+            records: Any = builder.as_data_source(split, decoders=skipped)
+            for record in records:
+                frame = _frame(record)
+                there = dict(zip(LABELS, record["has_label"], strict=True))
+                labels = ["images", *(name for name in LABELS if there[name])]
+                if there["glaucoma"] and record["glaucoma"]:
+                    labels.append(_POSITIVE)
+                counts["labels"].update(labels)
+                counts["source"][record["source"].decode()] += 1
+                height, width = frame.native_size
+                counts["pixels"][f"{width} x {height}"] += 1
+                share = max(frame.width, frame.height) / max(height, width)
+                counts["field of view"][f"{share:.1f}"] += 1
+    return found
 
 
 def check_split(builder: tfds.core.DatasetBuilder, split: str) -> None:

@@ -1,10 +1,33 @@
-"""Formats the metrics of an evaluation for the terminal."""
+"""Formats data sets, and the metrics of an evaluation, for the terminal."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtl_jax import metrics
 from mtl_jax.inference.calibration import FEW, Calibration
+
+# Values of a kind that a table has rows for; the others share one.
+_MOST_VALUES = 6
+
+
+def tally_text(found: Mapping[str, Mapping[str, Counter[str]]]) -> str:
+    """Formats `pipeline.tally`: a column for each split, with few values of a kind."""
+    lines = [f"{'':33}" + "".join(f"{split:>12}" for split in found)]
+    for kind, first in next(iter(found.values())).items():
+        total = sum((counts[kind] for counts in found.values()), Counter())
+        # A data set of one source has no name for it.
+        values = [value for value, _ in total.most_common() if value]
+        rows = {f"{kind} {value}": [value] for value in values[:_MOST_VALUES]}
+        if kind == "labels":
+            # Those that no photograph has are told too.
+            rows = {value: [value] for value in first}
+        elif others := values[_MOST_VALUES:]:
+            rows[f"{len(others)} others of {kind}"] = others
+        for name, members in rows.items():
+            cells = (sum(c[kind][v] for v in members) for c in found.values())
+            lines.append(f"{name:33}" + "".join(f"{cell:12}" for cell in cells))
+    return "\n".join(lines)
 
 
 def metrics_text(found: Mapping[str, Any]) -> str:

@@ -1,3 +1,4 @@
+import collections
 import os
 import pathlib
 import signal
@@ -11,10 +12,11 @@ from photograph_files import cmyk_profile, deep, png_bytes, write_dicom, write_h
 from PIL import Image
 
 from mtl_jax import annotations
-from mtl_jax.data import building, folder, geometry
+from mtl_jax.data import building, folder, geometry, pipeline
 from mtl_jax.data.folder import builder, manifest
 from mtl_jax.data.folder.rows import SPLITS
 from mtl_jax.errors import UserError
+from mtl_jax.reporting import terminal
 
 ROOT = pathlib.Path(__file__).parents[2]
 REAL_FUNDUS = ROOT.parent / "shared" / "real_fundus"
@@ -260,8 +262,8 @@ def test_what_was_converted_is_said_once(
 ):
     """By workers too, and again by the second command, which converts nothing."""
     pixels = deep(16, shape=(80, 120, 3))
-    for name in ("full.png", "bare.png"):
-        (source / name).write_bytes(png_bytes(pixels.astype(">u2"), 16))
+    for name, shown in (("full.png", pixels), ("bare.png", pixels[::-1])):
+        (source / name).write_bytes(png_bytes(shown.astype(">u2"), 16))
     write_dicom(source / "disc_only.png", deep(12, shape=(80, 120, 3)), BitsStored=12)
     inks = Image.open(source / "combined.png").convert("CMYK")
     inks.save(source / "combined.png", "JPEG", icc_profile=cmyk_profile())
@@ -285,6 +287,7 @@ def test_what_was_converted_is_said_once(
         ({"image_size": 100}, "multiple of 16"),
         ({"image_size": 16}, "at least 32"),
         ({"manifest": "nowhere.csv"}, "does not exist"),
+        ({"accept": ["large"]}, "the kinds are .*large_mask"),
     ],
 )
 def test_unsuitable_arguments(tmp_path, source, options, reason):
@@ -323,3 +326,35 @@ def test_real_photographs(tmp_path):
         native, small = record["native_disc_mask"], record["disc_mask"]
         assert set(np.unique(native)) == {0, 1}
         assert abs(native.mean() - small.mean()) < 0.01
+
+
+def test_what_was_built_is_told_in_a_table(built):
+    _, version_dir = built
+    text = terminal.tally_text(pipeline.tally(version_dir))
+    lines = [line.rsplit(maxsplit=2) for line in text.splitlines()]
+    assert lines == [
+        ["train", "test"],
+        ["images", "3", "2"],
+        ["glaucoma", "2", "1"],
+        ["disc", "3", "0"],
+        ["cup", "2", "0"],
+        ["fovea", "1", "1"],
+        ["with glaucoma", "1", "0"],
+        ["pixels 120 x 80", "3", "2"],
+        ["field of view 1.0", "3", "2"],
+    ]
+
+
+def test_many_values_share_a_row_of_the_table():
+    sizes = collections.Counter({f"{n} x {n}": n for n in range(100, 110)})
+    counts = {"labels": collections.Counter(images=sizes.total()), "pixels": sizes}
+    lines = terminal.tally_text({"train": counts}).splitlines()
+    assert len(lines) == 2 + 6 + 1
+    assert lines[2].split() == ["pixels", "109", "x", "109", "109"]
+    assert lines[-1].split() == [
+        "4",
+        "others",
+        "of",
+        "pixels",
+        str(100 + 101 + 102 + 103),
+    ]

@@ -1,3 +1,4 @@
+import io
 import struct
 import zlib
 
@@ -373,3 +374,102 @@ def test_find_photographs_takes_brackets_in_a_name_literally(tmp_path):
 def test_finding_nothing_is_an_error(tmp_path, place, reason):
     with pytest.raises(UserError, match=reason):
         images.find_photographs(str(tmp_path / place))
+
+
+# Photographs of which a part is missing, though the decoder says nothing.
+
+
+def round_fundus(height=180, width=240):
+    """With a ground that is exactly black, as the most difficult case."""
+    y, x = np.mgrid[:height, :width]
+    inside = np.hypot(y - height / 2, x - width / 2) < 0.6 * height
+    noise = np.random.default_rng(0).integers(0, 30, (height, width, 3))
+    pixels = np.stack([200 + 0 * x, 90 + x // 8, 20 + y // 4], axis=-1) + noise
+    return (pixels * inside[..., None]).astype(np.uint8)
+
+
+def encoded(kind, **options):
+    file = io.BytesIO()
+    Image.fromarray(round_fundus()).save(file, kind, **options)
+    return file.getvalue()
+
+
+def zeroed(data, share):
+    kept = int(share * len(data))
+    return data[:kept] + bytes(len(data) - kept)
+
+
+def closed_jpeg(data, share):
+    return data[: int(share * len(data))] + b"\xff\xd9"
+
+
+def png_without_rows(_, share):
+    rows = round_fundus()
+    whole = png_bytes(rows, 8)
+    short = png_bytes(rows[: int(share * len(rows))], 8)
+    return whole[:33] + short[33:]
+
+
+def interlaced_png_without_rows(_, share):
+    whole = png_bytes(round_fundus(), 8, interlaced=True)
+    rows = zlib.decompress(whole[41:-16])
+    data = zlib.compress(rows[: int(share * len(rows))])
+    body = b"IDAT" + data
+    size, crc = struct.pack(">I", len(data)), struct.pack(">I", zlib.crc32(body))
+    return whole[:33] + size + body + crc + whole[-12:]
+
+
+INCOMPLETE = {
+    "png without rows": ("PNG", {}, png_without_rows),
+    "interlaced png without rows": ("PNG", {}, interlaced_png_without_rows),
+    "png in zeros": ("PNG", {}, zeroed),
+    "webp in zeros": ("WEBP", {"quality": 90}, zeroed),
+    "lossless webp in zeros": ("WEBP", {"lossless": True}, zeroed),
+    "tiff in zeros": ("TIFF", {}, zeroed),
+    "deflated tiff in zeros": ("TIFF", {"compression": "tiff_deflate"}, zeroed),
+    "bmp in zeros": ("BMP", {}, zeroed),
+    "jpeg in zeros": ("JPEG", {}, zeroed),
+    "jpeg, closed": ("JPEG", {}, closed_jpeg),
+    "progressive jpeg, closed": ("JPEG", {"progressive": True}, closed_jpeg),
+}
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5])
+@pytest.mark.parametrize("name", INCOMPLETE)
+def test_a_photograph_without_its_end_is_refused(name, share):
+    kind, options, damage = INCOMPLETE[name]
+    whole = encoded(kind, **options)
+    assert images.read_photograph("whole", whole).shape == (180, 240, 3)
+    with pytest.raises(UserError, match=r"^eye is .*damaged"):
+        images.open_photograph("eye", damage(whole, share))
+
+
+@pytest.mark.parametrize("kind", ["BMP", "TIFF"])
+@pytest.mark.parametrize("above", [0, 40])
+def test_black_bars_are_no_missing_part(kind, above):
+    """Above and below the fundus they make a square of it; else it must end round."""
+    whole = round_fundus(height=160, width=240)[10:-10]
+    if not above:
+        y, x = np.mgrid[:140, :240]
+        whole = whole * (np.hypot(y - 70, x - 120) < 70)[..., None].astype(np.uint8)
+    file = io.BytesIO()
+    padded = np.pad(whole, ((above, 40), (0, 0), (0, 0)))
+    Image.fromarray(padded).save(file, kind)
+    np.testing.assert_array_equal(images.read_photograph("a", file.getvalue()), padded)
+
+
+def test_a_grey_ground_is_no_missing_block():
+    """As filtered photographs have, which show differences from a grey of 128."""
+    pixels = np.full((64, 64, 3), 128, np.uint8)
+    pixels[20:40, 20:40] = 200
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG")
+    assert images.read_photograph("a", file.getvalue()).shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 3), (31, 200)])
+def test_a_few_pixels_are_no_photograph(size):
+    file = io.BytesIO()
+    Image.new("RGB", size, (200, 90, 30)).save(file, "PNG")
+    with pytest.raises(UserError, match=rf"{size[0]} x {size[1]} pixels; at least 32"):
+        images.open_photograph("a", file.getvalue())

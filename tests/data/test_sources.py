@@ -14,7 +14,7 @@ from source_trees import SIZE, TREES
 from mtl_jax.data import folder, pipeline, sources
 from mtl_jax.data.folds import Fold
 from mtl_jax.data.schema import SPLITS
-from mtl_jax.data.sources import masks, rows
+from mtl_jax.data.sources import checks, masks, rows
 from mtl_jax.errors import UserError
 
 
@@ -68,7 +68,7 @@ def test_rows_are_what_the_files_say(trees, tmp_path, name, arrange):
         root = arrange(shutil.copytree(root, tmp_path / "copy"))
     contents = sources.read(name, root)
     assert contents.missing == []
-    rows.check(contents)
+    checks.check([contents])
     found = {row.image_id.lower(): row for row in contents.rows}
     assert set(found) == {image_id.lower() for image_id in truths}
     for image_id, truth in truths.items():
@@ -99,8 +99,8 @@ def test_validation_is_drawn_from_the_official_training_split(trees, name):
         by_split[row.split].add(row.image_id)
     official = {image_id for image_id, t in truths.items() if t.split == "test"}
     assert by_split["test"] == official
-    training = len(truths) - len(official)
-    assert len(by_split["validation"]) == pytest.approx(0.2 * training, abs=1)
+    assert by_split["train"]
+    assert by_split["validation"]
 
 
 def test_a_photograph_of_both_parts_of_idrid_is_one(trees):
@@ -234,7 +234,7 @@ def test_a_photograph_in_both_official_splits(trees, tmp_path):
     with pytest.raises(
         UserError, match=r"drishtiGS_002 is in \w+ and \w+ \(.*keep one"
     ):
-        rows.check(sources.read("drishti_gs1", root))
+        checks.check([sources.read("drishti_gs1", root)])
 
 
 def test_a_table_of_smdg_that_names_what_is_not_there(trees, tmp_path):
@@ -310,7 +310,7 @@ def test_damaged_tables_and_contours(trees, tmp_path):
     (other,) = root.rglob("RET002OD_disc_exp2.txt")
     other.write_text("one two\n")
     with pytest.raises(UserError) as caught:
-        rows.check(sources.read("papila", root))
+        checks.check([sources.read("papila", root)])
     assert "RET002OD_cup_exp1.txt is no contour of three points" in str(caught.value)
     assert "RET002OD_disc_exp2.txt is no contour (could not convert" in str(
         caught.value
@@ -336,19 +336,15 @@ def test_class_masks_have_three_values(trees, tmp_path):
     disc, _ = source_trees.structures(0)
     source_trees.write_values(root / "G1020/Masks/image_0.png", 128 * disc)
     with pytest.raises(UserError, match="image_0.png has the value 128; its val"):
-        rows.check(sources.read("g1020", root))
+        checks.check([sources.read("g1020", root)])
 
 
-def test_without_a_set_origa_is_divided_at_random(trees, tmp_path):
+def test_without_a_set_origa_is_divided_by_name(trees, tmp_path):
     root = shutil.copytree(trees["origa"][0], tmp_path / "copy")
     table = root / "ORIGA/OrigaList.csv"
     table.write_text(re.sub(r"Set|,[AB],", ",,", table.read_text()))
     found = [row.split for row in sources.read("origa", root).rows]
-    assert {s: found.count(s) for s in SPLITS} == {
-        "train": 4,
-        "validation": 1,
-        "test": 1,
-    }
+    assert set(found) == set(SPLITS)
 
 
 def test_patients_that_an_official_split_divides_are_told(trees, tmp_path):
@@ -427,7 +423,14 @@ def named(trees, *names):
 def test_one_data_set_of_all_sources(trees, own, tmp_path, capsys):
     names = [name for name in TREES if name != "smdg"]
     source = ",".join([*named(trees, *names), f"mine:{own}"])
-    version_dir = folder.build(tmp_path, source, image_size=32, name="all")
+    options = {"image_size": 32, "name": "all"}
+    # The trees have the same photographs.
+    with pytest.raises(
+        UserError, match="(?s)origa has .*accept=two_diagnoses,two_splits"
+    ):
+        folder.build(tmp_path, source, **options)
+    accept = ["two_splits", "two_diagnoses"]
+    version_dir = folder.build(tmp_path, source, **options, accept=accept)
     assert version_dir.relative_to(tmp_path).parts[:2] == ("fundus_folder", "all-32px")
     found = records(version_dir)
     assert len(found) == 4 + sum(len(trees[name][1]) for name in names)
@@ -472,7 +475,7 @@ def test_one_data_set_of_all_sources(trees, own, tmp_path, capsys):
     table = pipeline.open_split(builder, "test")
     assert {table.details(i)["source"] for i in range(len(table))} == {*names, "mine"}
     # The same command again finds it built.
-    assert folder.build(tmp_path, source, image_size=32, name="all") == version_dir
+    assert folder.build(tmp_path, source, **options) == version_dir
 
 
 def test_a_bare_folder_may_have_commas_and_colons(own, tmp_path):

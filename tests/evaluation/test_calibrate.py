@@ -363,7 +363,11 @@ def test_what_cannot_be_calibrated(workdir, fovea_run, drawn, folder_data, tmp_p
     path = tmp_path / "photographs" / "manifest.csv"
     path.write_text(path.read_text().replace("1,validation", "0,validation"))
     version_dir = folder.build(
-        tmp_path, tmp_path / "photographs", image_size=32, shape="stretch"
+        tmp_path,
+        tmp_path / "photographs",
+        image_size=32,
+        shape="stretch",
+        accept=["fovea_far"],
     )
     name = f"fundus_folder/{version_dir.parent.name}"
     healthy = drawn({"data.data_dir": str(tmp_path), "data.dataset": name})

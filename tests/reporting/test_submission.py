@@ -366,7 +366,7 @@ def test_two_photographs_of_one_name_make_no_submission(tmp_path):
 
 def test_a_dot_in_a_name_begins_no_extension(tiny_run, tmp_path):
     for name in ("eye.1.png", "eye.2.png"):
-        Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / name)
+        Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / name)
     out = tmp_path / "out"
     written = predictions.write(tiny_run.workdir, str(tmp_path), out, form="refuge")
     assert not written.failures

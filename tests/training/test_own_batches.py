@@ -319,7 +319,11 @@ def partial_data(tmp_path_factory):
         writer.writeheader()
         writer.writerows(rows)
     version_dir = folder.build(
-        place / "data", manifest.parent, image_size=32, shape="stretch"
+        place / "data",
+        manifest.parent,
+        image_size=32,
+        shape="stretch",
+        accept=["fovea_far"],
     )
     return str(place / "data"), f"fundus_folder/{version_dir.parent.name}"
 

@@ -18,7 +18,8 @@ import tensorflow_datasets as tfds
 from mtl_jax.data import building, images, schema, sources
 from mtl_jax.data.field_of_view import Shape
 from mtl_jax.data.folder import manifest as manifests
-from mtl_jax.data.sources.rows import Contents, Row, check, listed, read_masks
+from mtl_jax.data.sources.checks import KINDS, check
+from mtl_jax.data.sources.rows import Contents, Row, listed, read_masks
 from mtl_jax.errors import UserError
 
 _HINT = "\nComplete the files, or build with partial labels by --allow_missing."
@@ -127,6 +128,7 @@ def build(
     shape: Shape = "fov",
     name: str | None = None,
     allow_missing: bool = False,
+    accept: Sequence[str] = (),
 ) -> pathlib.Path:
     """Builds the data set of one or several sources, unless it is built already.
 
@@ -145,6 +147,7 @@ def build(
       name: name of the data set, by default that of the first source's folder.
         Characters other than ASCII letters, digits and `_` become `_`.
       allow_missing: whether to build if a public data set lacks annotations.
+      accept: kinds of unusual annotations that are meant, of `checks.KINDS`.
 
     Returns:
       The version directory, for `tfds.builder_from_directory`.
@@ -155,6 +158,11 @@ def build(
     """
     named = _named_sources(str(source))
     schema.check_image_size(image_size)
+    if unknown := [kind for kind in accept if kind not in KINDS]:
+        raise UserError(
+            f"--accept={unknown[0]} is no kind of annotation; the kinds are "
+            f"{', '.join(KINDS)}."
+        )
     name = re.sub(r"[^A-Za-z0-9_]", "_", name or named[0][1].resolve().name)
     if not name:
         raise UserError(f"{named[0][1]} has no name for the data set; give a name.")
@@ -185,8 +193,7 @@ def build(
     data_dir = pathlib.Path(data_dir).expanduser().absolute()
     version_dir = data_dir / FundusFolder.name / config.name / str(FundusFolder.VERSION)
     if not version_dir.exists():
-        for contents in found:
-            check(contents)
+        check(found, frozenset(accept))
         with building.quiet_tfds():
             builder = FundusFolder(
                 data_dir=data_dir, config=config, file_format="array_record"

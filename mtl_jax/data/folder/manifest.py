@@ -69,7 +69,10 @@ def read(manifest_path: images.PathLike, source_dir: images.PathLike) -> Content
     if "split" not in header:
         contents.rows = splits.assign(contents.rows)
     for patient, rows in divided_patients(contents.rows).items():
-        there = " and ".join(dict.fromkeys(f"{row.split}" for row in rows))
+        first: dict[str, int] = {}
+        for row in rows:
+            first.setdefault(row.split, row.number)
+        there = " and ".join(f"{split} (row {n})" for split, n in first.items())
         contents.problems.append(
             Problem(
                 rows[0].number,

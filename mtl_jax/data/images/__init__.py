@@ -15,6 +15,8 @@ from mtl_jax.data.images.masks import (
 )
 from mtl_jax.data.images.reading import (
     PathLike,
+    grey_values,
+    open_mask,
     open_photograph,
     read_mask,
     read_photograph,
@@ -29,6 +31,8 @@ __all__ = [
     "count_other_values",
     "disc_and_cup_masks",
     "find_photographs",
+    "grey_values",
+    "open_mask",
     "open_photograph",
     "read_mask",
     "read_photograph",

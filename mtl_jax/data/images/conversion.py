@@ -9,6 +9,9 @@ from PIL import Image
 
 from mtl_jax.errors import UserError
 
+# Pixels a side of the smallest photograph. Smaller ones show too little.
+MIN_SIZE = 32
+
 CMYK_BY_PROFILE = "in CMYK {were} converted to RGB by the colour profile in the file"
 CMYK_BY_FORMULA = (
     "in CMYK without a colour profile {were} converted to RGB by a plain formula, which"
@@ -23,10 +26,13 @@ class Photograph(NamedTuple):
       picture: with 8 bits per channel, loaded into memory.
       conversion: the kind of conversion, for `conversion_sentences`; empty if there was
         none.
+      is_raw: whether the file holds the pixels as they are, so that its zeros are black
+        ones.
     """
 
     picture: Image.Image
     conversion: str = ""
+    is_raw: bool = False
 
 
 def conversion_sentences(counts: Mapping[str, int]) -> list[str]:

@@ -15,14 +15,16 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, ImageOps
 
-from mtl_jax.data.images import conversion
+from mtl_jax.data.images import completeness, conversion
 from mtl_jax.data.images.conversion import Photograph
 from mtl_jax.errors import UserError
 
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF")
 _MODES = frozenset(("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "YCbCr", "CMYK"))
-_TIFF_BITS_PER_SAMPLE, _TIFF_PHOTOMETRIC, _TIFF_PLANAR = 258, 262, 284
-_WHITE_IS_ZERO, _PLANE_BY_PLANE = 0, 2
+_TIFF_BITS_PER_SAMPLE, _TIFF_COMPRESSION = 258, 259
+_TIFF_PHOTOMETRIC, _TIFF_PLANAR = 262, 284
+_NONE, _WHITE_IS_ZERO, _PLANE_BY_PLANE = 1, 0, 2
+_RAW = ("BMP", "DIB")
 
 # Pillow's names of 16-bit colours whose two bytes it can decode apart. Transparency
 # that colours are multiplied by is not among them.
@@ -40,16 +42,20 @@ def read(path: pathlib.Path, file: BinaryIO) -> Photograph:
             values = _deep_values(image, bits, file)
             conversion.check_depth(values, bits, path)
             return conversion.reduce_to_8_bits(values, bits)
-        _load(image)
+        is_raw = image.format in _RAW or _tag(image, _TIFF_COMPRESSION) == _NONE
+        _load(image, file)
         if image.mode == "CMYK":
             return _rgb_of_cmyk(image, path)
         # Pillow would warn that a palette loses its transparency, as intended.
         image.info.pop("transparency", None)
-        return Photograph(image)
+        return Photograph(image, is_raw=is_raw)
 
 
-def _load(image: ImageFile.ImageFile) -> None:
+def _load(image: ImageFile.ImageFile, file: BinaryIO) -> None:
     image.load()
+    file.seek(0)
+    if completeness.lacks_data(image, file.read()):
+        raise OSError("a part of the picture is missing")
     # Unreadable metadata does not make the picture unusable. In place, Pillow turns the
     # picture before it stumbles over other fields than the orientation.
     with contextlib.suppress(Exception):
@@ -109,13 +115,13 @@ def _deep_values(image: ImageFile.ImageFile, bits: int, file: BinaryIO) -> np.nd
     """Decodes a picture of more than 8 bits to uint16 [H, W] or [H, W, 3]."""
     lower_tiles = [tile._replace(args=_other_byte(tile.args)) for tile in image.tile]
     white_is_zero = _tag(image, _TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO
-    _load(image)
+    _load(image, file)
     values = np.asarray(image).astype(np.uint16)
     if values.ndim == 3:
         file.seek(0)
         with Image.open(file, formats=_FORMATS) as lower:
             lower.tile = lower_tiles
-            _load(lower)
+            _load(lower, file)
             values = ((values << 8) | np.asarray(lower))[..., :3]
     elif white_is_zero:
         values = np.uint16(2**bits - 1) - values

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from mtl_jax import errors
-from mtl_jax.data.images import conversion, dicom, heic, pictures
+from mtl_jax.data.images import completeness, conversion, dicom, heic, pictures
 from mtl_jax.data.images.conversion import Photograph
 from mtl_jax.errors import UserError
 
@@ -34,13 +34,22 @@ def open_photograph(path: PathLike, contents: bytes | None = None) -> Photograph
       An RGB picture, and what was converted.
 
     Raises:
-      UserError: if the file is missing, not an image, truncated, or too large for a
-        photograph; if it holds several pictures, or numbers without a known range; if
-        its values fill only a small part of its depth; if it is DICOM, but no colour
-        photograph; or if the extra that reads it is not installed.
+      UserError: if the file is missing, not an image, truncated, lacks a part of the
+        picture, or is too small or too large for a photograph; if it holds several
+        pictures, or numbers without a known range; if its values fill only a small part
+        of its depth; if it is DICOM, but no colour photograph; or if the extra that
+        reads it is not installed.
     """
     photograph = _load(path, contents)
-    return photograph._replace(picture=_in_mode(photograph.picture, "RGB"))
+    picture = _in_mode(photograph.picture, "RGB")
+    if min(picture.size) < conversion.MIN_SIZE:
+        raise UserError(
+            f"{path} has {picture.width} x {picture.height} pixels; at least "
+            f"{conversion.MIN_SIZE} a side are needed."
+        )
+    if photograph.is_raw and completeness.ends_inside(picture):
+        raise _damaged(path, "a part of the picture is missing")
+    return photograph._replace(picture=picture)
 
 
 def read_photograph(path: PathLike, contents: bytes | None = None) -> np.ndarray:
@@ -48,21 +57,27 @@ def read_photograph(path: PathLike, contents: bytes | None = None) -> np.ndarray
     return np.array(open_photograph(path, contents).picture)
 
 
-def read_mask(path: PathLike, contents: bytes | None = None) -> np.ndarray:
-    """Reads a mask as grey values and applies its orientation.
-
-    Args:
-      path: a file as for `open_photograph`. Colours, also those of a palette, become
-        their luminance; a 1-bit mask becomes 0 and 255.
-      contents: as for `open_photograph`.
-
-    Returns:
-      uint8 [H, W].
+def open_mask(path: PathLike) -> Image.Image:
+    """Decodes a mask and applies its orientation; colours and transparency stay.
 
     Raises:
       UserError: as `open_photograph`.
     """
-    return np.array(_in_mode(_load(path, contents).picture, "L"))
+    return _load(path, None).picture
+
+
+def grey_values(picture: Image.Image) -> np.ndarray:
+    """The grey values of a mask, uint8 [H, W].
+
+    Colours, also those of a palette, become their luminance; a 1-bit mask becomes 0 and
+    255. Transparency does not count.
+    """
+    return np.array(_in_mode(picture, "L"))
+
+
+def read_mask(path: PathLike, contents: bytes | None = None) -> np.ndarray:
+    """Reads a mask as `grey_values`; the arguments are those of `open_photograph`."""
+    return grey_values(_load(path, contents).picture)
 
 
 def _in_mode(picture: Image.Image, mode: str) -> Image.Image:
@@ -100,10 +115,13 @@ def _load(path: PathLike, contents: bytes | None) -> Photograph:
     # On damaged files the readers raise a dozen kinds of exception (OSError, EOFError,
     # SyntaxError, struct.error, zlib.error, ...), none of them documented.
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{path} is truncated or damaged ({reason}); copy or export it again."
-        ) from error
+        raise _damaged(path, " ".join(str(error).split())) from error
+
+
+def _damaged(path: PathLike, reason: str) -> UserError:
+    return UserError(
+        f"{path} is truncated or damaged ({reason}); copy or export it again."
+    )
 
 
 def _read(path: pathlib.Path, file: BinaryIO) -> Photograph:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 
 from mtl_jax.data import images
 from mtl_jax.errors import UserError
@@ -42,19 +43,25 @@ class MaskFile:
         """Whether the file holds disc and cup."""
         return self.reading in ("refuge", "classes")
 
-    def values(self, size: tuple[int, int]) -> np.ndarray:
-        """Reads the values of the file, uint8 [h, w]; contours are filled with 1.
+    def picture(self, size: tuple[int, ...]) -> Image.Image:
+        """Reads the file, with its colours and transparency; fills contours with 1.
 
         Args:
-          size: (height, width) of the photograph, which only contours need.
+          size: (height, width, ...) of the photograph, which only contours need.
 
         Raises:
           UserError: if a file cannot be read.
         """
         if self.reading != "contours":
-            return images.read_mask(self.paths[0])
-        drawn = [fill_polygon(read_contour(path), size) for path in self.paths]
-        return (2 * np.sum(drawn, axis=0) >= len(drawn)).astype(np.uint8)
+            return images.open_mask(self.paths[0])
+        shape = size[0], size[1]
+        drawn = [fill_polygon(read_contour(path), shape) for path in self.paths]
+        at_least_half = 2 * np.sum(drawn, axis=0) >= len(drawn)
+        return Image.fromarray(at_least_half.astype(np.uint8))
+
+    def values(self, size: tuple[int, int]) -> np.ndarray:
+        """Reads the grey values of the file, uint8 [h, w]; see `picture`."""
+        return images.grey_values(self.picture(size))
 
     def levels(self, values: np.ndarray) -> np.ndarray:
         """Interprets values: uint8 [h, w], 0 outside, 1 inside.

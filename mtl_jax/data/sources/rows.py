@@ -6,12 +6,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from mtl_jax.data import building, images
-from mtl_jax.data.schema import MIN_SIZE
-from mtl_jax.data.sources.masks import VALUES, MaskFile
-from mtl_jax.errors import UserError
+from mtl_jax.data.sources.masks import MaskFile
 
-_LONGEST_REPORT = 50
+_LONGEST_REPORT = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +70,17 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Something to correct in one row of a source."""
+    """Something to correct in one row of a source.
+
+    Attributes:
+      number: of the row.
+      text: what is wrong.
+      kind: of `checks.KINDS`, if it may be meant.
+    """
 
     number: int
     text: str
+    kind: str = ""
 
 
 @dataclasses.dataclass
@@ -119,108 +123,30 @@ def read_masks(
     return disc, cup
 
 
-def check(contents: Contents) -> None:
-    """Decodes every file that a source names.
-
-    An empty cup mask is an annotation: no cup is visible. An empty disc mask is a
-    problem, because most often its values follow another convention. A mask with every
-    pixel inside is a problem, and so is a fovea outside its photograph.
-
-    Raises:
-      UserError: with a list of all problems, those of its table too.
-    """
-    found = building.parallel_map(
-        file_problems, contents.rows, "checking files", processes=False
-    )
-    for row, texts in zip(contents.rows, found, strict=True):
-        contents.problems += [Problem(row.number, text) for text in texts]
-    if contents.problems:
-        raise UserError(report(contents))
-
-
-def file_problems(row: Row) -> list[str]:
-    """Decodes the files of a row and lists their problems."""
-    problems = []
-    size = None
-    try:
-        size = images.read_photograph(row.image).shape[:2]
-    except UserError as error:
-        problems.append(str(error))
-    if size is not None:
-        problems += _photograph_problems(row, size)
-    for column, mask in row.mask_files.items():
-        # Without its photograph a contour has no size.
-        if size is None and mask.reading == "contours":
-            continue
-        try:
-            values = mask.values(size or (1, 1))
-        except UserError as error:
-            problems.append(str(error))
-        else:
-            problems += _mask_problems(column, mask, values, size)
-    return problems
-
-
-def _photograph_problems(row: Row, size: tuple[int, int]) -> list[str]:
-    height, width = size
-    problems = []
-    if min(size) < MIN_SIZE:
-        problems.append(
-            f"{row.image} has {width} x {height} pixels; at least {MIN_SIZE} a side are"
-            " needed."
-        )
-    if row.fovea_xy is not None:
-        x, y = row.fovea_xy
-        if not (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5):
-            problems.append(
-                f"the fovea ({x:g}, {y:g}) lies outside {row.image}, which has {width}"
-                f" x {height} pixels; give x (column), y (row) in pixels of this file."
-            )
-    return problems
-
-
-def _mask_problems(
-    column: str, mask: MaskFile, values: np.ndarray, size: tuple[int, int] | None
-) -> list[str]:
-    problems = []
-    if size is not None and values.shape != size:
-        problems.append(
-            f"{mask.name} has {values.shape[1]} x {values.shape[0]} pixels, its "
-            f"photograph {size[1]} x {size[0]}; a mask must fit pixel by pixel."
-        )
-    expected = VALUES[mask.reading]
-    if mask.reading == "classes" and values.max() > 2:
-        return [
-            *problems,
-            f"{mask.name} has the value {values.max()}; its values must be {expected}.",
-        ]
-    inside = mask.levels(values) > 0
-    if inside.all():
-        problems.append(
-            f"every pixel of {mask.name} is inside; its values must be {expected}."
-        )
-    elif not inside.any() and (column != "cup_mask" or values.max() > 0):
-        problems.append(
-            f"no pixel of {mask.name} is inside (its largest value is {values.max()});"
-            f" its values must be {expected}; leave the cell empty if it is not"
-            " annotated."
-        )
-    return problems
-
-
 def repetitions(rows: Sequence[Row], field: str) -> list[Problem]:
-    """The rows whose `field` is that of an earlier row."""
-    first: dict[str | pathlib.Path, int] = {}
+    """The rows whose `field` is that of an earlier row, or another path to its file."""
+    first: dict[object, int] = {}
     problems = []
     for row in rows:
         value = getattr(row, field)
-        if value in first:
+        same = identity(value) if isinstance(value, pathlib.Path) else value
+        if same in first:
             problems.append(
-                Problem(row.number, f"{field} {value} is also in row {first[value]}")
+                Problem(row.number, f"{field} {value} is also in row {first[same]}")
             )
         elif value:
-            first[value] = row.number
+            first[same] = row.number
     return problems
+
+
+def identity(path: pathlib.Path) -> object:
+    """Is equal for all paths to a file, links included."""
+    try:
+        stat = path.stat()
+    # Some names cannot be of a file.
+    except (OSError, ValueError):
+        return path
+    return stat.st_dev, stat.st_ino
 
 
 def divided_patients(rows: Iterable[Row]) -> dict[str, list[Row]]:

@@ -1,9 +1,9 @@
-"""Random splits that keep the photographs of a patient together."""
+"""Splits by a hash of names, which keep the photographs of a patient together."""
 
 import dataclasses
+import hashlib
+import itertools
 from collections.abc import Sequence
-
-import numpy as np
 
 from mtl_jax.data.sources.rows import Row
 
@@ -13,54 +13,55 @@ HELD_OUT = 0.2
 
 
 def assign(rows: Sequence[Row]) -> list[Row]:
-    """Gives 60 % of the rows to train, and 20 % each to validation and test."""
-    held_out = round(HELD_OUT * len(rows))
-    drawn = draw(rows, {"validation": held_out, "test": held_out}, rest="train")
-    return [dataclasses.replace(row, split=drawn[row.image_id]) for row in rows]
+    """Gives about 60 % of the rows to train, and 20 % each to validation and test."""
+    dealt = deal(rows, {"validation": HELD_OUT, "test": HELD_OUT}, rest="train")
+    return [dataclasses.replace(row, split=dealt[row.image_id]) for row in rows]
 
 
 def assign_validation(rows: Sequence[Row]) -> list[Row]:
-    """Moves 20 % of the training rows to validation, if there are none."""
+    """Moves about 20 % of the training rows to validation, if there are none."""
     if any(row.split == "validation" for row in rows):
         return list(rows)
     train = [row for row in rows if row.split == "train"]
-    drawn = draw(train, {"validation": round(HELD_OUT * len(train))}, rest="train")
+    dealt = deal(train, {"validation": HELD_OUT}, rest="train")
     return [
-        dataclasses.replace(row, split=drawn.get(row.image_id, row.split))
+        dataclasses.replace(row, split=dealt.get(row.image_id, row.split))
         for row in rows
     ]
 
 
-def draw(rows: Sequence[Row], sizes: dict[str, int], rest: str) -> dict[str, str]:
-    """Draws splits of about these sizes at random, patient by patient.
+def deal(rows: Sequence[Row], shares: dict[str, float], rest: str) -> dict[str, str]:
+    """Deals photographs to splits, patient by patient, each by the hash of its name.
 
-    The same names always give the same splits, in any order. Without patients the sizes
-    are exact.
+    Another photograph therefore moves none of the others, such as from test to train.
+    The exception are sets of so few that a split would be empty: it takes a patient
+    from the largest.
 
     Args:
       rows: the photographs.
-      sizes: numbers of photographs, by split.
+      shares: of all names, by split.
       rest: the split of all others.
 
     Returns:
       The split of each `image_id`.
     """
-    patients = {row.image_id: row.patient or row.image_id for row in rows}
-    members: dict[str, list[str]] = {}
-    for name in sorted(patients):
-        members.setdefault(patients[name], []).append(name)
-    names = sorted(patients)
-    # RandomState's streams are frozen for all versions of NumPy; Generator's are not.
-    order = np.random.RandomState(0).permutation(len(names))
-    found: dict[str, str] = {}
-    filling, filled = iter(sizes.items()), 0
-    split, size = next(filling)
-    for i in order:
-        group = members[patients[names[i]]]
-        if names[i] in found:
-            continue
-        while split != rest and filled + len(group) / 2 > size:
-            (split, size), filled = next(filling, (rest, 0)), 0
-        found |= dict.fromkeys(group, split)
-        filled += len(group)
-    return found
+    ends = list(zip(itertools.accumulate(shares.values()), shares, strict=True))
+    dealt: dict[str, list[str]] = {split: [] for split in (*shares, rest)}
+    for name in sorted({_group(row) for row in rows}, key=_lot):
+        dealt[next((s for end, s in ends if _lot(name) < end), rest)].append(name)
+    for names in dealt.values():
+        largest = max(dealt.values(), key=len)
+        if not names and len(largest) > 1:
+            names.append(largest.pop())
+    split_of = {name: split for split, names in dealt.items() for name in names}
+    return {row.image_id: split_of[_group(row)] for row in rows}
+
+
+def _group(row: Row) -> str:
+    return row.patient or row.image_id
+
+
+def _lot(name: str) -> float:
+    """A number in [0, 1) that is the same on every machine."""
+    digest = hashlib.blake2b(name.encode(), digest_size=7).digest()
+    return int.from_bytes(digest, "big") / 2**56
