@@ -17,7 +17,6 @@ from mtl_jax.inference.prediction import Prediction
 
 # The outlines of the predicted masks by image and task, in pixels of the model image.
 OUTLINES = "outlines.json"
-CONTENTS = ("metrics.json", "per_image.csv", "roc.png", OUTLINES, "overlays/*.png")
 
 Row = Mapping[str, Any]
 Draw = Callable[
@@ -75,7 +74,7 @@ def evaluate(
     if is_portable:
         _check_given(data_dir=data_dir, dataset=dataset, output=output)
     if output is not None:
-        files.check_replaceable(output, CONTENTS)
+        files.check_replaceable(output, folders)
     if calibrated:
         network = workdirs.load_calibrated(folders, checkpoint, tta=tta)
     else:
@@ -130,7 +129,7 @@ def evaluate(
         "" if calibrated else "-uncalibrated",
     ]
     output = output or folders[0] / "evaluation" / "".join(parts)
-    with files.whole_directory(output, CONTENTS) as folder:
+    with files.whole_directory(output, folders) as folder:
         files.write_json(folder / "metrics.json", summary)
         write_csv(folder / "per_image.csv", rows)
         if traced:

@@ -59,7 +59,8 @@ def write(
     Args:
       workdir: folder of the run, or those of several runs that are averaged.
       photographs: a directory, a file, or a glob pattern.
-      output: the folder to write; an earlier prediction there is replaced.
+      output: the folder to write; an earlier output there is replaced, if nobody has
+        added or changed a file.
       checkpoint: `best`, `latest` or a step.
       tta: whether to average over flips; None if the calibration was fitted so.
       calibrated: whether to use the calibration of the first workdir, if it has one.
@@ -71,7 +72,7 @@ def write(
 
     Raises:
       UserError: if there are no photographs, or none of them can be read, or the
-        checkpoint cannot be read.
+        checkpoint cannot be read, or the output holds something else.
     """
     paths = images.find_photographs(photographs)
     folders = workdirs.as_folders(workdir)
@@ -83,9 +84,8 @@ def write(
         submission.check_tasks(network.config.tasks)
     failures: list[str] = []
     conversions = collections.Counter[str]()
-    contents = _contents() if form == "table" else submission.CONTENTS
     notes: list[str] = []
-    with files.whole_directory(output, contents) as folder:
+    with files.whole_directory(output, [*paths, *folders]) as folder:
         predicted = predict(network, paths, failures, conversions)
         if form == "refuge":
             # The names have no extension, and may have a dot all the same.
@@ -136,11 +136,6 @@ def _other_masks() -> list[str]:
     """Names the segmentations that the grey mask does not show."""
     names = (task.name for task in tasks.of_kind("segmentation"))
     return [name for name in names if name not in IN_GREY_MASK]
-
-
-def _contents() -> tuple[str, ...]:
-    folders = ["masks", *(f"{name}_masks" for name in _other_masks()), "overlays"]
-    return ("predictions.csv", *(f"{folder}/*.png" for folder in folders))
 
 
 def _write_table(folder: pathlib.Path, predicted: Iterable[Predicted]) -> list[str]:

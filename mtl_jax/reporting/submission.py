@@ -22,11 +22,6 @@ from mtl_jax.metrics import DIAGNOSIS
 
 _POINT = "fovea"
 _TASKS = (DIAGNOSIS, *IN_GREY_MASK, _POINT)
-CONTENTS = (
-    "segmentation/*.bmp",
-    "classification_results.csv",
-    "fovea_location_results.csv",
-)
 
 
 def check_tasks(names: Iterable[str]) -> None:

@@ -14,7 +14,6 @@ from mtl_jax.errors import UserError
 from mtl_jax.models import unet
 
 _TENSORS, _RECORD = "encoder.safetensors", "weights.json"
-CONTENTS = (_TENSORS, _RECORD)
 
 # Normalisations of networks that may start from an encoder, by its own.
 _SUITABLE = {
@@ -69,7 +68,7 @@ def save(encoder: EncoderWeights, output: pathlib.Path) -> None:
     """
     from safetensors.numpy import save_file
 
-    with files.whole_directory(output, CONTENTS) as folder:
+    with files.whole_directory(output) as folder:
         variables = {"params": encoder.params, "batch_stats": encoder.batch_stats}
         # pyrefly: ignore[bad-assignment]  # Empty nodes only where they are kept.
         tensors: dict[str, np.ndarray] = traverse_util.flatten_dict(variables, sep="/")

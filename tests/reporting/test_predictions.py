@@ -74,7 +74,7 @@ def expected(tiny_run, photographs):
 
 
 def test_what_is_written(predicted):
-    assert {path.name for path in predicted.iterdir()} == {
+    assert {path.name for path in predicted.glob("[!.]*")} == {
         "predictions.csv",
         "masks",
         "overlays",
