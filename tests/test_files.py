@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import pytest
@@ -135,7 +136,7 @@ def make_file(place):
         (link_folder, "more, which mtl_jax did not write"),
         (
             lose_record,
-            "masks/a.png, and no .mtl_jax.json that lists it; earlier versions left none",
+            "masks/a.png, and no .mtl_jax.json that lists it; earlier versions left",
         ),
         (spoil_record, "and no .mtl_jax.json that lists it"),
         (make_file, "it is a file"),
@@ -184,3 +185,22 @@ def test_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="cannot be written.*another output folder"):
         fill(tmp_path / "file" / "out", "x")
+
+
+def test_output_follows_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        fill(tmp_path / "deep" / "out", "x")
+    finally:
+        os.umask(before)
+    modes = {
+        path.relative_to(tmp_path).as_posix(): path.stat().st_mode & 0o777
+        for path in tmp_path.rglob("*")
+    }
+    assert modes == {
+        "deep": 0o750,
+        "deep/out": 0o750,
+        "deep/out/masks": 0o750,
+        "deep/out/masks/a.png": 0o640,
+        "deep/out/.mtl_jax.json": 0o640,
+    }

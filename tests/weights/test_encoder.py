@@ -105,6 +105,8 @@ def test_no_folder_and_damage(tmp_path, imported):
         weights.save(encoder, torn)
         weights.save(encoder, torn)  # Replaces what it wrote before.
         file = torn / name
+        # By the umask, as of any file.
+        assert file.stat().st_mode == (torn / "weights.json").stat().st_mode
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
         with pytest.raises(UserError, match=r"torn is damaged; make it again"):
             weights.load(torn)
