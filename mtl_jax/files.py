@@ -1,13 +1,14 @@
 """Writes files and folders completely or not at all, and replaces only its own."""
 
 import contextlib
+import csv
 import hashlib
 import json
 import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mtl_jax.errors import UserError
@@ -31,6 +32,28 @@ def write_text(path: pathlib.Path, text: str) -> None:
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes a value as indented JSON, completely or not at all."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_csv(
+    path: pathlib.Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]
+) -> None:
+    """Writes rows as CSV in UTF-8, as they come; None and absent keys are empty."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        for row in rows:
+            cells = (row.get(column) for column in columns)
+            writer.writerow([escape(c) if isinstance(c, str) else c for c in cells])
+
+
+def escape(name: str) -> str:
+    r"""Writes bytes of a file's name that are not UTF-8 as `\xff`."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def inside(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """The path of a file whose name is UTF-8, whatever the system's encoding is."""
+    return folder / os.fsdecode(name.encode("utf-8"))
 
 
 def check_replaceable(path: pathlib.Path, used: Collection[pathlib.Path] = ()) -> None:
@@ -99,7 +122,7 @@ def whole_directory(
     try:
         new.mkdir()
         yield new
-        digests = {name: _digest(new / name) for name in _files(new)}
+        digests = {name: _digest(path) for name, path in _files(new).items()}
         write_json(new / _RECORD, {"note": _NOTE, "files": digests})
         check_replaceable(path, used)
         if os.path.exists(path):
@@ -123,24 +146,26 @@ def _somebody_elses(path: pathlib.Path) -> str:
     try:
         ours = dict(json.loads((path / _RECORD).read_text("utf-8"))["files"])
     except (OSError, ValueError, KeyError, TypeError):
-        return f"{found[0]}, and no {_RECORD} that lists it; earlier versions left none"
-    for name in found:
-        if name == _RECORD:
-            continue
+        return (
+            f"{next(iter(found))}, and no {_RECORD} that lists it; earlier versions "
+            "left none"
+        )
+    del found[_RECORD]
+    for name, file in found.items():
         if name not in ours:
             return f"{name}, which mtl_jax did not write"
-        if _digest(path / name) != ours[name]:
+        if _digest(file) != ours[name]:
             return f"{name}, which was changed since mtl_jax wrote it"
     return ""
 
 
-def _files(folder: pathlib.Path) -> list[str]:
-    """Lists files and links below a folder, as paths relative to it."""
+def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Finds files and links below a folder, by their path relative to it."""
     found = []
     for place, folders, names in os.walk(folder, onerror=_fail):
         paths = [pathlib.Path(place, name) for name in (*folders, *names)]
         found += [path for path in paths if path.is_symlink() or not path.is_dir()]
-    return sorted(path.relative_to(folder).as_posix() for path in found)
+    return {escape(p.relative_to(folder).as_posix()): p for p in sorted(found)}
 
 
 def _fail(error: OSError) -> None:

@@ -1,6 +1,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -204,3 +206,26 @@ def test_output_follows_the_umask(tmp_path):
         "deep/out/masks/a.png": 0o640,
         "deep/out/.mtl_jax.json": 0o640,
     }
+
+
+WRITE = r"""
+import pathlib, sys
+from mtl_jax import files
+assert sys.getfilesystemencoding() == "ascii"
+with files.whole_directory(pathlib.Path(sys.argv[1])) as folder:
+    files.inside(folder, "\N{GREEK SMALL LETTER MU}.txt").touch()
+    rows = [{"name": name, "size": 1} for name in sys.argv[2:]]
+    files.write_csv(folder / "a.csv", ["name", "size", "more"], rows)
+"""
+
+
+def test_names_are_utf8_in_any_locale(tmp_path):
+    env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    names = ["œil".encode(), b"bad\xff"]
+    place = tmp_path / "out"
+    subprocess.run([sys.executable, "-c", WRITE, place, *names], env=env, check=True)
+    assert contents(place) == {
+        "μ.txt": "",
+        "a.csv": "name,size,more\nœil,1,\nbad\\xff,1,\n",
+    }
+    fill(place, "In another locale, the files are ours all the same.")

@@ -24,7 +24,7 @@ def main() -> None:
     output, missing = report.write(
         pathlib.Path(EXPERIMENT.value), data_dir=DATA_DIR.value, case=CASE.value
     )
-    print((output / "table-model.md").read_text())
+    print((output / "table-model.md").read_text("utf-8"))
     for path in sorted(output.glob("[!.]*")):
         print(path)
     if missing is not None:

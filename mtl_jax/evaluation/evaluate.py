@@ -1,6 +1,5 @@
 """Evaluates a trained network on a split of a data set."""
 
-import csv
 import dataclasses
 import json
 import pathlib
@@ -133,7 +132,7 @@ def evaluate(
         files.write_json(folder / "metrics.json", summary)
         write_csv(folder / "per_image.csv", rows)
         if traced:
-            (folder / OUTLINES).write_text(json.dumps(traced))
+            files.write_text(folder / OUTLINES, json.dumps(traced))
         if draw is not None:
             draw(folder, network, opened, rows)
     return output, summary
@@ -263,7 +262,4 @@ def _outlines(prediction: Prediction) -> dict[str, list[list[list[float]]]]:
 def write_csv(path: pathlib.Path, rows: Sequence[Row]) -> None:
     """Writes rows as CSV, one column for every key in any of them; None is empty."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
+    files.write_csv(path, columns, rows)
