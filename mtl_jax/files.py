@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -15,6 +16,8 @@ from mtl_jax.errors import UserError
 
 # In every folder that `whole_directory` wrote: the SHA-256 of each file in it.
 _RECORD = ".mtl_jax.json"
+# Spreadsheets pass over white space before a formula.
+_FORMULA = re.compile(r"'*\s*[=+\-@]")
 _NOTE = "mtl_jax replaces this folder as long as it holds these files only, unchanged."
 
 
@@ -37,13 +40,30 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 def write_csv(
     path: pathlib.Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]
 ) -> None:
-    """Writes rows as CSV in UTF-8, as they come; None and absent keys are empty."""
+    """Writes rows as CSV in UTF-8, as they come.
+
+    None and absent keys are empty. A text that a spreadsheet would compute, as it
+    begins with = + - @, gets a leading apostrophe, which `text_of` takes off. So does
+    one with apostrophes before such a sign.
+
+    Reference:
+      OWASP, CSV Injection.
+    """
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         for row in rows:
             cells = (row.get(column) for column in columns)
-            writer.writerow([escape(c) if isinstance(c, str) else c for c in cells])
+            writer.writerow([_safe(c) if isinstance(c, str) else c for c in cells])
+
+
+def text_of(cell: str) -> str:
+    """Returns the text of a cell that `write_csv` wrote."""
+    return cell[1:] if cell[:1] == "'" and _FORMULA.match(cell) else cell
+
+
+def _safe(text: str) -> str:
+    return f"'{escape(text)}" if _FORMULA.match(text) else escape(text)
 
 
 def escape(name: str) -> str:

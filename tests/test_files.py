@@ -1,3 +1,4 @@
+import csv
 import json
 import os
 import shutil
@@ -5,6 +6,8 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mtl_jax import files
 from mtl_jax.errors import UserError
@@ -229,3 +232,22 @@ def test_names_are_utf8_in_any_locale(tmp_path):
         "a.csv": "name,size,more\nœil,1,\nbad\\xff,1,\n",
     }
     fill(place, "In another locale, the files are ours all the same.")
+
+
+TEXTS = st.text(st.sampled_from("=+-@' \t\r\n1,aä"), max_size=5)
+
+
+@given(texts=st.lists(TEXTS, min_size=1, max_size=9))
+def test_no_text_is_a_formula(texts, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "texts.csv"
+    rows = [{"text": text, "number": -index} for index, text in enumerate(texts)]
+    files.write_csv(path, ["text", "number"], rows)
+    with path.open(newline="", encoding="utf-8") as file:
+        read = list(csv.DictReader(file))
+    assert [files.text_of(row["text"]) for row in read] == texts
+    assert [row["number"] for row in read] == [str(-i) for i in range(len(texts))]
+    for text, row in zip(texts, read, strict=True):
+        assert row["text"].strip()[:1] not in {*"=+-@"}
+        # All others are as they are.
+        assert row["text"] in (text, f"'{text}")
+        assert row["text"] == text or text.strip(" \t\r\n'")[0] in "=+-@"
