@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, no_room
 
 # In every folder that `whole_directory` wrote: the SHA-256 of each file in it.
 _RECORD = ".mtl_jax.json"
@@ -28,6 +28,10 @@ def write_text(path: pathlib.Path, text: str) -> None:
     try:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
+    except OSError as error:
+        # A failed write does not know what it writes to.
+        error.filename = error.filename or str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -148,6 +152,15 @@ def whole_directory(
         if os.path.exists(path):
             os.replace(path, old)
         os.replace(new, path)
+    except UserError:
+        raise
+    except Exception as error:
+        if reason := no_room(error):
+            raise UserError(
+                f"{path} cannot be written ({reason}); make room there, or name "
+                "another output folder."
+            ) from error
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import json
 import os
@@ -5,12 +6,17 @@ import shutil
 import subprocess
 import sys
 
+import full_disk
+import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from mtl_jax import files
 from mtl_jax.errors import UserError
+from mtl_jax.training import checkpoints
 
 
 def names(folder):
@@ -89,6 +95,67 @@ def test_earlier_output_stays_when_the_block_fails(tmp_path):
     assert contents(place) == {"masks/a.png": "first"}
     assert names(tmp_path) == ["out"]
     fill(place, "third")
+
+
+def save_picture(folder):
+    noise = np.random.default_rng(0).integers(256, size=(100, 100, 3))
+    Image.fromarray(noise.astype(np.uint8)).save(folder / "a.png")
+
+
+def save_tensors(folder):
+    safetensors.numpy.save_file({"a": np.zeros(9999)}, folder / "a.safetensors")
+
+
+def save_rows(folder):
+    files.write_csv(folder / "a.csv", ["a"], ({"a": i} for i in range(9999)))
+
+
+def save_json(folder):
+    files.write_json(folder / "a.json", [*range(9999)])
+
+
+def save_within(folder):
+    fill(folder / "within", "x" * 9999)
+
+
+def save_checkpoint(folder):
+    with contextlib.closing(checkpoints.Checkpoints(folder)) as opened:
+        opened.save_network({"params": {"a": np.arange(9999.0)}}, {"a": 1})
+        opened.wait()
+
+
+@pytest.mark.parametrize(
+    "save",
+    [
+        save_picture,
+        save_tensors,
+        save_rows,
+        save_json,
+        save_within,
+        save_checkpoint,
+    ],
+)
+def test_a_full_disk_is_said_and_the_earlier_output_stays(save, tmp_path):
+    place = tmp_path / "out"
+    fill(place, "first")
+    with (
+        full_disk.limit(4000),
+        pytest.raises(UserError, match=r"out.* cannot be written \(File too large\)"),
+        files.whole_directory(place) as folder,
+    ):
+        save(folder)
+    assert contents(place) == {"masks/a.png": "first"}
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_text_that_does_not_fit_leaves_the_old_one(tmp_path):
+    path = tmp_path / "a.txt"
+    files.write_text(path, "old")
+    with full_disk.limit(99), pytest.raises(OSError, match="File too large") as caught:
+        files.write_text(path, "x" * 100)
+    assert caught.value.filename == str(path)
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
 
 
 def test_nothing_is_left_when_the_block_fails(tmp_path):

@@ -6,7 +6,7 @@ import pathlib
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -87,24 +87,36 @@ def predict(
             read = [photograph for photograph in tried if photograph is not None]
             conversions.update(photograph.conversion for photograph in read)
             if read:
-                outputs = network.outputs({"image": _batch(read, network.batch_size)})
-            for index, photograph in enumerate(read):
-                prediction = attempt(
-                    failures,
-                    photograph.path,
-                    averaging.read,
-                    outputs,
-                    index,
-                    network.classifier,
-                    photograph.frame,
-                    network.post,
-                    network.calibration,
-                    field=photograph.field,
-                )
-                if prediction is not None:
-                    path, pixels = photograph.path, photograph.pixels
-                    yield Predicted(names[path], path, pixels, prediction)
+                yield from _predict_batch(read, names, network, failures)
             progress.update(len(chunk))
+
+
+def _predict_batch(
+    read: Sequence[_Photograph],
+    names: Mapping[pathlib.Path, str],
+    network: workdirs.TrainedNetwork,
+    failures: list[str],
+) -> Iterator[Predicted]:
+    # The last batch is filled with black.
+    model_images = np.zeros((network.batch_size, *read[0].model_image.shape), np.uint8)
+    model_images[: len(read)] = [photograph.model_image for photograph in read]
+    outputs = network.outputs({"image": model_images})
+    for index, photograph in enumerate(read):
+        prediction = attempt(
+            failures,
+            photograph.path,
+            averaging.read,
+            outputs,
+            index,
+            network.classifier,
+            photograph.frame,
+            network.post,
+            network.calibration,
+            field=photograph.field,
+        )
+        if prediction is not None:
+            path, pixels = photograph.path, photograph.pixels
+            yield Predicted(names[path], path, pixels, prediction)
 
 
 def attempt(
@@ -150,13 +162,6 @@ def _read(path: pathlib.Path, network: workdirs.TrainedNetwork) -> _Photograph:
     model_image = geometry.photograph_to_model(picture, frame, size)
     field = field_of_view.limits(model_image, frame, network.shape)
     return _Photograph(path, np.array(picture), conversion, frame, model_image, field)
-
-
-def _batch(read: Sequence[_Photograph], batch_size: int) -> np.ndarray:
-    """Stacks model images to a whole batch, the last ones black."""
-    model_images = np.zeros((batch_size, *read[0].model_image.shape), np.uint8)
-    model_images[: len(read)] = [photograph.model_image for photograph in read]
-    return model_images
 
 
 def _distinct_names(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, str]:

@@ -1,6 +1,7 @@
 import csv
 import pathlib
 
+import full_disk
 import numpy as np
 import pytest
 from photograph_files import deep, png_bytes, scaled, write_dicom
@@ -226,19 +227,13 @@ def test_nothing_is_left_where_nothing_could_be_read(tiny_run, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
-def test_a_failure_in_the_middle_leaves_the_earlier_output(
-    tiny_run, photographs, tmp_path, monkeypatch
-):
+def test_a_full_disk_leaves_the_earlier_output(tiny_run, photographs, tmp_path):
     output = tmp_path / "out"
     predictions.write(tiny_run.workdir, str(photographs / "odd.png"), output)
     before = (output / "predictions.csv").read_bytes()
-
-    def full_disk(*args, **kwargs):
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(predictions.overlay, "draw", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        predictions.write(tiny_run.workdir, str(photographs), output)
+    for size in (500, 50_000):
+        with full_disk.limit(size), pytest.raises(UserError, match="make room there"):
+            predictions.write(tiny_run.workdir, str(photographs), output)
     assert (output / "predictions.csv").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
