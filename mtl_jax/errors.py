@@ -1,4 +1,10 @@
-"""Exceptions for mistakes of the user."""
+"""Exceptions for mistakes of the user, and sentences on what is not a bug either."""
+
+import errno
+import os
+
+# A disk is full: for everybody, for this user, for one file.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # Modules that a minimal installation lacks, by the extra that installs them.
 EXTRAS = {
@@ -42,4 +48,18 @@ def missing_extra(error: ModuleNotFoundError) -> str | None:
                 f"{module} is not installed; install mtl_jax[{extra}], or mtl_jax[all] "
                 "for every command."
             )
+    return None
+
+
+def no_room(error: BaseException | None) -> str | None:
+    """Returns the system's reason if an error says that a disk is full; else None.
+
+    Libraries raise exceptions of their own, and of many types, in which that reason is
+    a part of the text.
+    """
+    while error is not None:
+        for number in _NO_ROOM:
+            if (reason := os.strerror(number)) in str(error):
+                return reason
+        error = error.__cause__ or error.__context__
     return None

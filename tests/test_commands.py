@@ -6,14 +6,17 @@ import pathlib
 import re
 import subprocess
 import sys
+import threading
 import tomllib
 from importlib import metadata
 
+import full_disk
 import pytest
 from absl import flags
 from jax._src import compilation_cache
 
-from mtl_jax.commands import _compilation_cache, _flags
+from mtl_jax import files
+from mtl_jax.commands import _compilation_cache, _flags, _program
 from mtl_jax.errors import EXTRAS, UserError
 
 pytest_plugins = ("training_fixtures",)
@@ -74,6 +77,27 @@ def test_folders_of_the_user_keep_their_names(tmp_path):
     assert finished.stderr == (
         f"error: There is no config file '{path}'; see configs/.\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("act", "sentence"),
+    [
+        (lambda p: (p / ("x" * 300)).touch(), "x cannot be used (File name too long)"),
+        (lambda p: (p / "a").write_bytes(bytes(200)), "A file cannot be written (File"),
+        (lambda p: files.write_text(p / "a", "x" * 200), "/a cannot be written (File"),
+        (lambda p: (p / "absent").read_bytes(), None),
+        (lambda p: int("x"), None),
+    ],
+)
+def test_what_the_system_refuses_is_no_bug(act, sentence, tmp_path, capsys):
+    with full_disk.limit(150), pytest.raises((OSError, ValueError)) as caught:
+        act(tmp_path)
+    said = _program._of_the_system(caught.value)
+    assert said is None if sentence is None else sentence in said
+    error = caught.type, caught.value, caught.tb, threading.current_thread()
+    _program._report_thread(threading.ExceptHookArgs(error))
+    found = capsys.readouterr().err
+    assert found == f"note: {said}.\n" if sentence else "Traceback" in found
 
 
 def workdirs_of(text):

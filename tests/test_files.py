@@ -1,18 +1,43 @@
+import contextlib
+import csv
 import json
+import os
+import shutil
+import subprocess
+import sys
 
+import full_disk
+import numpy as np
 import pytest
+import safetensors.numpy
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 
 from mtl_jax import files
 from mtl_jax.errors import UserError
+from mtl_jax.training import checkpoints
 
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def fill(place, text):
-    with files.whole_directory(place, ("marker", "more")) as folder:
-        (folder / "marker").write_text(text)
+def contents(folder):
+    """What a person sees in a folder."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_text()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name[0] != "."
+    }
+
+
+def fill(place, text, *more, used=()):
+    with files.whole_directory(place, used) as folder:
+        (folder / "masks").mkdir()
+        (folder / "masks" / "a.png").write_text(text)
+        for name in more:
+            (folder / name).write_text(text)
 
 
 def test_text_is_replaced_and_nothing_else_left(tmp_path):
@@ -29,6 +54,7 @@ def test_text_that_cannot_be_encoded_leaves_the_old_one(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         files.write_text(path, "new \ud800")
     assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
 
 
 def test_json_comes_back(tmp_path):
@@ -41,21 +67,24 @@ def test_json_comes_back(tmp_path):
 
 def test_directory_appears_when_the_block_ends(tmp_path):
     place = tmp_path / "deep" / "out"
-    with files.whole_directory(place, ("marker",)) as folder:
-        (folder / "marker").write_text("x")
+    with files.whole_directory(place) as folder:
+        (folder / "a.txt").write_text("x")
         assert not place.exists()
-    assert names(place) == ["marker"]
+    assert contents(place.parent) == {"out/a.txt": "x"}
     assert names(place.parent) == ["out"]
-    assert place.stat().st_mode & 0o777 == 0o755
 
 
 def test_earlier_output_is_replaced(tmp_path):
     place = tmp_path / "out"
-    fill(place, "first")
-    (place / "more").touch()
-    fill(place, "second")
-    assert names(place) == ["marker"]
-    assert (place / "marker").read_text() == "second"
+    fill(place, "first", "b", "c")
+    # Somebody may take files away, and empty folders hold no work.
+    (place / "b").unlink()
+    (place / "empty").mkdir()
+    shutil.copytree(place, tmp_path / "copy")
+    for folder in (place, tmp_path / "copy"):
+        fill(folder, "second")
+        assert contents(folder) == {"masks/a.png": "second"}
+    assert names(tmp_path) == ["copy", "out"]
 
 
 def test_earlier_output_stays_when_the_block_fails(tmp_path):
@@ -63,12 +92,74 @@ def test_earlier_output_stays_when_the_block_fails(tmp_path):
     fill(place, "first")
     with pytest.raises(UnicodeEncodeError):
         fill(place, "second \ud800")
-    assert (place / "marker").read_text() == "first"
+    assert contents(place) == {"masks/a.png": "first"}
+    assert names(tmp_path) == ["out"]
+    fill(place, "third")
+
+
+def save_picture(folder):
+    noise = np.random.default_rng(0).integers(256, size=(100, 100, 3))
+    Image.fromarray(noise.astype(np.uint8)).save(folder / "a.png")
+
+
+def save_tensors(folder):
+    safetensors.numpy.save_file({"a": np.zeros(9999)}, folder / "a.safetensors")
+
+
+def save_rows(folder):
+    files.write_csv(folder / "a.csv", ["a"], ({"a": i} for i in range(9999)))
+
+
+def save_json(folder):
+    files.write_json(folder / "a.json", [*range(9999)])
+
+
+def save_within(folder):
+    fill(folder / "within", "x" * 9999)
+
+
+def save_checkpoint(folder):
+    with contextlib.closing(checkpoints.Checkpoints(folder)) as opened:
+        opened.save_network({"params": {"a": np.arange(9999.0)}}, {"a": 1})
+        opened.wait()
+
+
+@pytest.mark.parametrize(
+    "save",
+    [
+        save_picture,
+        save_tensors,
+        save_rows,
+        save_json,
+        save_within,
+        save_checkpoint,
+    ],
+)
+def test_a_full_disk_is_said_and_the_earlier_output_stays(save, tmp_path):
+    place = tmp_path / "out"
+    fill(place, "first")
+    with (
+        full_disk.limit(4000),
+        pytest.raises(UserError, match=r"out.* cannot be written \(File too large\)"),
+        files.whole_directory(place) as folder,
+    ):
+        save(folder)
+    assert contents(place) == {"masks/a.png": "first"}
     assert names(tmp_path) == ["out"]
 
 
+def test_a_text_that_does_not_fit_leaves_the_old_one(tmp_path):
+    path = tmp_path / "a.txt"
+    files.write_text(path, "old")
+    with full_disk.limit(99), pytest.raises(OSError, match="File too large") as caught:
+        files.write_text(path, "x" * 100)
+    assert caught.value.filename == str(path)
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
 def test_nothing_is_left_when_the_block_fails(tmp_path):
-    with pytest.raises(KeyboardInterrupt), files.whole_directory(tmp_path / "a", ()):
+    with pytest.raises(KeyboardInterrupt), files.whole_directory(tmp_path / "a"):
         raise KeyboardInterrupt
     assert names(tmp_path) == []
 
@@ -76,19 +167,90 @@ def test_nothing_is_left_when_the_block_fails(tmp_path):
 def test_empty_directory_is_taken(tmp_path):
     (tmp_path / "out").mkdir()
     fill(tmp_path / "out", "x")
-    assert names(tmp_path / "out") == ["marker"]
+    assert contents(tmp_path / "out") == {"masks/a.png": "x"}
 
 
-def test_what_somebody_else_made_is_refused(tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "marker").touch()
-    (tmp_path / "out" / "thesis.tex").write_text("x")
-    (tmp_path / "file").write_text("x")
-    for place in (tmp_path / "out", tmp_path / "file"):
-        with pytest.raises(UserError, match="something else.*another output folder"):
-            fill(place, "x")
-    assert names(tmp_path) == ["file", "out"]
-    assert names(tmp_path / "out") == ["marker", "thesis.tex"]
+def write_own(place):
+    (place / "masks" / "own.png").write_text("x")
+
+
+def edit(place):
+    (place / "masks" / "a.png").write_text("X")
+
+
+def link_file(place):
+    (place / "b").symlink_to(place / "masks" / "a.png")
+
+
+def link_folder(place):
+    (place / "more").symlink_to(place / "masks")
+
+
+def lose_record(place):
+    (place / ".mtl_jax.json").unlink()
+
+
+def spoil_record(place):
+    (place / ".mtl_jax.json").write_text("[]")
+
+
+def make_file(place):
+    shutil.rmtree(place)
+    place.write_text("x")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (write_own, "masks/own.png, which mtl_jax did not write"),
+        (edit, "masks/a.png, which was changed since mtl_jax wrote it"),
+        (link_file, "b, which mtl_jax did not write"),
+        (link_folder, "more, which mtl_jax did not write"),
+        (
+            lose_record,
+            "masks/a.png, and no .mtl_jax.json that lists it; earlier versions left",
+        ),
+        (spoil_record, "and no .mtl_jax.json that lists it"),
+        (make_file, "it is a file"),
+    ],
+)
+def test_what_somebody_else_made_is_refused(change, reason, tmp_path):
+    place = tmp_path / "out"
+    fill(place, "x")
+    change(place)
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match="something else.*another output") as caught:
+        fill(place, "new")
+    assert reason in str(caught.value)
+    assert contents(tmp_path) == before
+    assert names(tmp_path) == ["out"]
+
+
+def test_what_somebody_adds_meanwhile_stays(tmp_path):
+    place = tmp_path / "out"
+    fill(place, "old")
+    with (
+        pytest.raises(UserError, match="own.png, which mtl_jax did not write"),
+        files.whole_directory(place),
+    ):
+        write_own(place)
+    assert contents(place) == {"masks/a.png": "old", "masks/own.png": "x"}
+
+
+def test_folders_in_use_are_refused(tmp_path, monkeypatch):
+    place = tmp_path / "out"
+    fill(place, "x")
+    for used in (place, place / "masks", place / "masks" / ".." / "new.png"):
+        with pytest.raises(UserError, match="is or holds .*used here"):
+            fill(place, "y", used=[used])
+    fill(place, "y", used=[tmp_path, tmp_path / "out2"])
+    monkeypatch.chdir(place / "masks")
+    for output in (".", "..", place):
+        with pytest.raises(UserError, match="is the current folder or holds it"):
+            files.check_replaceable(output)
+    with pytest.raises(UserError, match="a whole file system"):
+        files.check_replaceable("/")
+    assert contents(place) == {"masks/a.png": "y"}
 
 
 def test_place_that_cannot_be_written(tmp_path):
@@ -97,12 +259,62 @@ def test_place_that_cannot_be_written(tmp_path):
         fill(tmp_path / "file" / "out", "x")
 
 
-def test_somebody_elses_file_in_a_folder_of_ours_is_refused(tmp_path):
-    (tmp_path / "out" / "masks").mkdir(parents=True)
-    (tmp_path / "out" / "masks" / "a.png").touch()
-    patterns = ("masks/*.png",)
-    files.check_replaceable(tmp_path / "out", patterns)
-    (tmp_path / "out" / "masks" / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"something else.*notes\.txt"):
-        files.check_replaceable(tmp_path / "out", patterns)
-    assert (tmp_path / "out" / "masks" / "notes.txt").read_text() == "mine"
+def test_output_follows_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        fill(tmp_path / "deep" / "out", "x")
+    finally:
+        os.umask(before)
+    modes = {
+        path.relative_to(tmp_path).as_posix(): path.stat().st_mode & 0o777
+        for path in tmp_path.rglob("*")
+    }
+    assert modes == {
+        "deep": 0o750,
+        "deep/out": 0o750,
+        "deep/out/masks": 0o750,
+        "deep/out/masks/a.png": 0o640,
+        "deep/out/.mtl_jax.json": 0o640,
+    }
+
+
+WRITE = r"""
+import pathlib, sys
+from mtl_jax import files
+assert sys.getfilesystemencoding() == "ascii"
+with files.whole_directory(pathlib.Path(sys.argv[1])) as folder:
+    files.inside(folder, "\N{GREEK SMALL LETTER MU}.txt").touch()
+    rows = [{"name": name, "size": 1} for name in sys.argv[2:]]
+    files.write_csv(folder / "a.csv", ["name", "size", "more"], rows)
+"""
+
+
+def test_names_are_utf8_in_any_locale(tmp_path):
+    env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    names = ["œil".encode(), b"bad\xff"]
+    place = tmp_path / "out"
+    subprocess.run([sys.executable, "-c", WRITE, place, *names], env=env, check=True)
+    assert contents(place) == {
+        "μ.txt": "",
+        "a.csv": "name,size,more\nœil,1,\nbad\\xff,1,\n",
+    }
+    fill(place, "In another locale, the files are ours all the same.")
+
+
+TEXTS = st.text(st.sampled_from("=+-@' \t\r\n1,aä"), max_size=5)
+
+
+@given(texts=st.lists(TEXTS, min_size=1, max_size=9))
+def test_no_text_is_a_formula(texts, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "texts.csv"
+    rows = [{"text": text, "number": -index} for index, text in enumerate(texts)]
+    files.write_csv(path, ["text", "number"], rows)
+    with path.open(newline="", encoding="utf-8") as file:
+        read = list(csv.DictReader(file))
+    assert [files.text_of(row["text"]) for row in read] == texts
+    assert [row["number"] for row in read] == [str(-i) for i in range(len(texts))]
+    for text, row in zip(texts, read, strict=True):
+        assert row["text"].strip()[:1] not in {*"=+-@"}
+        # All others are as they are.
+        assert row["text"] in (text, f"'{text}")
+        assert row["text"] == text or text.strip(" \t\r\n'")[0] in "=+-@"

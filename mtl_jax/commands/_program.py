@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import errno
 import importlib
 import io
 import logging as standard_logging
@@ -9,6 +10,7 @@ import os
 import pathlib
 import re
 import sys
+import threading
 import types
 from importlib import metadata
 from typing import Any, NoReturn
@@ -16,7 +18,13 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from mtl_jax.commands import _compilation_cache
-from mtl_jax.errors import UserError, missing_extra
+from mtl_jax.errors import UserError, missing_extra, no_room
+
+# What the system may say of a path, and no bug is behind it.
+_REFUSALS = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG),
+    *(errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE),
+)
 
 
 def main() -> None:
@@ -46,8 +54,9 @@ def run(verb: str) -> NoReturn:
     """Runs a command with the arguments of this process, and exits.
 
     A `UserError` is printed as one sentence without a traceback, and the exit code is
-    1. So is a missing module that an extra installs. Ctrl-C exits with 130. Any other
-    exception is a bug and keeps its traceback.
+    1. So is a missing module that an extra installs, and what the system refuses, such
+    as room on a disk. Ctrl-C exits with 130. Any other exception is a bug and keeps its
+    traceback.
 
     Args:
       verb: name of a command's module in this package. No other command's module is
@@ -56,15 +65,17 @@ def run(verb: str) -> NoReturn:
     # The name of a file may not be valid text; it is then printed with escapes.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    # Orbax reports every save at length.
-    logging.set_verbosity(logging.ERROR)
+    # Orbax reports every save at length, and prints tracebacks of what it then raises.
+    logging.set_verbosity(logging.FATAL)
     _hush_tensorstore()
+    threading.excepthook = _report_thread
     # On many Intel processors XLA logs an error for every program that it reads from
     # disk, and then runs it correctly (github.com/openxla/xla/issues/44565).
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if "--version" in sys.argv[1:]:
         _print_version()
         sys.exit()
+    advice = "continue with --resume" if verb == "train" else "repeat the command"
     try:
         command = importlib.import_module(f"mtl_jax.commands.{verb}")
         _prepare_help(command)
@@ -83,9 +94,22 @@ def run(verb: str) -> NoReturn:
             _fail(missing, 1)
         raise
     except KeyboardInterrupt:
-        advice = "continue with --resume" if verb == "train" else "repeat the command"
         print(f"interrupted; {advice}.", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if sentence := _of_the_system(error):
+            _fail(f"{sentence}, and {advice}.", 1)
+        raise
+
+
+def _of_the_system(error: Exception) -> str | None:
+    """Says what the system refuses; None if the error is of another kind."""
+    name = getattr(error, "filename", None) or "A file"
+    if reason := no_room(error):
+        return f"{name} cannot be written ({reason}); make room on its disk"
+    if isinstance(error, OSError) and error.errno in _REFUSALS:
+        return f"{name} cannot be used ({error.strerror}); see to that"
+    return None
 
 
 def say(text: str) -> None:
@@ -168,6 +192,15 @@ def _parse(argv: list[str]) -> list[str]:
         if "get_config" in str(error):
             _fail(f"--config={config}: it has no function get_config.", 2)
         raise
+
+
+def _report_thread(failed: threading.ExceptHookArgs) -> None:
+    """Notes what the system refuses a thread, such as TensorBoard's."""
+    error = failed.exc_value
+    if isinstance(error, Exception) and (sentence := _of_the_system(error)):
+        warn(f"{sentence}.")
+    else:
+        threading.__excepthook__(failed)
 
 
 def _hush_tensorstore() -> None:

@@ -71,7 +71,7 @@ def main() -> None:
     print(terminal.metrics_text(metrics))
     if "note" in metrics:
         _program.warn(metrics["note"])
-    for path in sorted(output.iterdir()):
+    for path in sorted(output.glob("[!.]*")):
         print(path)
     if SUBMISSION.value:
         print(SUBMISSION.value)

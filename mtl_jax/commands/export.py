@@ -34,7 +34,7 @@ def main() -> None:
         checkpoint=CHECKPOINT.value,
         dtype="float16" if DTYPE.value == "float16" else "float32",
     )
-    for path in sorted(output.iterdir()):
+    for path in sorted(output.glob("[!.]*")):
         print(path)
     print(f"{exported.num_bytes / 1e6:.2f} MB")
     if exported.difference:

@@ -47,9 +47,8 @@ def main() -> None:
 def _import_encoder() -> None:
     from mtl_jax import files, weights, workdirs
 
-    output = pathlib.Path(OUTPUT.value)
-    files.check_replaceable(output, weights.encoder.CONTENTS)
-    source, more = pathlib.Path(SOURCE.value), ""
+    output, source, more = pathlib.Path(OUTPUT.value), pathlib.Path(SOURCE.value), ""
+    files.check_replaceable(output, [source])
     if ARCHITECTURE.value == "workdir":
         network = workdirs.load(source)
         encoder = workdirs.encoder_of(network)
@@ -71,7 +70,7 @@ def _import_network() -> None:
     from mtl_jax import files, weights, workdirs
 
     output = pathlib.Path(OUTPUT.value)
-    files.check_replaceable(output, workdirs.CONTENTS)
+    files.check_replaceable(output, [pathlib.Path(SOURCE.value)])
     network = weights.import_checkpoint(pathlib.Path(SOURCE.value))
     workdirs.write_imported(output, CONFIG.value, network, IMAGE_SIZE.value)
     _say_ignored(network.ignored, "network")

@@ -24,8 +24,8 @@ def main() -> None:
     output, missing = report.write(
         pathlib.Path(EXPERIMENT.value), data_dir=DATA_DIR.value, case=CASE.value
     )
-    print((output / "table-model.md").read_text())
-    for path in sorted(output.iterdir()):
+    print((output / "table-model.md").read_text("utf-8"))
+    for path in sorted(output.glob("[!.]*")):
         print(path)
     if missing is not None:
         _program.say(f"The report has no photographs and no page: {missing}")

@@ -5,13 +5,11 @@ TFDS' own output is hidden; each pass over the images shows one progress bar.
 
 import collections
 import contextlib
-import errno
 import io
 import itertools
 import multiprocessing
 import os
 import pathlib
-import re
 import shutil
 import signal
 import sys
@@ -29,14 +27,10 @@ from tensorflow_datasets.core.utils import tqdm_utils
 
 from mtl_jax.data import images, schema
 from mtl_jax.data.field_of_view import Shape
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, no_room
 
 # With fewer items, starting processes takes longer than they save.
 PROCESSES_FROM = 32
-
-# Signs of a full disk: array_record's message, and the system's error numbers.
-_WRITE_FAILED = re.compile(r"write\(\) failed: ([^;]+)")
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -111,11 +105,7 @@ def prepare(builder: tfds.core.DatasetBuilder) -> pathlib.Path:
                 )
         # array_record raises RuntimeError where a disk is full.
         except (OSError, RuntimeError) as error:
-            if failed := _WRITE_FAILED.search(str(error)):
-                reason = failed[1]
-            elif isinstance(error, OSError) and error.errno in _NO_ROOM:
-                reason = error.strerror
-            else:
+            if (reason := no_room(error)) is None:
                 raise
             raise UserError(
                 f"{version_dir.parent} cannot be written ({reason}); make room there, "

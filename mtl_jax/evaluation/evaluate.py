@@ -1,6 +1,5 @@
 """Evaluates a trained network on a split of a data set."""
 
-import csv
 import dataclasses
 import json
 import pathlib
@@ -17,7 +16,6 @@ from mtl_jax.inference.prediction import Prediction
 
 # The outlines of the predicted masks by image and task, in pixels of the model image.
 OUTLINES = "outlines.json"
-CONTENTS = ("metrics.json", "per_image.csv", "roc.png", OUTLINES, "overlays/*.png")
 
 Row = Mapping[str, Any]
 Draw = Callable[
@@ -75,7 +73,7 @@ def evaluate(
     if is_portable:
         _check_given(data_dir=data_dir, dataset=dataset, output=output)
     if output is not None:
-        files.check_replaceable(output, CONTENTS)
+        files.check_replaceable(output, folders)
     if calibrated:
         network = workdirs.load_calibrated(folders, checkpoint, tta=tta)
     else:
@@ -130,11 +128,11 @@ def evaluate(
         "" if calibrated else "-uncalibrated",
     ]
     output = output or folders[0] / "evaluation" / "".join(parts)
-    with files.whole_directory(output, CONTENTS) as folder:
+    with files.whole_directory(output, folders) as folder:
         files.write_json(folder / "metrics.json", summary)
         write_csv(folder / "per_image.csv", rows)
         if traced:
-            (folder / OUTLINES).write_text(json.dumps(traced))
+            files.write_text(folder / OUTLINES, json.dumps(traced))
         if draw is not None:
             draw(folder, network, opened, rows)
     return output, summary
@@ -264,7 +262,4 @@ def _outlines(prediction: Prediction) -> dict[str, list[list[list[float]]]]:
 def write_csv(path: pathlib.Path, rows: Sequence[Row]) -> None:
     """Writes rows as CSV, one column for every key in any of them; None is empty."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
+    files.write_csv(path, columns, rows)

@@ -40,7 +40,9 @@ def write(
         folders = workdirs.as_folders(workdir)
         network = workdirs.load_averaged(folders, checkpoint)
         submission.check_tasks(network.config.tasks)
-        files.check_replaceable(write_submission, submission.CONTENTS)
+        output = options.get("output")
+        used = [*folders, output] if output else folders
+        files.check_replaceable(write_submission, used)
 
     def draw(
         folder: pathlib.Path,
@@ -69,7 +71,7 @@ def _write_submission(
         network.post,
         network.calibration,
     )
-    with files.whole_directory(output, submission.CONTENTS) as folder:
+    with files.whole_directory(output) as folder:
         submission.write(
             folder, ((c.details["file_name"], c.prediction) for c in cases)
         )

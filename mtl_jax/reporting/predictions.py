@@ -1,9 +1,8 @@
 """Writes predictions on photographs: a table, masks at native size, overlays."""
 
 import collections
-import csv
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -12,7 +11,7 @@ from PIL import Image
 from mtl_jax import files, metrics, tasks, workdirs
 from mtl_jax.data import images
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation.predict import Predicted, predict
+from mtl_jax.evaluation.predict import Predicted, attempt, predict
 from mtl_jax.inference import averaging, postprocess, quality
 from mtl_jax.inference.prediction import IN_GREY_MASK, Prediction, grey_mask
 from mtl_jax.reporting import submission
@@ -54,12 +53,14 @@ def write(
     not a fundus, nothing that was predicted is in the table. Beside the table
     are `masks/NAME.png` with REFUGE's grey values, `TASK_masks/NAME.png` (255 inside)
     for each mask that these do not show, and `overlays/NAME.png`. For the form `refuge`
-    see `submission`. A photograph that cannot be read is left out.
+    see `submission`. A photograph that cannot be read is left out. Where several have
+    one stem, or one that makes no sound name, `image` has a number or is escaped.
 
     Args:
       workdir: folder of the run, or those of several runs that are averaged.
       photographs: a directory, a file, or a glob pattern.
-      output: the folder to write; an earlier prediction there is replaced.
+      output: the folder to write; an earlier output there is replaced, if nobody has
+        added or changed a file.
       checkpoint: `best`, `latest` or a step.
       tta: whether to average over flips; None if the calibration was fitted so.
       calibrated: whether to use the calibration of the first workdir, if it has one.
@@ -71,7 +72,7 @@ def write(
 
     Raises:
       UserError: if there are no photographs, or none of them can be read, or the
-        checkpoint cannot be read.
+        checkpoint cannot be read, or the output holds something else.
     """
     paths = images.find_photographs(photographs)
     folders = workdirs.as_folders(workdir)
@@ -83,9 +84,8 @@ def write(
         submission.check_tasks(network.config.tasks)
     failures: list[str] = []
     conversions = collections.Counter[str]()
-    contents = _contents() if form == "table" else submission.CONTENTS
     notes: list[str] = []
-    with files.whole_directory(output, contents) as folder:
+    with files.whole_directory(output, [*paths, *folders]) as folder:
         predicted = predict(network, paths, failures, conversions)
         if form == "refuge":
             # The names have no extension, and may have a dot all the same.
@@ -93,7 +93,7 @@ def write(
                 folder, ((f"{name}.jpg", p) for name, _, _, p in predicted)
             )
         else:
-            notes = _write_table(folder, predicted)
+            notes = _write_table(folder, predicted, failures)
         if len(failures) == len(paths):
             raise UserError(f"No photograph could be read: {' '.join(failures)}")
     conversion = images.conversion_sentences(conversions)
@@ -138,53 +138,60 @@ def _other_masks() -> list[str]:
     return [name for name in names if name not in IN_GREY_MASK]
 
 
-def _contents() -> tuple[str, ...]:
-    folders = ["masks", *(f"{name}_masks" for name in _other_masks()), "overlays"]
-    return ("predictions.csv", *(f"{folder}/*.png" for folder in folders))
-
-
-def _write_table(folder: pathlib.Path, predicted: Iterable[Predicted]) -> list[str]:
+def _write_table(
+    folder: pathlib.Path, predicted: Iterable[Predicted], failures: list[str]
+) -> list[str]:
     """Writes the table and its pictures, and returns notes on doubtful photographs."""
-    count = doubtful = 0
-    (folder / "masks").mkdir()
-    (folder / "overlays").mkdir()
-    with (folder / "predictions.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns(), restval="")
-        writer.writeheader()
-        for name, path, photograph, prediction in predicted:
-            doubts = quality.doubts(
-                photograph,
-                prediction.disc,
-                prediction.found.get("fovea"),
-                prediction.spread.get("vcdr_spread"),
-            )
-            count += 1
-            doubtful += bool(doubts)
-            row = _write_row(folder, name, photograph, prediction, doubts)
-            writer.writerow({**row, "file": path})
-    if not doubtful:
+    doubtful: list[bool] = []
+    rows = _write_pictures(folder, predicted, failures, doubtful)
+    files.write_csv(folder / "predictions.csv", columns(), rows)
+    if not any(doubtful):
         return []
+    count = len(doubtful)
     noun = "photograph" if count == 1 else "photographs"
-    verb = "is" if doubtful == 1 else "are"
+    verb = "is" if sum(doubtful) == 1 else "are"
     return [
-        f"{doubtful} of {count} {noun} {verb} of doubtful quality, see the column "
+        f"{sum(doubtful)} of {count} {noun} {verb} of doubtful quality, see the column "
         "quality."
     ]
 
 
-def _write_row(
+def _write_pictures(
     folder: pathlib.Path,
-    name: str,
-    photograph: np.ndarray,
-    prediction: Prediction,
-    doubts: Sequence[quality.Doubt],
-) -> dict[str, Any]:
-    """Writes the pictures of one photograph and returns its row."""
+    predicted: Iterable[Predicted],
+    failures: list[str],
+    doubtful: list[bool],
+) -> Iterator[dict[str, Any]]:
+    """Writes the pictures of each photograph, and yields its row."""
+    for name in ("masks", "overlays"):
+        (folder / name).mkdir()
+    for one in predicted:
+        described = attempt(failures, one.path, _describe, one)
+        if described is not None:
+            row, pictures = described
+            doubtful.append(bool(row["quality"]))
+            for name, pixels in pictures.items():
+                path = files.inside(folder, name)
+                path.parent.mkdir(exist_ok=True)
+                Image.fromarray(pixels).save(path)
+            yield row
+
+
+def _describe(predicted: Predicted) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Makes the row of one photograph, and its pictures by their path."""
+    name, path, photograph, prediction = predicted
+    doubts = quality.doubts(
+        photograph,
+        prediction.disc,
+        prediction.found.get("fovea"),
+        prediction.spread.get("vcdr_spread"),
+    )
     names = [doubt.name for doubt in doubts]
     if quality.NOT_A_FUNDUS in names:
         prediction = Prediction(prediction.size)
     row: dict[str, Any] = {
         "image": name,
+        "file": str(path),
         "quality": "; ".join(map(str, doubts)),
         "height": photograph.shape[0],
         "width": photograph.shape[1],
@@ -214,17 +221,16 @@ def _write_row(
         if part in prediction.found:
             mask = 255 * prediction.found[part]
             masks[f"{part}_mask"] = f"{part}_masks", mask
+    pictures = {}
     for column, (place, pixels) in masks.items():
         if pixels is not None:
             row[column] = f"{place}/{name}.png"
-            (folder / place).mkdir(exist_ok=True)
-            Image.fromarray(pixels).save(folder / row[column])
+            pictures[row[column]] = pixels
     caption = name
     if prediction.probability is not None:
         caption += f", P({metrics.DIAGNOSIS}) {prediction.probability:.2f}"
     if prediction.vcdr is not None:
         caption += f", vCDR {prediction.vcdr:.2f}"
     caption = ", ".join([caption, *names])
-    picture = overlay.draw(photograph, prediction.found, {}, caption)
-    Image.fromarray(picture).save(folder / row["overlay"])
-    return row
+    pictures[row["overlay"]] = overlay.draw(photograph, prediction.found, {}, caption)
+    return row, pictures

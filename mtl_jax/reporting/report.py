@@ -20,23 +20,6 @@ from mtl_jax.reporting.drawing import cases, curves, reliability
 from mtl_jax.reporting.page import Photograph, Reading
 from mtl_jax.reporting.runs import RunKey
 
-_FIGURES = (
-    "roc",
-    "reliability",
-    "learning_rates",
-    "progress",
-    "case",
-    "fovea_map",
-    "saliency",
-)
-CONTENTS = (
-    *(f"table-{r}.{s}" for r in ("model", "native") for s in ("md", "tex", "csv")),
-    "comparisons.md",
-    "progress.csv",
-    *(f"{name}.{suffix}" for name in _FIGURES for suffix in ("png", "pdf")),
-    "report.html",
-)
-
 _TITLES = {
     "cross_validation": "Cross-validation",
     "repeats": "Repeats with several seeds",
@@ -102,7 +85,7 @@ def write(
     except UserError as error:
         missing = f"{error} Or name its folder with --data_dir."
     output = experiment.directory / "report"
-    with files.whole_directory(output, CONTENTS) as folder:
+    with files.whole_directory(output) as folder:
         shown = _write_tables(folder, experiment)
         figures: Figures = {}
         if experiment.kind != "learning_rates":

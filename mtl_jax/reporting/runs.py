@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from mtl_jax import metrics, tasks
+from mtl_jax import files, metrics, tasks
 from mtl_jax.data import geometry, pipeline
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluate
@@ -90,7 +90,9 @@ def image_numbers(directory: pathlib.Path, run: RunKey) -> pd.DataFrame:
             # An image may be called "NA".
             keep_default_na=False,
             na_values=[""],
-        ).sort_index()
+        )
+        numbers.index = numbers.index.map(files.text_of)
+        numbers = numbers.sort_index()
         numbers["vcdr_error"] = (numbers["vcdr"] - numbers["vcdr_true"]).abs()
         shown = numbers.reindex(columns=[DIAGNOSIS, *metrics.at("page")])
         if np.isinf(shown).any(axis=None):

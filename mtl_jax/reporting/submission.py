@@ -10,23 +10,18 @@ Reference:
   Orlando et al., REFUGE Challenge, Medical Image Analysis 59:101570, 2020.
 """
 
-import csv
 import pathlib
 from collections.abc import Iterable
 
 from PIL import Image
 
+from mtl_jax import files
 from mtl_jax.errors import UserError
 from mtl_jax.inference.prediction import IN_GREY_MASK, Prediction, grey_mask
 from mtl_jax.metrics import DIAGNOSIS
 
 _POINT = "fovea"
 _TASKS = (DIAGNOSIS, *IN_GREY_MASK, _POINT)
-CONTENTS = (
-    "segmentation/*.bmp",
-    "classification_results.csv",
-    "fovea_location_results.csv",
-)
 
 
 def check_tasks(names: Iterable[str]) -> None:
@@ -71,7 +66,8 @@ def write(folder: pathlib.Path, predictions: Iterable[tuple[str, Prediction]]) -
         named[stem] = file_name
         mask = grey_mask(prediction)
         assert mask is not None, "the network has disc and cup, see check_tasks"
-        Image.fromarray(mask).save(folder / "segmentation" / f"{stem}.bmp")
+        path = files.inside(folder / "segmentation", f"{stem}.bmp")
+        Image.fromarray(mask).save(path)
         risks.append((f"{stem}.jpg", prediction.probability))
         point = prediction.point(_POINT)
         assert point is not None, "the network has foveas, see check_tasks"
@@ -80,5 +76,5 @@ def write(folder: pathlib.Path, predictions: Iterable[tuple[str, Prediction]]) -
         ("classification_results", ("FileName", "Glaucoma Risk"), risks),
         ("fovea_location_results", ("ImageName", "Fovea_X", "Fovea_Y"), foveas),
     ):
-        with (folder / f"{name}.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([header, *rows])
+        named_rows = (dict(zip(header, row, strict=True)) for row in rows)
+        files.write_csv(folder / f"{name}.csv", header, named_rows)

@@ -14,7 +14,6 @@ from mtl_jax.errors import UserError
 from mtl_jax.models import unet
 
 _TENSORS, _RECORD = "encoder.safetensors", "weights.json"
-CONTENTS = (_TENSORS, _RECORD)
 
 # Normalisations of networks that may start from an encoder, by its own.
 _SUITABLE = {
@@ -67,13 +66,14 @@ def save(encoder: EncoderWeights, output: pathlib.Path) -> None:
     Raises:
       UserError: if the folder holds something else or cannot be written.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
-    with files.whole_directory(output, CONTENTS) as folder:
+    with files.whole_directory(output) as folder:
         variables = {"params": encoder.params, "batch_stats": encoder.batch_stats}
         # pyrefly: ignore[bad-assignment]  # Empty nodes only where they are kept.
         tensors: dict[str, np.ndarray] = traverse_util.flatten_dict(variables, sep="/")
-        save_file(tensors, folder / _TENSORS)
+        # Its `save_file` makes files that nobody else may read.
+        (folder / _TENSORS).write_bytes(save(tensors))
         files.write_json(
             folder / _RECORD,
             {

@@ -12,7 +12,7 @@ from mtl_jax.workdirs._averaged import (
 )
 from mtl_jax.workdirs._claim import claim
 from mtl_jax.workdirs._export import Exported, export
-from mtl_jax.workdirs._imported import CONTENTS, write_imported, write_network
+from mtl_jax.workdirs._imported import write_imported, write_network
 from mtl_jax.workdirs._portable import BUILT_IN, is_portable
 from mtl_jax.workdirs._train import load_pretrained, train
 from mtl_jax.workdirs._trained import (
@@ -25,7 +25,6 @@ from mtl_jax.workdirs._trained import (
 
 __all__ = [
     "BUILT_IN",
-    "CONTENTS",
     "Exported",
     "TrainedNetwork",
     "as_folders",

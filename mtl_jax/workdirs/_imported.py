@@ -14,7 +14,6 @@ from mtl_jax.inference.vcdr import VcdrClassifier
 from mtl_jax.training.checkpoints import Checkpoints
 from mtl_jax.weights.glaucoma_mtl import OriginalNetwork
 
-CONTENTS = ("config.json", "checkpoints/0/*")
 # Config fields whose values the imported network determines.
 _NEEDED = {
     "model.encoder": "vgg13",
@@ -100,7 +99,7 @@ def write_network(
         "validation": {},
         "imported": origin,
     }
-    with files.whole_directory(workdir, CONTENTS) as folder:
+    with files.whole_directory(workdir) as folder:
         checkpoints = Checkpoints(folder)
         variables = {"params": params, "batch_stats": batch_stats or {}}
         checkpoints.save_network(variables, metadata)

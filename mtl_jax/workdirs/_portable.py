@@ -28,7 +28,6 @@ BUILT_IN = pathlib.Path(__file__).parents[1] / "networks" / "fundus"
 # What calibrates the probabilities; the first workdir of an average has it, too.
 CALIBRATION = "calibration.json"
 _RECORD = "network.json"
-CONTENTS = (_RECORD, CALIBRATION, "*.safetensors")
 
 # Changes when older versions of mtl_jax can no longer read the folder.
 _FORMAT = 1
@@ -84,7 +83,7 @@ def write(
     from safetensors.numpy import save
 
     entries = {}
-    with files.whole_directory(output, CONTENTS) as folder:
+    with files.whole_directory(output, [workdir]) as folder:
         for network in networks:
             content = save(_cast(network, dtype))
             (folder / f"{network.name}.safetensors").write_bytes(content)

@@ -1,4 +1,5 @@
 import io
+import pathlib
 import struct
 import zlib
 
@@ -358,7 +359,32 @@ def test_find_photographs(tmp_path):
     assert images.find_photographs(str(tmp_path)) == [a, b]
     assert images.find_photographs(f"{tmp_path}/*") == [a, b, notes]
     assert images.find_photographs(f"{tmp_path}/**/*.*") == [a, b, notes, c]
+    assert images.find_photographs(f"{tmp_path}/**") == [a, b, c]
+    assert images.find_photographs(f"{tmp_path}/**/**/c.*") == [c]
     assert images.find_photographs(str(notes)) == [notes]
+
+
+def test_links_in_a_circle_end(tmp_path, monkeypatch):
+    """A plain glob enters each link 40 times, and six of them in all orders."""
+    for place in ("a/[1]", "b"):
+        (tmp_path / place).mkdir(parents=True)
+        for number in range(3):
+            (tmp_path / place / f"up{number}").symlink_to(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    photograph = tmp_path / "a" / "[1]" / "a.png"
+    photograph.touch()
+    other = tmp_path.with_name(f"{tmp_path.name}-other")
+    other.mkdir()
+    (other / "b.png").touch()
+    (tmp_path / "linked").symlink_to(other)
+    found = [photograph, tmp_path / "linked" / "b.png"]
+    for pattern in ("**", "**/*.png", "**/[[]1]/*", "*/**/?.png"):
+        expected = found[: 1 if "[" in pattern else 2]
+        assert images.find_photographs(f"{tmp_path}/{pattern}") == expected
+    monkeypatch.chdir(tmp_path / "a")
+    assert images.find_photographs("**/a.png") == [pathlib.Path("[1]/a.png")]
+    with pytest.raises(UserError, match="loop does not exist"):
+        images.find_photographs(tmp_path / "loop")
 
 
 def test_find_photographs_takes_brackets_in_a_name_literally(tmp_path):

@@ -1,6 +1,7 @@
 import csv
 import pathlib
 
+import full_disk
 import numpy as np
 import pytest
 from photograph_files import deep, png_bytes, scaled, write_dicom
@@ -45,7 +46,7 @@ def copy_of(photographs, place):
 
 
 def read_csv(output):
-    with (output / "predictions.csv").open(newline="") as file:
+    with (output / "predictions.csv").open(newline="", encoding="utf-8") as file:
         return {row["image"]: row for row in csv.DictReader(file)}
 
 
@@ -74,7 +75,7 @@ def expected(tiny_run, photographs):
 
 
 def test_what_is_written(predicted):
-    assert {path.name for path in predicted.iterdir()} == {
+    assert {path.name for path in predicted.glob("[!.]*")} == {
         "predictions.csv",
         "masks",
         "overlays",
@@ -226,19 +227,13 @@ def test_nothing_is_left_where_nothing_could_be_read(tiny_run, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
-def test_a_failure_in_the_middle_leaves_the_earlier_output(
-    tiny_run, photographs, tmp_path, monkeypatch
-):
+def test_a_full_disk_leaves_the_earlier_output(tiny_run, photographs, tmp_path):
     output = tmp_path / "out"
     predictions.write(tiny_run.workdir, str(photographs / "odd.png"), output)
     before = (output / "predictions.csv").read_bytes()
-
-    def full_disk(*args, **kwargs):
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(predictions.overlay, "draw", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        predictions.write(tiny_run.workdir, str(photographs), output)
+    for size in (500, 50_000):
+        with full_disk.limit(size), pytest.raises(UserError, match="make room there"):
+            predictions.write(tiny_run.workdir, str(photographs), output)
     assert (output / "predictions.csv").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -250,14 +245,16 @@ def test_photographs_of_the_same_stem(tiny_run, photographs, tmp_path):
         ("b/eye.png", "wide.png"),
         ("b/eye.jpg", "large.jpg"),
         ("b/other.png", "square.png"),
+        ("œ.png", "square.png"),
+        ("bad\udcff.png", "square.png"),
+        (f"{'x' * 251}.png", "square.png"),
     ):
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         (folder / place).write_bytes((photographs / source).read_bytes())
     output = tmp_path / "out"
     predictions.write(tiny_run.workdir, str(folder / "**" / "*.*"), output)
     rows = read_csv(output)
-    assert len(rows) == 4
-    assert "other" in rows
+    assert rows.keys() == {"eye", "eye_2", "eye_3", "other", "œ", "bad_xff", "x" * 240}
     sizes = {(int(row["width"]), int(row["height"])) for row in rows.values()}
     assert sizes == set(SIZES.values())
     for row in rows.values():
@@ -266,12 +263,36 @@ def test_photographs_of_the_same_stem(tiny_run, photographs, tmp_path):
 
 
 def test_names_are_distinct_stems():
-    names = ("a/x.png", "b/x.png", "b/x_2.jpg", "c/x.png", "y.jpg")
-    paths = [pathlib.Path(name) for name in names]
-    found = predict._distinct_names(paths)
-    assert list(found) == paths
-    assert len(set(found.values())) == 5
-    assert (found[paths[0]], found[paths[1]], found[paths[4]]) == ("x", "x_2", "y")
+    names = {
+        "a/x.png": "x",
+        "b/x.png": "x_3",
+        "b/x_2.jpg": "x_2",
+        "c/x.png": "x_4",
+        "c/X.png": "X_5",
+        "c/X_2.png": "X_2_2",
+        "y.jpg": "y",
+        "d/e\u0301.png": "e\u0301",
+        "e/\u00e9.png": "\u00e9_2",
+        "bad\udcff.png": "bad_xff",
+        "two\nlines.png": "two_lines",
+        "a" * 251 + ".jpg": "a" * 240,
+        "a" * 251 + ".png": "a" * 240 + "_2",
+        "\u03bc" * 126: "\u03bc" * 120,
+    }
+    found = predict._distinct_names([pathlib.Path(name) for name in names])
+    assert [str(path) for path in found] == [*names]
+    assert [*found.values()] == [*names.values()]
+
+
+def test_only_the_disk_ends_the_run_on_all():
+    failures = []
+    path = pathlib.Path("bad\udcff.png")
+    assert predict.attempt(failures, path, pow, 2, exp=3) == 8
+    assert predict.attempt(failures, path, pow, 0, -1) is None
+    (failure,) = failures
+    assert failure.startswith("bad\\xff.png cannot be used (ZeroDivisionError: 0.0 ")
+    with pytest.raises(FileNotFoundError):
+        predict.attempt(failures, path, pathlib.Path("absent").read_bytes)
 
 
 def test_a_prediction_replaces_an_earlier_one(tiny_run, photographs, tmp_path):

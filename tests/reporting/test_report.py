@@ -112,7 +112,7 @@ def number(line, metric):
 def test_what_is_written(written):
     names = ("roc", "reliability", "progress", "case", "fovea_map", "saliency")
     figures = {f"{name}.{s}" for name in names for s in ("png", "pdf")}
-    assert {path.name for path in written.iterdir()} == figures | {
+    assert {path.name for path in written.glob("[!.]*")} == figures | {
         *(f"table-{r}.{s}" for r in ("model", "native") for s in ("md", "csv", "tex")),
         "comparisons.md",
         "progress.csv",
@@ -233,7 +233,7 @@ def test_somebody_s_notes_are_not_replaced(written, experiment, tmp_path):
     shutil.copytree(written, directory / "report")
     notes = directory / "report" / "notes.md"
     notes.write_text("What I think of it.")
-    with pytest.raises(UserError, match=r"something else.*\(notes.md\); name another"):
+    with pytest.raises(UserError, match=r"something else.*\(notes.md, which"):
         report.write(directory)
     assert notes.read_text() == "What I think of it."
 

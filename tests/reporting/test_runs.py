@@ -55,9 +55,9 @@ def write_numbers(tmp_path, *lines, columns=COLUMNS):
 def test_numbers_of_images_are_exact_and_names_stay_text(tmp_path):
     values = [0, 0.1 + 0.2, 1 / 3, 5e-324, 12345.678901234567, 0.6, 0.7, 1]
     numbers = ",".join(map(repr, values))
-    write_numbers(tmp_path, f"NA,{numbers}", "007,,,,,,0.5,,")
+    write_numbers(tmp_path, f"NA,{numbers}", "007,,,,,,0.5,,", "'=1,,,,,,,,")
     found = runs.image_numbers(tmp_path, RUN)
-    assert list(found.index) == ["007", "NA"]
+    assert list(found.index) == ["007", "=1", "NA"]
     assert list(found.loc["NA"]) == [*values, abs(0.6 - 0.7)]
     assert found.loc["007"].dropna().to_dict() == {"vcdr": 0.5}
 

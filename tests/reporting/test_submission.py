@@ -322,7 +322,7 @@ def test_prediction_in_the_challenges_format(tiny_run, evaluated, tmp_path):
         form="refuge",
     )
     assert not failures
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+    assert {p.name for p in (tmp_path / "out").glob("[!.]*")} == {
         "segmentation",
         "classification_results.csv",
         "fovea_location_results.csv",

@@ -101,11 +101,15 @@ def test_no_folder_and_damage(tmp_path, imported):
         weights.load(tmp_path / "absent")
     encoder = weights.load(imported("vgg13"))
     for name in ("encoder.safetensors", "weights.json"):
-        weights.save(encoder, tmp_path / "torn")  # Replaces what it wrote before.
-        file = tmp_path / "torn" / name
+        torn = tmp_path / name / "torn"
+        weights.save(encoder, torn)
+        weights.save(encoder, torn)  # Replaces what it wrote before.
+        file = torn / name
+        # By the umask, as of any file.
+        assert file.stat().st_mode == (torn / "weights.json").stat().st_mode
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
         with pytest.raises(UserError, match=r"torn is damaged; make it again"):
-            weights.load(tmp_path / "torn")
+            weights.load(torn)
 
 
 def test_somebody_elses_folder_is_left(tmp_path, imported):

@@ -108,7 +108,7 @@ def test_it_is_read_like_the_workdir(tiny_run, exported):
 
 
 def test_the_files_hold_the_checkpoint(tiny_run, exported):
-    assert sorted(path.name for path in exported.iterdir()) == [
+    assert sorted(path.name for path in exported.glob("[!.]*")) == [
         "network.json",
         "network.safetensors",
     ]
@@ -372,7 +372,7 @@ def test_export_prints_what_it_wrote(tiny_run, tmp_path, compiled):
     finished = command("nowhere", "export", *flags, env=compiled)
     assert finished.returncode == 0, finished.stderr
     *listed, size, rounding, advice = finished.stdout.splitlines()
-    assert listed == [str(path) for path in sorted(output.iterdir())]
+    assert listed == [str(path) for path in sorted(output.glob("[!.]*"))]
     assert size.endswith(" MB")
     assert rounding.startswith("float16 changes probabilities")
     assert advice == f"{output}: now scripts/predict.py --workdir={output}"
@@ -417,7 +417,7 @@ def test_two_stages(trained, make_config, shared_dir, tmp_path):
     run = trained("exported_two_stage_run", config)
     output = tmp_path / "out"
     export(run.workdir, output)
-    assert {path.name for path in output.iterdir()} == {
+    assert {path.name for path in output.glob("[!.]*")} == {
         "network.json",
         "whole.safetensors",
         "crop.safetensors",

@@ -228,36 +228,30 @@ def _draw(
 def write_example(folder: str | os.PathLike[str]) -> None:
     """Writes an example for `fundus_folder`: JPEG photographs, PNG masks, a manifest.
 
-    The photographs are the first of the test split, drawn larger. Files of the same
-    names are replaced.
+    The photographs are the first of the test split, drawn larger.
 
     Args:
-      folder: output folder, created if it does not exist.
+      folder: output folder; an earlier example there is replaced, if nobody has added
+        or changed a file.
 
     Raises:
-      UserError: if it cannot be created.
+      UserError: if it holds something else or cannot be written.
     """
-    folder = pathlib.Path(folder).expanduser()
-    try:
-        for name in ("images", "masks"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written ({error.strerror}); name another folder for "
-            "the example."
-        ) from error
     rows = ["image_id,image,mask,fovea_x,fovea_y,glaucoma,split"]
-    for image in enumerate(assign_labels(EXAMPLE_IMAGES, 0.4)):
-        name = f"example{image[0] + 1}"
-        fundus = _draw(image, "test", EXAMPLE_SIZE, seed=0)
-        photograph, mask = f"images/{name}.jpg", f"masks/{name}.png"
-        Image.fromarray(fundus.photograph).save(folder / photograph, quality=92)
-        grey = np.select([fundus.cup_mask > 0, fundus.disc_mask > 0], [0, 128], 255)
-        Image.fromarray(grey.astype(np.uint8)).save(folder / mask)
-        x, y = fundus.fovea_xy
-        label = int(fundus.glaucoma)
-        rows.append(f"{name},{photograph},{mask},{x:.2f},{y:.2f},{label},test")
-    files.write_text(folder / "manifest.csv", "\n".join(rows) + "\n")
+    with files.whole_directory(pathlib.Path(folder)) as output:
+        for name in ("images", "masks"):
+            (output / name).mkdir()
+        for image in enumerate(assign_labels(EXAMPLE_IMAGES, 0.4)):
+            name = f"example{image[0] + 1}"
+            fundus = _draw(image, "test", EXAMPLE_SIZE, seed=0)
+            photograph, mask = f"images/{name}.jpg", f"masks/{name}.png"
+            Image.fromarray(fundus.photograph).save(output / photograph, quality=92)
+            grey = np.select([fundus.cup_mask > 0, fundus.disc_mask > 0], [0, 128], 255)
+            Image.fromarray(grey.astype(np.uint8)).save(output / mask)
+            x, y = fundus.fovea_xy
+            label = int(fundus.glaucoma)
+            rows.append(f"{name},{photograph},{mask},{x:.2f},{y:.2f},{label},test")
+        files.write_text(output / "manifest.csv", "\n".join(rows) + "\n")
 
 
 def assign_labels(count: int, glaucoma_fraction: float) -> list[bool]:
