@@ -13,10 +13,14 @@ from mtl_jax.workdirs import _portable
 
 
 def networks(workdir: pathlib.Path) -> list[pathlib.Path]:
-    """Lists the folders with checkpoints: the workdir, or those of its networks."""
-    order = [*tasks.TASKS, *configuration.STAGES]
+    """Lists the folders with checkpoints: the workdir, or those of its networks.
+
+    Raises:
+      UserError: if one of them cannot be read.
+    """
+    # Those that may not be read are refused; other folders may be anything.
+    known = [workdir / name for name in (*tasks.TASKS, *configuration.STAGES)]
     parts = {path.parent for path in workdir.glob("*/checkpoints")}
-    known = [workdir / name for name in order if workdir / name in parts]
     return [
         folder
         for folder in (workdir, *known, *sorted(parts - {*known}))

@@ -104,10 +104,11 @@ def _train_network(
         validate_every=config.validate_every,
         interference_every=config.interference_every,
     )
-    latest = Checkpoints(folder, read_only=True).latest()
+    checkpoints = Checkpoints(folder)
+    latest = checkpoints.latest()
     pretrained = load_pretrained(config) if latest is None else None
     claim_folder()
-    with contextlib.closing(Checkpoints(folder)) as checkpoints:
+    with contextlib.closing(checkpoints):
         if latest is not None:
             _check_data(train, checkpoints.restore_metadata(latest))
             if latest >= config.num_epochs * steps_per_epoch:
