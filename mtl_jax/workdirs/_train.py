@@ -23,7 +23,11 @@ from mtl_jax.workdirs._claim import claim
 
 
 def train(
-    config: configuration.Config, workdir: pathlib.Path, *, resume: bool = False
+    config: configuration.Config,
+    workdir: pathlib.Path,
+    *,
+    resume: bool = False,
+    accept_other_data: bool = False,
 ) -> None:
     """Trains the network of a config, or each of its networks in turn.
 
@@ -32,6 +36,8 @@ def train(
       workdir: folder that gets `config.json`, `metrics.jsonl`, `tensorboard/` and
         `checkpoints/`. Each of several networks has a folder with these.
       resume: whether to continue from the latest checkpoint of this workdir, if any.
+      accept_other_data: whether to continue with a data set that has the name and the
+        number of images of the one that the run began with, but other content.
 
     Raises:
       UserError: if the config, the data set or the workdir is unsuitable.
@@ -43,7 +49,11 @@ def train(
     parts = configuration.part_configs(config)
     if not parts:
         _train_network(
-            config, workdir, config.tasks, lambda: claim(workdir, config, resume)
+            config,
+            workdir,
+            config.tasks,
+            lambda: claim(workdir, config, resume),
+            accept_other_data,
         )
     for number, (name, part) in enumerate(parts.items()):
 
@@ -55,7 +65,9 @@ def train(
             # A finished network is kept.
             claim(workdir / name, part, resume=True)
 
-        _train_network(part, workdir / name, config.tasks, claim_folders)
+        _train_network(
+            part, workdir / name, config.tasks, claim_folders, accept_other_data
+        )
 
 
 def load_pretrained(config: configuration.Config) -> weights.EncoderWeights | None:
@@ -77,11 +89,12 @@ def _train_network(
     folder: pathlib.Path,
     tasks_of_run: Sequence[str],
     claim_folder: Callable[[], None],
+    accept_other_data: bool,
 ) -> None:
     """Trains one network; claims its folder after all other checks."""
     experiment = configuration.build(config)
     dataset = pipeline.open_dataset(config.data.data_dir, config.data.dataset)
-    side = pipeline.image_size(dataset)
+    side, fingerprint = pipeline.image_size(dataset), pipeline.fingerprint(dataset)
     train, validation = pipeline.open_training_splits(
         dataset, experiment.fold, config.data.pixel_origin
     )
@@ -110,7 +123,8 @@ def _train_network(
     claim_folder()
     with contextlib.closing(checkpoints):
         if latest is not None:
-            _check_data(train, checkpoints.restore_metadata(latest))
+            saved = checkpoints.restore_metadata(latest)
+            _check_data(train, None if accept_other_data else fingerprint, saved)
             if latest >= config.num_epochs * steps_per_epoch:
                 # The run is finished. Only check that its network can be read.
                 checkpoints.restore_model(latest, experiment.variable_shapes())
@@ -135,6 +149,7 @@ def _train_network(
             "image_size": side,
             "shape": pipeline.shape(dataset),
             "num_training_images": len(train),
+            "data_fingerprint": fingerprint,
             "vcdr_classifier": classifier and classifier._asdict(),
         }
         validate = _validation(experiment, validation, classifier, side)
@@ -157,12 +172,24 @@ def _initial_state(
     return dataclasses.replace(state, params=params, batch_stats=batch_stats)
 
 
-def _check_data(train: pipeline.Split, saved: Mapping[str, Any]) -> None:
-    """Refuses to continue a run with other data than it began with."""
+def _check_data(
+    train: pipeline.Split, fingerprint: str | None, saved: Mapping[str, Any]
+) -> None:
+    """Refuses to continue a run with other data than it began with.
+
+    None accepts any fingerprint. Checkpoints of earlier versions have none.
+    """
     if saved["num_training_images"] not in (None, len(train)):
         raise UserError(
             f"{train.name} has {len(train)} images, but this run began with "
             f"{saved['num_training_images']}; name another workdir."
+        )
+    began = saved.get("data_fingerprint")
+    if None not in (began, fingerprint) and began != fingerprint:
+        raise UserError(
+            f"{train.name} is of a data set with other records than this run began "
+            f"with (the SHA-256 is {fingerprint}, and was {began}); name another "
+            "workdir, or add --accept_other_data if it is meant."
         )
 
 
