@@ -59,7 +59,10 @@ def open_dataset(data_dir: str, dataset: str) -> tfds.core.DatasetBuilder:
     root = pathlib.Path(data_dir).expanduser()
     built = f"{LocalBuilder.VERSION}/dataset_info.json"
     version_dir = (root / dataset / built).parent
-    if not dataset or not (root / dataset / built).exists():
+    # Spelt in another way, such as with a slash at its end, the data set of a run would
+    # not be known as its own.
+    is_name = dataset == pathlib.PurePath(dataset).as_posix()
+    if not is_name or not (root / dataset / built).exists():
         there = sorted(
             str(info.parent.parent.relative_to(root))
             for info in root.glob(f"*/*/{built}")
