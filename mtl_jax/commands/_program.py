@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import errno
 import importlib
 import io
 import logging as standard_logging
@@ -17,6 +18,9 @@ from absl import app, flags, logging
 
 from mtl_jax.commands import _compilation_cache
 from mtl_jax.errors import UserError, missing_extra
+
+# What the system says of a path that cannot be used by anybody, or by this user.
+_OF_THE_PATH = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS}
 
 
 def main() -> None:
@@ -72,6 +76,7 @@ def run(verb: str) -> NoReturn:
         def carry_out(argv: list[str]) -> int:
             if len(argv) > 1:
                 _fail(f"unknown argument {argv[1]!r}.", 2)
+            _refuse_empty(command)
             _compilation_cache.switch_on()
             return command.main() or 0
 
@@ -82,6 +87,20 @@ def run(verb: str) -> NoReturn:
         if missing := missing_extra(error):
             _fail(missing, 1)
         raise
+    except OSError as error:
+        if error.errno not in _OF_THE_PATH or not error.filename:
+            raise
+        _fail(f"{error.filename} cannot be used ({error.strerror}); name another.", 1)
+    except (MemoryError, RuntimeError) as error:
+        # XLA's errors have no common type of all versions of JAX.
+        if "RESOURCE_EXHAUSTED" not in str(error) and type(error) is not MemoryError:
+            raise
+        reason = str(error).partition("\n")[0].rstrip(".")
+        _fail(
+            f"The memory does not suffice ({reason}); lower config.batch_size or "
+            "config.model.width, or take a machine with more.",
+            1,
+        )
     except KeyboardInterrupt:
         advice = "continue with --resume" if verb == "train" else "repeat the command"
         print(f"interrupted; {advice}.", file=sys.stderr)
@@ -135,6 +154,13 @@ def _prepare_help(command: types.ModuleType) -> None:
         if module.startswith(f"{__package__}."):
             for flag in defined:
                 flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+
+
+def _refuse_empty(command: types.ModuleType) -> None:
+    """Refuses `--workdir=`, as an unset variable of a shell leaves it."""
+    for flag in flags.FLAGS.get_key_flags_for_module(command.__name__):
+        if flag.value == "" and flag.name != _compilation_cache.FOLDER.name:
+            _fail(f"--{flag.name} is empty; give it a value or leave it out.", 2)
 
 
 def _parse(argv: list[str]) -> list[str]:

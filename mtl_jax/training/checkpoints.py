@@ -222,7 +222,7 @@ class Checkpoints:
             target,
             step=read.optimizer["step"],
             opt_state=read.optimizer["opt_state"],
-            key=jax.random.wrap_key_data(read.optimizer["key"]),
+            key=self._read(step, jax.random.wrap_key_data, read.optimizer["key"]),
             **read.model,
         )
 

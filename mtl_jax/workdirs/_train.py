@@ -150,6 +150,7 @@ def _train_network(
             "shape": pipeline.shape(dataset),
             "num_training_images": len(train),
             "data_fingerprint": fingerprint,
+            "prng": _prng(),
             "vcdr_classifier": classifier and classifier._asdict(),
         }
         validate = _validation(experiment, validation, classifier, side)
@@ -172,6 +173,11 @@ def _initial_state(
     return dataclasses.replace(state, params=params, batch_stats=batch_stats)
 
 
+def _prng() -> str:
+    """Names the implementation of random numbers."""
+    return str(jax.random.key_impl(jax.random.key(0)))
+
+
 def _check_data(
     train: pipeline.Split, fingerprint: str | None, saved: Mapping[str, Any]
 ) -> None:
@@ -183,6 +189,11 @@ def _check_data(
         raise UserError(
             f"{train.name} has {len(train)} images, but this run began with "
             f"{saved['num_training_images']}; name another workdir."
+        )
+    if saved.get("prng", _prng()) != _prng():
+        raise UserError(
+            f"This run began with JAX_DEFAULT_PRNG_IMPL={saved['prng']}, and it is "
+            f"{_prng()} now; set it as it was."
         )
     began = saved.get("data_fingerprint")
     if None not in (began, fingerprint) and began != fingerprint:

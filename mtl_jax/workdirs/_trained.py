@@ -202,7 +202,8 @@ def _parts(workdir: pathlib.Path) -> set[str]:
         config = configuration.from_json(path.read_text(), path)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path} cannot be read ({error}); name another workdir."
+            f"{path} cannot be read ({error}); move it away, since each checkpoint "
+            "holds the config too."
         ) from error
     fields = configuration.flatten(config)
     if fields.get("method.name") == "single":

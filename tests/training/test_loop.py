@@ -243,6 +243,23 @@ def test_a_workdir_of_this_config_needs_resume(glaucoma_run, tmp_path):
     with pytest.raises(UserError, match="already holds.*--resume"):
         workdirs.train(glaucoma_run.config, workdir)
     assert contents(workdir) == before
+    with (
+        jax.default_prng_impl("rbg"),
+        pytest.raises(UserError, match="began with JAX_DEFAULT_PRNG_IMPL=threefry2x32"),
+    ):
+        workdirs.train(glaucoma_run.config, workdir, resume=True)
+    path = workdir / "config.json"
+    path.write_text("")
+    for use in (
+        lambda: workdirs.train(glaucoma_run.config, workdir, resume=True),
+        lambda: workdirs.load(workdir),
+    ):
+        with pytest.raises(UserError, match="json cannot be read.*move it away"):
+            use()
+    path.unlink()
+    with pytest.raises(UserError, match="already holds.*--resume"):
+        workdirs.train(glaucoma_run.config, workdir)
+    assert workdirs.load(workdir).checkpoint
 
 
 def test_a_workdir_that_is_a_file(make_config, tmp_path):
