@@ -135,6 +135,24 @@ def test_a_config_file_with_a_mistake(text, message, tmp_path):
     assert "Traceback" not in finished.stderr
 
 
+def test_an_unset_variable_is_no_folder():
+    finished = python(
+        PROGRAM, "train", f"--config={ROOT / 'configs/default.py'}", "--workdir="
+    )
+    assert finished.returncode == 2
+    assert finished.stderr == (
+        "error: --workdir is empty; give it a value or leave it out.\n"
+    )
+
+
+def test_a_name_that_no_file_system_takes():
+    finished = python(PROGRAM, "train", f"--config={300 * 'a'}")
+    assert finished.returncode == 1
+    assert finished.stderr == (
+        f"error: {300 * 'a'} cannot be used (File name too long); name another.\n"
+    )
+
+
 def test_old_programs_leave_the_folder(tmp_path):
     hashes = [f"{i:064x}" for i in range(_compilation_cache._MAX_PROGRAMS + 2)]
     for i, name in enumerate(hashes):

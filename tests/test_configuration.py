@@ -76,6 +76,33 @@ def test_a_number_out_of_range(field, value):
 @pytest.mark.parametrize(
     ("field", "value", "possible"),
     [
+        ("batch_size", None, "a whole number"),
+        ("batch_size", "4", "a whole number"),
+        ("batch_size", 4.0, "a whole number"),
+        ("num_epochs", True, "a whole number"),
+        ("model.width", None, "a number"),
+        ("data.dataset", None, "a text"),
+        ("augmentation.flip_vertical", 1, "True or False"),
+        ("tasks", "disc", "a sequence"),
+    ],
+)
+def test_a_value_of_another_type(field, value, possible):
+    config = default.get_config().to_dict()
+    *parts, name = field.split(".")
+    (config[parts[0]] if parts else config)[name] = value
+    with pytest.raises(UserError) as caught:
+        configuration.check(configuration.from_json(json.dumps(config)))
+    assert str(caught.value) == f"config.{field} is {value!r}; it must be {possible}."
+
+
+def test_networks_compute_in_32_bits():
+    with jax.enable_x64(True), pytest.raises(UserError, match="JAX_ENABLE_X64 is set"):
+        configuration.build(default.get_config())
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "possible"),
+    [
         ("method.gradnorm_learning_rate", 0.0, "lie between 1e-12 and 1000000"),
         ("seed", -1, "lie between 0 and 4294967295"),
         ("view.jitter", 1.5, "lie between 0 and 1"),

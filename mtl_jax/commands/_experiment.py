@@ -26,7 +26,7 @@ SHARD = flags.DEFINE_string(
     "shard", "0/1", "i/n runs part i of n on this machine; i counts from 0."
 )
 REDO_DAMAGED = flags.DEFINE_bool(
-    "redo_damaged", False, "Train a network anew if its checkpoint cannot be read."
+    "redo_damaged", False, "Train a network anew if all its checkpoints are damaged."
 )
 flags.mark_flag_as_required("config")
 

@@ -26,6 +26,9 @@ _REFUSALS = (
     *(errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE),
 )
 
+# What the system says of a path that cannot be used by anybody, or by this user.
+_OF_THE_PATH = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS}
+
 
 def main() -> None:
     """Runs the command that the first argument of `mtl-jax` names.
@@ -83,6 +86,7 @@ def run(verb: str) -> NoReturn:
         def carry_out(argv: list[str]) -> int:
             if len(argv) > 1:
                 _fail(f"unknown argument {argv[1]!r}.", 2)
+            _refuse_empty(command)
             _compilation_cache.switch_on()
             return command.main() or 0
 
@@ -93,6 +97,20 @@ def run(verb: str) -> NoReturn:
         if missing := missing_extra(error):
             _fail(missing, 1)
         raise
+    except OSError as error:
+        if error.errno not in _OF_THE_PATH or not error.filename:
+            raise
+        _fail(f"{error.filename} cannot be used ({error.strerror}); name another.", 1)
+    except (MemoryError, RuntimeError) as error:
+        # XLA's errors have no common type of all versions of JAX.
+        if "RESOURCE_EXHAUSTED" not in str(error) and type(error) is not MemoryError:
+            raise
+        reason = str(error).partition("\n")[0].rstrip(".")
+        _fail(
+            f"The memory does not suffice ({reason}); lower config.batch_size or "
+            "config.model.width, or take a machine with more.",
+            1,
+        )
     except KeyboardInterrupt:
         print(f"interrupted; {advice}.", file=sys.stderr)
         sys.exit(130)
@@ -159,6 +177,13 @@ def _prepare_help(command: types.ModuleType) -> None:
         if module.startswith(f"{__package__}."):
             for flag in defined:
                 flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+
+
+def _refuse_empty(command: types.ModuleType) -> None:
+    """Refuses `--workdir=`, as an unset variable of a shell leaves it."""
+    for flag in flags.FLAGS.get_key_flags_for_module(command.__name__):
+        if flag.value == "" and flag.name != _compilation_cache.FOLDER.name:
+            _fail(f"--{flag.name} is empty; give it a value or leave it out.", 2)
 
 
 def _parse(argv: list[str]) -> list[str]:

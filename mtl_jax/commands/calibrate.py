@@ -30,6 +30,9 @@ SPECIFICITY = flags.DEFINE_float(
 DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Folder of the data sets, if it has moved."
 )
+ACCEPT_OTHER_DATA = flags.DEFINE_bool(
+    "accept_other_data", False, "Use the run's data set although it was built anew."
+)
 
 
 def main() -> None:
@@ -45,6 +48,7 @@ def main() -> None:
         sensitivity=SENSITIVITY.value,
         specificity=SPECIFICITY.value,
         data_dir=DATA_DIR.value,
+        accept_other_data=ACCEPT_OTHER_DATA.value,
     )
     print(terminal.calibration_text(calibration))
     print(path)

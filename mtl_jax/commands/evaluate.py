@@ -29,6 +29,9 @@ CHECKPOINT = flags.DEFINE_string(
 DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Folder of the data sets, if it has moved."
 )
+ACCEPT_OTHER_DATA = flags.DEFINE_bool(
+    "accept_other_data", False, "Use the run's data set although it was built anew."
+)
 DATASET = flags.DEFINE_string(
     "dataset", None, "Data set to score, if not the run's own."
 )
@@ -62,6 +65,7 @@ def main() -> None:
         resolution=RESOLUTION.value,
         checkpoint=CHECKPOINT.value,
         data_dir=DATA_DIR.value,
+        accept_other_data=ACCEPT_OTHER_DATA.value,
         dataset=DATASET.value,
         output=pathlib.Path(OUTPUT.value) if OUTPUT.value else None,
         tta=TTA.value,

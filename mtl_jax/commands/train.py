@@ -10,6 +10,9 @@ from mtl_jax.commands import _program
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; see configs/.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 RESUME = flags.DEFINE_bool("resume", False, "Continue from the last checkpoint.")
+ACCEPT_OTHER_DATA = flags.DEFINE_bool(
+    "accept_other_data", False, "Continue although the data set was built anew."
+)
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join the processes that SLURM or a TPU pod started."
 )
@@ -23,5 +26,10 @@ def main() -> None:
 
     if DISTRIBUTED.value:
         parallel.connect_processes()
-    workdirs.train(CONFIG.value, pathlib.Path(WORKDIR.value), resume=RESUME.value)
+    workdirs.train(
+        CONFIG.value,
+        pathlib.Path(WORKDIR.value),
+        resume=RESUME.value,
+        accept_other_data=ACCEPT_OTHER_DATA.value,
+    )
     _program.say(f"{WORKDIR.value}: now scripts/evaluate.py --workdir={WORKDIR.value}")

@@ -74,6 +74,13 @@ _RANGES: dict[str, tuple[float, float]] = {
     "augmentation.contrast": (0, 1),
     "augmentation.colour": (0, 1),
 }
+_TYPES = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    list: "a sequence",
+}
 _FRACTIONS = ("model.dropout", "model.norm_momentum")
 
 
@@ -228,12 +235,23 @@ def check_image_size(config: Config, size: int, where: str) -> None:
 
 
 def _check_fields(config: Config) -> None:
-    """Checks that a config has exactly the fields of `configs/default.py`."""
-    theirs, ours = flatten(config).keys(), flatten(defaults.get_config()).keys()
-    for fields, what in ((theirs - ours, "unknown"), (ours - theirs, "missing")):
+    """Checks that a config has the fields of `configs/default.py`, and their types."""
+    theirs, ours = flatten(config), flatten(defaults.get_config())
+    for fields, what in (
+        (theirs.keys() - ours.keys(), "unknown"),
+        (ours.keys() - theirs.keys(), "missing"),
+    ):
         if fields:
             raise UserError(
                 f"config.{min(fields)} is {what}; configs/default.py lists all fields."
+            )
+    for field, default in ours.items():
+        # A whole number is a number, but True is not.
+        possible = (int, float) if type(default) is float else (type(default),)
+        if type(theirs[field]) not in possible:
+            raise UserError(
+                f"config.{field} is {theirs[field]!r}; it must be "
+                f"{_TYPES[type(default)]}."
             )
 
 

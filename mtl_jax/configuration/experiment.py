@@ -10,6 +10,7 @@ import optax
 from mtl_jax import losses, methods, optim, tasks
 from mtl_jax.configuration.values import DTYPES, Config
 from mtl_jax.data import folds
+from mtl_jax.errors import UserError
 from mtl_jax.inference.postprocess import PostProcessing
 from mtl_jax.models import MultiTaskUNet
 from mtl_jax.models.encoders import ENCODERS
@@ -82,7 +83,15 @@ class Experiment:
 
 
 def build(config: Config) -> Experiment:
-    """Builds the objects of a config that `check` has accepted."""
+    """Builds the objects of a config that `check` has accepted.
+
+    Raises:
+      UserError: if JAX computes in 64 bits.
+    """
+    if jnp.result_type(float) == jnp.float64:
+        raise UserError(
+            "JAX_ENABLE_X64 is set, and networks compute in 32 bits; unset it."
+        )
     chosen = tasks.build(config.tasks, losses.Settings(**config.loss))
     view = views.View(**config.view) if config.view.kind else None
     return Experiment(

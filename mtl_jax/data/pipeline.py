@@ -8,6 +8,7 @@ stream, and a checkpoint can hold them.
 import collections
 import contextlib
 import copy
+import hashlib
 import os
 import pathlib
 import sys
@@ -62,7 +63,10 @@ def open_dataset(data_dir: str, dataset: str) -> tfds.core.DatasetBuilder:
     root = pathlib.Path(data_dir).expanduser()
     built = f"{LocalBuilder.VERSION}/dataset_info.json"
     version_dir = (root / dataset / built).parent
-    if not dataset or not (root / dataset / built).exists():
+    # Spelt in another way, such as with a slash at its end, the data set of a run would
+    # not be known as its own.
+    is_name = dataset == pathlib.PurePath(dataset).as_posix()
+    if not is_name or not (root / dataset / built).exists():
         there = sorted(
             str(info.parent.parent.relative_to(root))
             for info in root.glob(f"*/*/{built}")
@@ -84,6 +88,24 @@ def image_size(builder: tfds.core.DatasetBuilder) -> int:
 def shape(builder: tfds.core.DatasetBuilder) -> Shape:
     """Returns what the data set's model images show of the photographs."""
     return builder.info.metadata["shape"]
+
+
+def fingerprint(builder: tfds.core.DatasetBuilder) -> str:
+    """Returns the SHA-256 of the files that hold a data set's records.
+
+    The same program builds the same files of the same photographs and annotations.
+
+    Raises:
+      UserError: if a file cannot be read.
+    """
+    directory, digest = pathlib.Path(builder.data_dir), hashlib.sha256()
+    with _readable(directory):
+        for split in sorted(builder.info.splits):
+            for name in builder.info.splits[split].filenames:
+                with (directory / name).open("rb") as file:
+                    of_file = hashlib.file_digest(file, "sha256")
+                digest.update(name.encode() + of_file.digest())
+    return digest.hexdigest()
 
 
 def describe(version_dir: pathlib.Path) -> str:

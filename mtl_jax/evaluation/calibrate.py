@@ -19,6 +19,7 @@ def calibrate(
     sensitivity: float | None = None,
     specificity: float | None = None,
     data_dir: str | None = None,
+    accept_other_data: bool = False,
 ) -> tuple[pathlib.Path, calibration.Calibration]:
     """Fits temperatures, weight and threshold, see `inference.calibration`.
 
@@ -33,6 +34,8 @@ def calibrate(
       sensitivity: sensitivity that the threshold is to reach on the split, in (0, 1).
       specificity: the same for the specificity; at most one of them.
       data_dir: folder of the data sets, if it has moved since the run.
+      accept_other_data: whether the data set of that name may have other records than
+        the one that the network was trained on.
 
     Returns:
       The path of the file, and the calibration.
@@ -59,6 +62,8 @@ def calibrate(
     data = network.config.data
     builder = pipeline.open_dataset(data_dir or data.data_dir, data.dataset)
     evaluate.check_images(builder, network)
+    if not accept_other_data:
+        evaluate.check_fingerprint(builder, network, data.dataset)
     evaluate.check_folds(folders, network, data.dataset, split)
     fold = network.experiment.fold
     opened = pipeline.open_split(builder, split, fold, network.post.pixel_origin)

@@ -30,6 +30,7 @@ def evaluate(
     resolution: scoring.Resolution = "model",
     checkpoint: str = "best",
     data_dir: str | None = None,
+    accept_other_data: bool = False,
     dataset: str | None = None,
     output: pathlib.Path | None = None,
     tta: bool | None = None,
@@ -55,6 +56,8 @@ def evaluate(
       resolution: resolution at which masks are compared, `model` or `native`.
       checkpoint: `best`, `latest` or a step.
       data_dir: folder of the data sets, if it has moved since the run.
+      accept_other_data: whether the data set of that name may have other records than
+        the one that the network was trained on.
       dataset: data set to evaluate on, if not the run's own.
       output: folder to write, if not in the workdir.
       tta: whether to average over flips; None if the calibration was fitted so.
@@ -84,6 +87,8 @@ def evaluate(
     is_own = dataset == own.dataset and not is_portable
     builder = pipeline.open_dataset(data_dir or own.data_dir, dataset)
     check_images(builder, network)
+    if not (is_portable or accept_other_data):
+        check_fingerprint(builder, network, dataset)
     # Another data set's images were not divided for this run.
     fold = network.experiment.fold if is_own else None
     post = network.post
@@ -245,6 +250,29 @@ def check_images(
             f"{builder.info.full_name} has photographs in the shape {shape!r}, the "
             f"network was trained on {network.shape!r}; build the data set with "
             f"--shape={network.shape}."
+        )
+
+
+def check_fingerprint(
+    builder: tfds.core.DatasetBuilder, network: workdirs.TrainedNetwork, dataset: str
+) -> None:
+    """Refuses a data set that has the name of a network's own, but other records.
+
+    Raises:
+      UserError: if the records differ.
+    """
+    began = {
+        one.metadata["data_fingerprint"]
+        for one in network.averaged or [network]
+        # Checkpoints of earlier versions have none.
+        if one.config.data.dataset == dataset and "data_fingerprint" in one.metadata
+    }
+    if began and {found := pipeline.fingerprint(builder)} != began:
+        raise UserError(
+            f"{builder.info.full_name} in {builder.data_dir} has other records than "
+            f"the data set that the network was trained on (the SHA-256 is {found}, "
+            f"and was {' or '.join(sorted(began))}); name that one with --data_dir, or "
+            "add --accept_other_data if it is meant."
         )
 
 

@@ -156,7 +156,7 @@ def attempt(
 
 
 def _read(path: pathlib.Path, network: workdirs.TrainedNetwork) -> _Photograph:
-    picture, conversion = images.open_photograph(path)
+    picture, conversion, _ = images.open_photograph(path)
     frame = field_of_view.frame_of(picture, network.shape)
     size = (network.image_size, network.image_size)
     model_image = geometry.photograph_to_model(picture, frame, size)

@@ -20,7 +20,7 @@ from mtl_jax.errors import NotFinite, UserError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.experiments import results
 from mtl_jax.experiments.plan import Run
-from mtl_jax.training.checkpoints import Damaged
+from mtl_jax.training.checkpoints import Damaged, Unreadable
 
 _RECORD = "experiment.json"
 
@@ -46,7 +46,8 @@ def execute(
       config: config from which the runs' configs were made.
       runs: runs to carry out here. Another call may add runs of more methods or seeds
         to the directory.
-      redo_damaged: whether to train a network anew if its checkpoint cannot be read.
+      redo_damaged: whether to train a network anew if all its checkpoints are damaged,
+        which their digests prove.
 
     Returns:
       Number of runs that other processes were working on; they may be unfinished.
@@ -55,7 +56,7 @@ def execute(
       UserError: if the directory holds another experiment, or a run cannot be trained
         or evaluated.
       RunsFailed: after all other runs, if some runs' numbers are not finite or their
-        checkpoints are damaged. The message names these runs.
+        checkpoints cannot be read. The message names these runs.
     """
     directory = pathlib.Path(directory)
     _check_weights(directory, runs)
@@ -87,7 +88,7 @@ def _execute(
                 continue
             try:
                 _carry_out(directory, run, redo_damaged)
-            except (NotFinite, Damaged) as failure:
+            except (NotFinite, Unreadable) as failure:
                 print(f"{run.name} has failed: {failure}", flush=True)
                 failures[run.name] = failure
             _collect(directory)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from mtl_jax import files, metrics
 from mtl_jax.experiments.plan import Run
+from mtl_jax.training import metric_log
 
 COLUMNS = (
     "method",
@@ -119,7 +120,7 @@ def _best_validation(workdir: pathlib.Path) -> dict[str, float]:
     """Finds the best values over the epochs, over all networks of the run."""
     best: dict[str, float] = {}
     scores = []
-    for log in sorted(workdir.rglob("metrics.jsonl")):
+    for log in sorted(workdir.rglob(metric_log.FILE)):
         own = _best_of(log)
         if "score" in own:
             scores.append(own.pop("score"))
@@ -131,8 +132,8 @@ def _best_of(log: pathlib.Path) -> dict[str, float]:
     best: dict[str, float] = {}
     # Of all others, losses and errors, smaller is better.
     rising = {*metrics.rising(), "score"}
-    for line in log.read_text().splitlines():
-        for key, value in json.loads(line).items():
+    for line in metric_log.read(log):
+        for key, value in line.items():
             split, _, name = key.partition("/")
             if split != "validation" or value is None:
                 continue

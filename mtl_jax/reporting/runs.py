@@ -21,6 +21,7 @@ from mtl_jax.inference.outlines import marks_of
 from mtl_jax.methods import METHODS
 from mtl_jax.metrics import DIAGNOSIS
 from mtl_jax.reporting.page import Photograph, Reading
+from mtl_jax.training import metric_log
 
 # The columns that are read from a training log.
 _LOGGED = ["epoch", "step", "train/seconds_per_step", "validation/score"]
@@ -194,9 +195,9 @@ def minutes_per_epoch(directory: pathlib.Path, run: RunKey) -> float:
 def _log(directory: pathlib.Path, run: RunKey) -> pd.DataFrame:
     """Reads the training logs of a run's networks, one row per line."""
     lines = [
-        {"network": str(path), **json.loads(line)}
-        for path in run.workdir(directory).rglob("metrics.jsonl")
-        for line in path.read_text().splitlines()
+        {"network": str(path), **line}
+        for path in run.workdir(directory).rglob(metric_log.FILE)
+        for line in metric_log.read(path)
     ]
     log = pd.DataFrame(lines, columns=["network", *_LOGGED])
     return log.astype(dict.fromkeys(_LOGGED, float))

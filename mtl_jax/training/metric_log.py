@@ -4,6 +4,28 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping
+from typing import Any
+
+from mtl_jax.errors import UserError
+
+FILE = "metrics.jsonl"
+
+
+def read(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Reads the lines of a log.
+
+    Raises:
+      UserError: if a line is no JSON object.
+    """
+    lines = path.read_bytes().splitlines()
+    found = [_parsed(line) for line in lines]
+    for number, line in enumerate(found, 1):
+        if line is None:
+            raise UserError(
+                f"{path} is damaged in line {number}, which is no JSON object; delete "
+                "that line."
+            )
+    return [line for line in found if line is not None]
 
 
 class MetricLog:
@@ -32,11 +54,11 @@ class MetricLog:
         # It takes torch along where there is one: seconds that only a run should cost.
         import tensorboardX
 
-        path = pathlib.Path(workdir) / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
+        path = pathlib.Path(workdir) / FILE
+        lines = path.read_bytes().splitlines() if path.exists() else []
         kept = [line for line in lines if _is_up_to(line, step)]
         replacement = path.with_suffix(".tmp")
-        replacement.write_text("".join(f"{line}\n" for line in kept))
+        replacement.write_bytes(b"".join(line + b"\n" for line in kept))
         os.replace(replacement, path)
         self._file = path.open("a")
         self._tensorboard = tensorboardX.SummaryWriter(
@@ -62,8 +84,15 @@ class MetricLog:
         self._tensorboard.close()
 
 
-def _is_up_to(line: str, step: int) -> bool:
+def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
-        return json.loads(line)["step"] <= step
-    except (ValueError, KeyError):
-        return False  # the last line of a killed run may be cut
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _is_up_to(line: bytes, step: int) -> bool:
+    # The last line of a killed run may be cut.
+    found = (_parsed(line) or {}).get("step")
+    return isinstance(found, int) and found <= step

@@ -13,10 +13,14 @@ from mtl_jax.workdirs import _portable
 
 
 def networks(workdir: pathlib.Path) -> list[pathlib.Path]:
-    """Lists the folders with checkpoints: the workdir, or those of its networks."""
-    order = [*tasks.TASKS, *configuration.STAGES]
+    """Lists the folders with checkpoints: the workdir, or those of its networks.
+
+    Raises:
+      UserError: if one of them cannot be read.
+    """
+    # Those that may not be read are refused; other folders may be anything.
+    known = [workdir / name for name in (*tasks.TASKS, *configuration.STAGES)]
     parts = {path.parent for path in workdir.glob("*/checkpoints")}
-    known = [workdir / name for name in order if workdir / name in parts]
     return [
         folder
         for folder in (workdir, *known, *sorted(parts - {*known}))
@@ -37,27 +41,28 @@ def claim(workdir: pathlib.Path, config: configuration.Config, resume: bool) -> 
             "another workdir."
         )
     path = workdir / "config.json"
+    is_begun = networks(workdir) != []
     if path.exists():
         try:
             theirs = configuration.from_json(path.read_text(), path)
         except (OSError, ValueError) as error:
             raise UserError(
-                f"{path} cannot be read ({error}); name another workdir."
+                f"{path} cannot be read ({error}); move it away to continue with "
+                "--resume, or name another workdir."
             ) from error
         fields = configuration.differences(config, theirs)
         # The same data may have moved to another folder.
         fields = [field for field in fields if field != "data.data_dir"]
-        is_begun = networks(workdir) != []
         if fields and is_begun:
             raise UserError(
                 f"{workdir} holds a run of another config (it differs in "
                 f"{', '.join(fields)}); name another workdir."
             )
-        if not resume and is_begun:
-            raise UserError(
-                f"{workdir} already holds a run of this config; continue it with "
-                "--resume, or name another workdir."
-            )
+    if not resume and is_begun:
+        raise UserError(
+            f"{workdir} already holds a run of this config; continue it with "
+            "--resume, or name another workdir."
+        )
     if not parallel.is_first_process():
         return
     try:

@@ -34,7 +34,11 @@ class _Data(NamedTuple):
 
 
 def train(
-    config: configuration.Config, workdir: pathlib.Path, *, resume: bool = False
+    config: configuration.Config,
+    workdir: pathlib.Path,
+    *,
+    resume: bool = False,
+    accept_other_data: bool = False,
 ) -> None:
     """Trains the network of a config, or each of its networks in turn.
 
@@ -45,6 +49,8 @@ def train(
       workdir: folder that gets `config.json`, `metrics.jsonl`, `tensorboard/` and
         `checkpoints/`. Each of several networks has a folder with these.
       resume: whether to continue from the latest checkpoint of this workdir, if any.
+      accept_other_data: whether to continue with a data set that has the name and the
+        number of images of the one that the run began with, but other content.
 
     Raises:
       UserError: if the config, the data set or the workdir is unsuitable.
@@ -57,7 +63,13 @@ def train(
     config = _of_labelled_tasks(config, data.train)
     parts = configuration.part_configs(config)
     if not parts:
-        _train_network(config, workdir, data, lambda: claim(workdir, config, resume))
+        _train_network(
+            config,
+            workdir,
+            data,
+            lambda: claim(workdir, config, resume),
+            accept_other_data,
+        )
     for number, (name, part) in enumerate(parts.items()):
 
         def claim_folders(number=number, name=name, part=part):
@@ -68,7 +80,7 @@ def train(
             # A finished network is kept.
             claim(workdir / name, part, resume=True)
 
-        _train_network(part, workdir / name, data, claim_folders)
+        _train_network(part, workdir / name, data, claim_folders, accept_other_data)
 
 
 def _open(config: configuration.Config) -> _Data:
@@ -130,11 +142,12 @@ def _train_network(
     folder: pathlib.Path,
     data: _Data,
     claim_folder: Callable[[], None],
+    accept_other_data: bool,
 ) -> None:
     """Trains one network; claims its folder after all other checks."""
     experiment = configuration.build(config)
     dataset, train, validation = data
-    side = pipeline.image_size(dataset)
+    side, fingerprint = pipeline.image_size(dataset), pipeline.fingerprint(dataset)
     if experiment.view is None:
         configuration.check_image_size(config, side, f"{train.name} has images of")
     steps_per_epoch = pipeline.steps_per_epoch(train, config.batch_size)
@@ -151,12 +164,14 @@ def _train_network(
         validate_every=config.validate_every,
         interference_every=config.interference_every,
     )
-    latest = Checkpoints(folder, read_only=True).latest()
+    checkpoints = Checkpoints(folder)
+    latest = checkpoints.latest()
     pretrained = load_pretrained(config) if latest is None else None
     claim_folder()
-    with contextlib.closing(Checkpoints(folder)) as checkpoints:
+    with contextlib.closing(checkpoints):
         if latest is not None:
-            _check_data(train, checkpoints.restore_metadata(latest))
+            saved = checkpoints.restore_metadata(latest)
+            _check_data(train, None if accept_other_data else fingerprint, saved)
             if latest >= config.num_epochs * steps_per_epoch:
                 # The run is finished. Only check that its network can be read.
                 checkpoints.restore_model(latest, experiment.variable_shapes())
@@ -181,6 +196,8 @@ def _train_network(
             "image_size": side,
             "shape": pipeline.shape(dataset),
             "num_training_images": len(train),
+            "data_fingerprint": fingerprint,
+            "prng": _prng(),
             "vcdr_classifier": classifier and classifier._asdict(),
         }
         validate = _validation(experiment, validation, classifier, side)
@@ -203,12 +220,34 @@ def _initial_state(
     return dataclasses.replace(state, params=params, batch_stats=batch_stats)
 
 
-def _check_data(train: pipeline.Split, saved: Mapping[str, Any]) -> None:
-    """Refuses to continue a run with other data than it began with."""
+def _prng() -> str:
+    """Names the implementation of random numbers."""
+    return str(jax.random.key_impl(jax.random.key(0)))
+
+
+def _check_data(
+    train: pipeline.Split, fingerprint: str | None, saved: Mapping[str, Any]
+) -> None:
+    """Refuses to continue a run with other data than it began with.
+
+    None accepts any fingerprint. Checkpoints of earlier versions have none.
+    """
     if saved["num_training_images"] not in (None, len(train)):
         raise UserError(
             f"{train.name} has {len(train)} images, but this run began with "
             f"{saved['num_training_images']}; name another workdir."
+        )
+    if saved.get("prng", _prng()) != _prng():
+        raise UserError(
+            f"This run began with JAX_DEFAULT_PRNG_IMPL={saved['prng']}, and it is "
+            f"{_prng()} now; set it as it was."
+        )
+    began = saved.get("data_fingerprint")
+    if None not in (began, fingerprint) and began != fingerprint:
+        raise UserError(
+            f"{train.name} is of a data set with other records than this run began "
+            f"with (the SHA-256 is {fingerprint}, and was {began}); name another "
+            "workdir, or add --accept_other_data if it is meant."
         )
 
 

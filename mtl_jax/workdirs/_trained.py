@@ -23,7 +23,7 @@ from mtl_jax.inference.postprocess import PostProcessing
 from mtl_jax.inference.vcdr import VcdrClassifier
 from mtl_jax.models import unet
 from mtl_jax.training import parallel, views
-from mtl_jax.training.checkpoints import Checkpoints
+from mtl_jax.training.checkpoints import Absent, Checkpoints
 from mtl_jax.training.step import evaluation_step
 from mtl_jax.workdirs import _portable
 from mtl_jax.workdirs._claim import networks
@@ -158,8 +158,12 @@ def load(workdir: pathlib.Path, checkpoint: str = "best") -> TrainedNetwork:
     if not _portable.is_portable(workdir):
         folders = networks(workdir)
         if not folders:
+            unfinished = Checkpoints(workdir, read_only=True).unfinished()
             raise UserError(
-                f"{workdir} holds no checkpoint; name the workdir of a run."
+                f"The first checkpoint of {workdir} is being written; wait for it, or "
+                "train with --resume if its run has ended."
+                if unfinished
+                else f"{workdir} holds no checkpoint; name the workdir of a run."
             )
         if missing := _parts(workdir) - {folder.name for folder in folders}:
             raise UserError(
@@ -198,7 +202,8 @@ def _parts(workdir: pathlib.Path) -> set[str]:
         config = configuration.from_json(path.read_text(), path)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path} cannot be read ({error}); name another workdir."
+            f"{path} cannot be read ({error}); move it away, since each checkpoint "
+            "holds the config too."
         ) from error
     fields = configuration.flatten(config)
     if fields.get("method.name") == "single":
@@ -229,10 +234,15 @@ def load_kind(
 def _load_one(folder: pathlib.Path, checkpoint: str) -> TrainedNetwork:
     checkpoints = Checkpoints(folder, read_only=True)
     step = _step_of(checkpoints, folder, checkpoint)
-    metadata = checkpoints.restore_metadata(step)
-    experiment = _experiment(metadata["config"], checkpoints.path(step))
-    variables = checkpoints.restore_model(step, experiment.variable_shapes())
-    checkpoints.close()
+    try:
+        metadata = checkpoints.restore_metadata(step)
+        experiment = _experiment(metadata["config"], checkpoints.path(step))
+        variables = checkpoints.restore_model(step, experiment.variable_shapes())
+    except Absent:
+        if checkpoint not in ("best", "latest"):
+            raise
+        # Its run has just replaced it by a newer one.
+        return _load_one(folder, checkpoint)
     if metadata["vcdr_classifier"] is None and (folder / _CLASSIFIER).exists():
         classifier = _read_classifier(folder / _CLASSIFIER)
         metadata = {**metadata, "vcdr_classifier": classifier}
@@ -405,6 +415,11 @@ def _step_of(checkpoints: Checkpoints, folder: pathlib.Path, checkpoint: str) ->
         step = checkpoints.latest()
     elif checkpoint in map(str, steps):
         step = int(checkpoint)
+    if checkpoint in map(str, checkpoints.unfinished()) and step is None:
+        raise UserError(
+            f"The checkpoint {checkpoint} of {folder} is being written; wait for it, "
+            "or choose best or latest."
+        )
     if step is None:
         raise UserError(
             f"{folder} has no checkpoint {checkpoint!r}; choose best, latest or one of"

@@ -70,9 +70,12 @@ def test_empty_data_directory(tmp_path):
         pipeline.open_dataset(str(tmp_path), "synthetic_fundus/32px")
 
 
-@pytest.mark.parametrize("name", ["synthetic_fundus/16px", "nothing", "", "../x"])
+@pytest.mark.parametrize(
+    "name", ["synthetic_fundus/16px", "nothing", "", "../x", "{}/", "./{}"]
+)
 def test_unknown_data_set_names_those_there(synthetic_data, name):
     data_dir, there = synthetic_data
+    name = name.format(there)
     with pytest.raises(UserError) as caught:
         pipeline.open_dataset(data_dir, name)
     assert repr(name) in str(caught.value)

@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from mtl_jax import configuration, tasks, workdirs
 from mtl_jax.data import folder, pipeline
 from mtl_jax.data.folds import Fold
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation import evaluate
+from mtl_jax.evaluation import calibrate, evaluate
 from mtl_jax.training.checkpoints import Checkpoints
 from mtl_jax.training.watch import Watch
 
@@ -188,6 +189,39 @@ def test_resuming_a_finished_run_changes_nothing(glaucoma_run, tmp_path):
     assert contents(workdir) == before
 
 
+def test_other_data_of_the_same_name_are_refused(glaucoma_run, tmp_path):
+    """They may have moved, but two splits of the same size may not be exchanged."""
+    workdir = glaucoma_run.copy(tmp_path / "run")
+    config = glaucoma_run.config.copy_and_resolve_references()
+    place = tmp_path / "data" / config.data.dataset
+    shutil.copytree(pathlib.Path(config.data.data_dir, config.data.dataset), place)
+    config.data.data_dir = str(tmp_path / "data")
+    workdirs.train(config, workdir, resume=True)
+    test, validation = (
+        next(place.glob(f"*/*-{split}.array_record-*"))
+        for split in ("test", "validation")
+    )
+    test.rename(place / "x")
+    validation.rename(test)
+    (place / "x").rename(validation)
+    before = contents(workdir)
+    moved = {"split": "none", "data_dir": config.data.data_dir}
+    for use in (
+        lambda: workdirs.train(config, workdir, resume=True),
+        lambda: evaluate.evaluate(workdir, **moved),
+        lambda: calibrate.calibrate(workdir, **moved),
+    ):
+        with pytest.raises(UserError, match=r"other records.*--accept_other_data"):
+            use()
+    accepted = {"accept_other_data": True}
+    workdirs.train(config, workdir, resume=True, **accepted)
+    for use in (evaluate.evaluate, calibrate.calibrate):
+        # The next check is reached.
+        with pytest.raises(UserError, match="no split 'none'"):
+            use(workdir, **moved, **accepted)
+    assert contents(workdir) == before
+
+
 @pytest.mark.parametrize("resume", [True, False])
 def test_a_workdir_of_another_config_is_refused(glaucoma_run, tmp_path, resume):
     workdir = glaucoma_run.copy(tmp_path / "run")
@@ -208,6 +242,23 @@ def test_a_workdir_of_this_config_needs_resume(glaucoma_run, tmp_path):
     with pytest.raises(UserError, match="already holds.*--resume"):
         workdirs.train(glaucoma_run.config, workdir)
     assert contents(workdir) == before
+    with (
+        jax.default_prng_impl("rbg"),
+        pytest.raises(UserError, match="began with JAX_DEFAULT_PRNG_IMPL=threefry2x32"),
+    ):
+        workdirs.train(glaucoma_run.config, workdir, resume=True)
+    path = workdir / "config.json"
+    path.write_text("")
+    for use in (
+        lambda: workdirs.train(glaucoma_run.config, workdir, resume=True),
+        lambda: workdirs.load(workdir),
+    ):
+        with pytest.raises(UserError, match="json cannot be read.*move it away"):
+            use()
+    path.unlink()
+    with pytest.raises(UserError, match="already holds.*--resume"):
+        workdirs.train(glaucoma_run.config, workdir)
+    assert workdirs.load(workdir).checkpoint
 
 
 def test_a_workdir_that_is_a_file(make_config, tmp_path):

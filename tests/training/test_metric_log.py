@@ -3,6 +3,8 @@ import json
 import pytest
 from tensorboardX.proto import event_pb2
 
+from mtl_jax.errors import UserError
+from mtl_jax.training import metric_log
 from mtl_jax.training.metric_log import MetricLog
 
 
@@ -50,6 +52,19 @@ def test_lines_are_there_before_the_end(tmp_path):
     log.write(1, 1, {"a": 1.0})
     assert len(lines(tmp_path)) == 1
     log.close()
+
+
+@pytest.mark.parametrize("line", [b"[]", b"3", b"\xff\xfe", b'{"step": "a"}', b"{"])
+def test_a_line_that_is_no_object(tmp_path, line):
+    write(tmp_path, 0, [3, 6])
+    path = tmp_path / "metrics.jsonl"
+    assert [one["step"] for one in metric_log.read(path)] == [3, 6]
+    path.write_bytes(line + b"\n" + path.read_bytes())
+    if b"step" not in line:
+        with pytest.raises(UserError, match=f"{path} is damaged in line 1, which is"):
+            metric_log.read(path)
+    write(tmp_path, 6, [9])
+    assert [one["step"] for one in lines(tmp_path)] == [3, 6, 9]
 
 
 @pytest.mark.parametrize(("start", "kept"), [(0, []), (6, [3, 6]), (99, [3, 6, 9])])
