@@ -19,7 +19,7 @@ from mtl_jax.training.checkpoints import Checkpoints
 from mtl_jax.training.loop import Network, Training, Validate, fit
 from mtl_jax.training.metric_log import MetricLog
 from mtl_jax.training.state import TrainState
-from mtl_jax.workdirs._claim import claim
+from mtl_jax.workdirs._claim import claim, locked
 
 
 def train(
@@ -34,12 +34,17 @@ def train(
       resume: whether to continue from the latest checkpoint of this workdir, if any.
 
     Raises:
-      UserError: if the config, the data set or the workdir is unsuitable.
+      UserError: if the config, the data set or the workdir is unsuitable, or another
+        process trains in the workdir.
       NotFinite: if a loss or a parameter is not finite.
     """
     configuration.check(config)
     parallel.check_batch_size(config.batch_size)
-    workdir = pathlib.Path(workdir)
+    with locked(workdir := pathlib.Path(workdir)):
+        _train(config, workdir, resume)
+
+
+def _train(config: configuration.Config, workdir: pathlib.Path, resume: bool) -> None:
     parts = configuration.part_configs(config)
     if not parts:
         _train_network(

@@ -154,11 +154,13 @@ def test_a_killed_run_resumes_to_the_same_bits(tiny_run, compiled, tmp_path):
     )
     assert finished.returncode == -signal.SIGKILL, finished.stderr
     assert saved_steps(workdir)[-1] == 36
+    assert (workdir / "lock").exists()
     # What such a kill may leave besides: a line cut short.
     with (workdir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2')
 
     workdirs.train(tiny_run.config, workdir, resume=True)
+    assert not (workdir / "lock").exists()
     assert saved_steps(workdir) == saved_steps(tiny_run.workdir)
     for step in saved_steps(workdir):
         for item in ("model", "optimizer"):
@@ -182,11 +184,42 @@ def test_a_seed_fixes_the_run(glaucoma_run, tmp_path):
     assert a == b
 
 
+HOLDER = """
+import filelock, os, pathlib, sys, time
+lock = filelock.FileLock(sys.argv[1])
+lock.acquire()
+pathlib.Path(sys.argv[1]).write_text(f"{os.getpid()}\\nelsewhere\\n")
+print("locked", flush=True)
+time.sleep(60)
+"""
+
+
 def test_resuming_a_finished_run_changes_nothing(glaucoma_run, tmp_path):
+    """Nor does it while another process has the workdir, until that one dies."""
     workdir = glaucoma_run.copy(tmp_path / "run")
     before = contents(workdir)
+    command = [sys.executable, "-c", HOLDER, workdir / "lock"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "locked\n"
+        named = f"Process {other.pid} on elsewhere, since 20.*another workdir"
+        with pytest.raises(UserError, match=named):
+            workdirs.train(glaucoma_run.config, workdir, resume=True)
+        workdirs.load(workdir)
+        other.kill()
     workdirs.train(glaucoma_run.config, workdir, resume=True)
     assert contents(workdir) == before
+
+
+def test_a_lock_is_against_other_processes_only(tmp_path):
+    attempt = "import filelock, sys; filelock.FileLock(sys.argv[1], 0).acquire()"
+    command = [sys.executable, "-c", attempt, tmp_path / "run/lock"]
+    with workdirs.locked(tmp_path / "run"):
+        with workdirs.locked(tmp_path / "run"):
+            pass
+        refused = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert "filelock._error.Timeout" in refused.stderr
+        assert (tmp_path / "run/lock").read_text().startswith(f"{os.getpid()}\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("resume", [True, False])
