@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from mtl_jax.commands import _compilation_cache
-from mtl_jax.errors import UserError, missing_extra
+from mtl_jax.errors import Interrupted, UserError, missing_extra
 
 
 def main() -> None:
@@ -46,8 +46,9 @@ def run(verb: str) -> NoReturn:
     """Runs a command with the arguments of this process, and exits.
 
     A `UserError` is printed as one sentence without a traceback, and the exit code is
-    1. So is a missing module that an extra installs. Ctrl-C exits with 130. Any other
-    exception is a bug and keeps its traceback.
+    1. So is a missing module that an extra installs. Ctrl-C exits with 130, and the
+    signals that a training notices exit with 128 and their number, as in a shell. Any
+    other exception is a bug and keeps its traceback.
 
     Args:
       verb: name of a command's module in this package. No other command's module is
@@ -82,10 +83,13 @@ def run(verb: str) -> NoReturn:
         if missing := missing_extra(error):
             _fail(missing, 1)
         raise
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        what, code = "interrupted", 130
+        if isinstance(stop, Interrupted):
+            what, code = str(stop), 128 + stop.signal
         advice = "continue with --resume" if verb == "train" else "repeat the command"
-        print(f"interrupted; {advice}.", file=sys.stderr)
-        sys.exit(130)
+        print(f"{what}; {advice}.", file=sys.stderr)
+        sys.exit(code)
 
 
 def say(text: str) -> None:

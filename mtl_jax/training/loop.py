@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,8 +12,9 @@ import grain
 import numpy as np
 import tqdm
 
+from mtl_jax.errors import Interrupted
 from mtl_jax.tasks import Task
-from mtl_jax.training import parallel
+from mtl_jax.training import interruption, parallel
 from mtl_jax.training import step as steps
 from mtl_jax.training.checkpoints import Checkpoints
 from mtl_jax.training.metric_log import MetricLog
@@ -68,20 +69,24 @@ def fit(
     log: MetricLog,
     validate: Validate,
     metadata: Mapping[str, Any],
+    epoch_so_far: Iterable[dict[str, Any]] = (),
 ) -> None:
     """Trains a network from a state to the last epoch.
 
     Args:
       training: how.
-      state: where the training stands, at the end of an epoch.
+      state: where the training stands.
       batches: of training images, as many as the state has seen behind it.
       checkpoints: to save to.
       log: gets the metrics of epochs and validations.
       validate: scores the network.
       metadata: of JSON values, saved with every checkpoint.
+      epoch_so_far: `epoch_so_far` in the record of the checkpoint that the state is
+        from: what the steps of an epoch under way have told.
 
     Raises:
       NotFinite: if a loss or a parameter is not finite.
+      Interrupted: if a signal asked the process to end; the last step is saved.
     """
     per_epoch = training.steps_per_epoch
     train_step = _train_step(training)
@@ -91,39 +96,58 @@ def fit(
     )
     done = int(state.step)
     state = parallel.replicate(state)
-    with _progress(training, done) as progress:
-        for epoch in range(done // per_epoch + 1, training.num_epochs + 1):
-            watch = Watch(training.tasks, checkpoints)
-            last = epoch * per_epoch
+    watch, pending = Watch(training.tasks, checkpoints, epoch_so_far), None
+    with interruption.noticed() as asked, _progress(training, done) as progress:
+        for step in range(done + 1, training.num_epochs * per_epoch + 1):
+            epoch = (step - 1) // per_epoch + 1
+            if (step - 1) % per_epoch == 0:
+                watch = Watch(training.tasks, checkpoints)
+            batch = parallel.shard(next(batches))
+            log_interference(step, epoch, state, batch)
+            state, metrics = train_step(state, batch)
+            # One step late, so that the next is under way meanwhile.
+            if pending:
+                watch.add(step - 1, parallel.unreplicate(pending))
+            pending = metrics
+            progress.update()
+            stop = asked(step)
+            ends_epoch = step % per_epoch == 0
+            if not (ends_epoch or stop):
+                continue
+            watch.add(step, parallel.unreplicate(pending))
             pending = None
-            for step in range(last - per_epoch + 1, last + 1):
-                batch = parallel.shard(next(batches))
-                log_interference(step, epoch, state, batch)
-                state, metrics = train_step(state, batch)
-                # One step late, so that the next is under way meanwhile.
-                if pending:
-                    watch.add(step - 1, parallel.unreplicate(pending))
-                pending = metrics
-                progress.update()
-            watch.add(last, parallel.unreplicate(pending))
-            summary = watch.summary(training.batch_size)
-            log.write(last, epoch, summary)
-            progress.set_postfix(brief(summary))
-            if epoch % training.validate_every and epoch < training.num_epochs:
+            if ends_epoch:
+                summary = watch.summary(training.batch_size)
+                log.write(step, epoch, summary)
+                progress.set_postfix(brief(summary))
+            is_validated = ends_epoch and (
+                epoch % training.validate_every == 0 or epoch == training.num_epochs
+            )
+            if not (is_validated or stop):
                 continue
             saved = parallel.unreplicate(state)
-            check_finite(saved, last, checkpoints)
-            validation = validate(functools.partial(_apply, evaluate, state))
+            check_finite(saved, step, checkpoints)
+            validation = {}
+            if is_validated:
+                validation = validate(functools.partial(_apply, evaluate, state))
             if validation:
                 values = {f"validation/{k}": v for k, v in validation.items()}
-                log.write(last, epoch, values)
+                log.write(step, epoch, values)
             record = {
                 **metadata,
                 "epoch": epoch,
-                "seconds_per_step": summary["train/seconds_per_step"],
+                "epoch_so_far": [] if ends_epoch else watch.steps,
+                "seconds_per_step": watch.seconds_per_step(),
                 "validation": validation,
             }
             checkpoints.save(saved, batches, record, validation.get("score"))
+            if stop:
+                checkpoints.wait()
+                raise Interrupted(
+                    f"{stop.name}: the training is saved after step {step} "
+                    f"({checkpoints.path(step)})",
+                    stop,
+                )
 
 
 def _train_step(

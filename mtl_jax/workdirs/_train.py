@@ -37,6 +37,7 @@ def train(
       UserError: if the config, the data set or the workdir is unsuitable, or another
         process trains in the workdir.
       NotFinite: if a loss or a parameter is not finite.
+      Interrupted: if a signal asked the process to end; what it did is saved.
     """
     configuration.check(config)
     parallel.check_batch_size(config.batch_size)
@@ -113,8 +114,10 @@ def _train_network(
     pretrained = load_pretrained(config) if latest is None else None
     claim_folder()
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
+        stored: Mapping[str, Any] = {}
         if latest is not None:
-            _check_data(train, checkpoints.restore_metadata(latest))
+            stored = checkpoints.restore_metadata(latest)
+            _check_data(train, stored)
             if latest >= config.num_epochs * steps_per_epoch:
                 # The run is finished. Only check that its network can be read.
                 checkpoints.restore_model(latest, experiment.variable_shapes())
@@ -144,7 +147,16 @@ def _train_network(
         validate = _validation(experiment, validation, classifier, side)
         log = MetricLog(folder, int(state.step), silent=not parallel.is_first_process())
         with contextlib.closing(log):
-            fit(training, state, batches, checkpoints, log, validate, metadata)
+            fit(
+                training,
+                state,
+                batches,
+                checkpoints,
+                log,
+                validate,
+                metadata,
+                stored.get("epoch_so_far", ()),
+            )
 
 
 def _initial_state(

@@ -15,8 +15,9 @@ from training_fixtures import BATCH_SIZE, STEPS_PER_EPOCH
 from mtl_jax import configuration, tasks, workdirs
 from mtl_jax.data import pipeline
 from mtl_jax.data.folds import Fold
-from mtl_jax.errors import UserError
+from mtl_jax.errors import Interrupted, UserError
 from mtl_jax.evaluation import evaluate
+from mtl_jax.training import interruption
 from mtl_jax.training import step as steps
 from mtl_jax.training.checkpoints import Checkpoints
 from mtl_jax.training.watch import Watch
@@ -141,8 +142,11 @@ workdirs.train(config, workdir)
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_to_the_same_bits(tiny_run, compiled, tmp_path):
-    """Killed in the middle of epoch 13 of 16; the last checkpoint is of epoch 12."""
+def test_a_killed_run_resumes_to_the_same_bits(tiny_run, compiled, interrupt, tmp_path):
+    """Killed in the middle of epoch 13 of 16; the last checkpoint is of epoch 12.
+
+    Then told to end in the middle of epoch 14.
+    """
     workdir = tmp_path / "run"
     command = [sys.executable, "-c", KILLED_RUN]
     finished = subprocess.run(
@@ -159,10 +163,11 @@ def test_a_killed_run_resumes_to_the_same_bits(tiny_run, compiled, tmp_path):
     with (workdir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2')
 
+    interrupt(tiny_run.config, workdir, 40, signal.SIGTERM)
     workdirs.train(tiny_run.config, workdir, resume=True)
     assert not (workdir / "lock").exists()
-    assert saved_steps(workdir) == saved_steps(tiny_run.workdir)
-    for step in saved_steps(workdir):
+    assert {*saved_steps(workdir)} - {41} <= {*saved_steps(tiny_run.workdir)}
+    for step in {*saved_steps(workdir)} - {41}:
         for item in ("model", "optimizer"):
             assert_identical(
                 saved(workdir, step, item), saved(tiny_run.workdir, step, item)
@@ -175,8 +180,36 @@ def test_a_killed_run_resumes_to_the_same_bits(tiny_run, compiled, tmp_path):
     ).read_text()
 
 
-def test_a_seed_fixes_the_run(glaucoma_run, tmp_path):
-    workdirs.train(glaucoma_run.config, tmp_path / "again")
+@pytest.fixture
+def interrupt(monkeypatch):
+    """Sends this process a signal once a training has the metrics of a step."""
+    whole, signals = Watch.add, {}
+
+    def add(self, step, metrics):
+        whole(self, step, metrics)
+        if step in signals:
+            os.kill(os.getpid(), signals.pop(step))
+
+    monkeypatch.setattr(Watch, "add", add)
+
+    def train(config, workdir, step, number):
+        signals[step] = number
+        before = [signal.getsignal(one) for one in interruption.SIGNALS]
+        with pytest.raises(Interrupted, match="the training is saved") as caught:
+            workdirs.train(config, workdir, resume=True)
+        assert caught.value.signal == number
+        assert [signal.getsignal(one) for one in interruption.SIGNALS] == before
+        # The metrics of a step are fetched while the next one is under way.
+        assert max(saved_steps(workdir)) == step + 1
+
+    return train
+
+
+def test_a_seed_fixes_the_run(glaucoma_run, interrupt, tmp_path):
+    """Though it is stopped within an epoch, and with the last step of another."""
+    for step, number in ((4, signal.SIGTERM), (11, signal.SIGUSR1)):
+        interrupt(glaucoma_run.config, tmp_path / "again", step, number)
+    workdirs.train(glaucoma_run.config, tmp_path / "again", resume=True)
     assert_identical(
         saved(tmp_path / "again", 18, "model"), saved(glaucoma_run.workdir, 18, "model")
     )
