@@ -143,6 +143,9 @@ def get_config() -> Config:
     config.batch_size = 8  # over all devices; see also data.batches
     config.num_epochs = 300
     config.validate_every = 5  # epochs; each validation writes a checkpoint
+    # Steps from one checkpoint to the next, apart from those of validations. A killed
+    # run repeats what follows its last one. 0: only validations write checkpoints.
+    config.checkpoint_every = 0
 
     # Logs the norms of the task gradients and the cosines between them every this many
     # steps. Each time costs another forward pass and N backward passes. 0: never.

@@ -47,6 +47,8 @@ class Training:
       validate_every: epochs from one validation and checkpoint to the next.
       interference_every: steps from one log of the tasks' interference to the next; 0
         for none.
+      checkpoint_every: steps from one checkpoint to the next, besides those of
+        validations; 0 for none.
     """
 
     model: nn.Module
@@ -59,6 +61,7 @@ class Training:
     num_epochs: int
     validate_every: int
     interference_every: int = 0
+    checkpoint_every: int = 0
 
 
 def fit(
@@ -88,7 +91,7 @@ def fit(
       NotFinite: if a loss or a parameter is not finite.
       Interrupted: if a signal asked the process to end; the last step is saved.
     """
-    per_epoch = training.steps_per_epoch
+    per_epoch, every = training.steps_per_epoch, training.checkpoint_every
     train_step = _train_step(training)
     log_interference = _interference_log(training, log)
     evaluate = parallel.map_evaluation(
@@ -112,7 +115,8 @@ def fit(
             progress.update()
             stop = asked(step)
             ends_epoch = step % per_epoch == 0
-            if not (ends_epoch or stop):
+            is_due = stop or (every and step % every == 0)
+            if not (ends_epoch or is_due):
                 continue
             watch.add(step, parallel.unreplicate(pending))
             pending = None
@@ -123,7 +127,7 @@ def fit(
             is_validated = ends_epoch and (
                 epoch % training.validate_every == 0 or epoch == training.num_epochs
             )
-            if not (is_validated or stop):
+            if not (is_validated or is_due):
                 continue
             saved = parallel.unreplicate(state)
             check_finite(saved, step, checkpoints)
@@ -136,7 +140,8 @@ def fit(
             record = {
                 **metadata,
                 "epoch": epoch,
-                "epoch_so_far": [] if ends_epoch else watch.steps,
+                # A copy: it is written in the background.
+                "epoch_so_far": [] if ends_epoch else list(watch.steps),
                 "seconds_per_step": watch.seconds_per_step(),
                 "validation": validation,
             }

@@ -19,6 +19,10 @@ from mtl_jax.training.checkpoints import Checkpoints
 from mtl_jax.workdirs import _portable
 
 
+# What was trained so far would be the same. Data may have moved to another folder.
+_CHANGEABLE = ("checkpoint_every", "data.data_dir")
+
+
 class InUse(UserError):
     """Another process trains in the workdir."""
 
@@ -119,9 +123,8 @@ def claim(workdir: pathlib.Path, config: configuration.Config, resume: bool) -> 
             raise UserError(
                 f"{path} cannot be read ({error}); name another workdir."
             ) from error
-        fields = configuration.differences(config, theirs)
-        # The same data may have moved to another folder.
-        fields = [field for field in fields if field != "data.data_dir"]
+        differing = configuration.differences(config, theirs)
+        fields = [field for field in differing if field not in _CHANGEABLE]
         is_begun = networks(workdir) != []
         if fields and is_begun:
             raise UserError(

@@ -109,6 +109,7 @@ def _train_network(
         num_epochs=config.num_epochs,
         validate_every=config.validate_every,
         interference_every=config.interference_every,
+        checkpoint_every=config.checkpoint_every,
     )
     latest = Checkpoints(folder, read_only=True).latest()
     pretrained = load_pretrained(config) if latest is None else None

@@ -1,3 +1,4 @@
+import copy
 import csv
 import json
 import os
@@ -207,9 +208,13 @@ def interrupt(monkeypatch):
 
 def test_a_seed_fixes_the_run(glaucoma_run, interrupt, tmp_path):
     """Though it is stopped within an epoch, and with the last step of another."""
-    for step, number in ((4, signal.SIGTERM), (11, signal.SIGUSR1)):
-        interrupt(glaucoma_run.config, tmp_path / "again", step, number)
-    workdirs.train(glaucoma_run.config, tmp_path / "again", resume=True)
+    workdir, config = tmp_path / "again", copy.deepcopy(glaucoma_run.config)
+    interrupt(config, workdir, 4, signal.SIGTERM)
+    config.checkpoint_every = 7
+    interrupt(config, workdir, 8, signal.SIGUSR1)
+    assert saved_steps(workdir)[-2:] == [7, 9]
+    workdirs.train(config, workdir, resume=True)
+    assert saved_steps(workdir)[-2:] == [15, 18]
     assert_identical(
         saved(tmp_path / "again", 18, "model"), saved(glaucoma_run.workdir, 18, "model")
     )
