@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -49,6 +49,8 @@ class Training:
         for none.
       checkpoint_every: steps from one checkpoint to the next, besides those of
         validations; 0 for none.
+      patience: validations in a row without a new best score after which it ends; 0 to
+        go on to the last epoch.
     """
 
     model: nn.Module
@@ -62,6 +64,7 @@ class Training:
     validate_every: int
     interference_every: int = 0
     checkpoint_every: int = 0
+    patience: int = 0
 
 
 def fit(
@@ -72,9 +75,9 @@ def fit(
     log: MetricLog,
     validate: Validate,
     metadata: Mapping[str, Any],
-    epoch_so_far: Iterable[dict[str, Any]] = (),
+    position: Mapping[str, Any] | None = None,
 ) -> None:
-    """Trains a network from a state to the last epoch.
+    """Trains a network from a state to the last epoch, or until its patience ends.
 
     Args:
       training: how.
@@ -84,8 +87,8 @@ def fit(
       log: gets the metrics of epochs and validations.
       validate: scores the network.
       metadata: of JSON values, saved with every checkpoint.
-      epoch_so_far: `epoch_so_far` in the record of the checkpoint that the state is
-        from: what the steps of an epoch under way have told.
+      position: `watch` in the record of the checkpoint that the state is from; None for
+        a fresh state.
 
     Raises:
       NotFinite: if a loss or a parameter is not finite.
@@ -99,12 +102,12 @@ def fit(
     )
     done = int(state.step)
     state = parallel.replicate(state)
-    watch, pending = Watch(training.tasks, checkpoints, epoch_so_far), None
+    watch, pending = Watch(training.tasks, checkpoints, position), None
     with interruption.noticed() as asked, _progress(training, done) as progress:
         for step in range(done + 1, training.num_epochs * per_epoch + 1):
             epoch = (step - 1) // per_epoch + 1
             if (step - 1) % per_epoch == 0:
-                watch = Watch(training.tasks, checkpoints)
+                watch.begin_epoch()
             batch = parallel.shard(next(batches))
             log_interference(step, epoch, state, batch)
             state, metrics = train_step(state, batch)
@@ -137,13 +140,13 @@ def fit(
             if validation:
                 values = {f"validation/{k}": v for k, v in validation.items()}
                 log.write(step, epoch, values)
+                watch.score(validation["score"])
             record = {
                 **metadata,
                 "epoch": epoch,
-                # A copy: it is written in the background.
-                "epoch_so_far": [] if ends_epoch else list(watch.steps),
                 "seconds_per_step": watch.seconds_per_step(),
                 "validation": validation,
+                "watch": watch.position(),
             }
             checkpoints.save(saved, batches, record, validation.get("score"))
             if stop:
@@ -153,6 +156,8 @@ def fit(
                     f"({checkpoints.path(step)})",
                     stop,
                 )
+            if 0 < training.patience <= watch.stale:
+                break
 
 
 def _train_step(

@@ -1,7 +1,7 @@
 """What is looked at while a run trains: metrics, and whether numbers are finite."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,20 +17,36 @@ class Watch:
     """Collects the metrics of an epoch, and stops at a loss that is not finite.
 
     Attributes:
-      steps: metrics of the steps so far, as JSON holds them. A watch that is given them
-        goes on from there.
+      steps: metrics of the epoch's steps so far, as JSON holds them.
+      best: highest score so far; None before the first.
+      stale: validations since then.
     """
 
     def __init__(
         self,
         tasks: Sequence[Task],
         checkpoints: Checkpoints,
-        steps: Iterable[dict[str, Any]] = (),
+        position: Mapping[str, Any] | None = None,
     ) -> None:
-        self.steps = list(steps)
+        """Begins a run, or goes on from the `position` of its checkpoint."""
+        self.steps, self.best, self.stale = [], None, 0
+        vars(self).update(position or {})
         self._tasks = tasks
         self._checkpoints = checkpoints
         self._times = [time.perf_counter()]
+
+    def position(self) -> dict[str, Any]:
+        """What a checkpoint holds of the watch, as JSON values."""
+        return {"steps": list(self.steps), "best": self.best, "stale": self.stale}
+
+    def begin_epoch(self) -> None:
+        """Forgets the steps of the epoch before."""
+        self.steps, self._times = [], [time.perf_counter()]
+
+    def score(self, score: float | None) -> None:
+        """Takes the score of a validation."""
+        is_best = score is not None and (self.best is None or score > self.best)
+        self.best, self.stale = (score, 0) if is_best else (self.best, self.stale + 1)
 
     def add(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
         """Takes the metrics of a step, in host memory.

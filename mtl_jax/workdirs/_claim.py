@@ -4,6 +4,7 @@ A workdir holds one network. If its method trains several, it holds a folder for
 """
 
 import contextlib
+import math
 import os
 import pathlib
 import socket
@@ -18,9 +19,8 @@ from mtl_jax.training import parallel
 from mtl_jax.training.checkpoints import Checkpoints
 from mtl_jax.workdirs import _portable
 
-
 # What was trained so far would be the same. Data may have moved to another folder.
-_CHANGEABLE = ("checkpoint_every", "data.data_dir")
+_CHANGEABLE = ("checkpoint_every", "data.data_dir", "patience")
 
 
 class InUse(UserError):
@@ -107,8 +107,9 @@ def claim(workdir: pathlib.Path, config: configuration.Config, resume: bool) -> 
     """Claims the workdir for a run by writing its config there.
 
     Raises:
-      UserError: if the workdir holds a run of another config, or a run of this config
-        and `resume` is False, or an exported network, or if it cannot be written.
+      UserError: if the workdir holds a run of another config (a larger number of epochs
+        is none), or a run of this config and `resume` is False, or an exported network,
+        or if it cannot be written.
     """
     if _portable.is_portable(workdir):
         raise UserError(
@@ -125,6 +126,8 @@ def claim(workdir: pathlib.Path, config: configuration.Config, resume: bool) -> 
             ) from error
         differing = configuration.differences(config, theirs)
         fields = [field for field in differing if field not in _CHANGEABLE]
+        if config.num_epochs > theirs.get("num_epochs", math.inf):
+            fields.remove("num_epochs")
         is_begun = networks(workdir) != []
         if fields and is_begun:
             raise UserError(

@@ -93,6 +93,11 @@ def _train_network(
     )
     if experiment.view is None:
         configuration.check_image_size(config, side, f"{train.name} has images of")
+    if config.patience and validation is None:
+        raise UserError(
+            f"config.patience is {config.patience}, but there are no validation images "
+            f"beside {train.name}; set it to 0."
+        )
     steps_per_epoch = pipeline.steps_per_epoch(train, config.batch_size)
     is_per_task = config.data.batches == "per_task"
     if is_per_task:
@@ -110,6 +115,7 @@ def _train_network(
         validate_every=config.validate_every,
         interference_every=config.interference_every,
         checkpoint_every=config.checkpoint_every,
+        patience=config.patience,
     )
     latest = Checkpoints(folder, read_only=True).latest()
     pretrained = load_pretrained(config) if latest is None else None
@@ -119,7 +125,8 @@ def _train_network(
         if latest is not None:
             stored = checkpoints.restore_metadata(latest)
             _check_data(train, stored)
-            if latest >= config.num_epochs * steps_per_epoch:
+            is_stale = 0 < config.patience <= stored.get("watch", {}).get("stale", 0)
+            if latest >= config.num_epochs * steps_per_epoch or is_stale:
                 # The run is finished. Only check that its network can be read.
                 checkpoints.restore_model(latest, experiment.variable_shapes())
                 return
@@ -156,7 +163,7 @@ def _train_network(
                 log,
                 validate,
                 metadata,
-                stored.get("epoch_so_far", ()),
+                stored.get("watch"),
             )
 
 

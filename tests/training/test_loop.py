@@ -206,11 +206,42 @@ def interrupt(monkeypatch):
     return train
 
 
+def test_no_more_than_the_patience(glaucoma_run, tmp_path):
+    """A finished run is to go on, but no longer than its score rises."""
+    workdir = glaucoma_run.copy(tmp_path / "run")
+    config = copy.deepcopy(glaucoma_run.config)
+    config.num_epochs, config.patience = 200, 2
+    workdirs.train(config, workdir, resume=True)
+    scores = [
+        row["validation/score"]
+        for row in metric_lines(workdir)
+        if "validation/score" in row
+    ]
+    stale = [n - int(np.argmax(scores[: n + 1])) for n in range(len(scores))]
+    assert 6 <= len(scores) < 200
+    assert [n for n in range(5, len(scores)) if stale[n] >= 2] == [len(scores) - 1]
+    # It stays ended, until it is given more patience.
+    before = contents(workdir)
+    workdirs.train(config, workdir, resume=True)
+    assert contents(workdir) == before
+
+
+def test_patience_without_validation_images(make_config, folder_data, tmp_path):
+    data_dir, dataset = folder_data
+    config = make_config({"data.data_dir": data_dir, "data.dataset": dataset})
+    config.patience = 2
+    with pytest.raises(UserError, match="patience is 2, but there are no validation"):
+        workdirs.train(config, tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_seed_fixes_the_run(glaucoma_run, interrupt, tmp_path):
     """Though it is stopped within an epoch, and with the last step of another."""
     workdir, config = tmp_path / "again", copy.deepcopy(glaucoma_run.config)
+    config.num_epochs = 2
     interrupt(config, workdir, 4, signal.SIGTERM)
-    config.checkpoint_every = 7
+    # More epochs than at first are wanted.
+    config.num_epochs, config.checkpoint_every = glaucoma_run.config.num_epochs, 7
     interrupt(config, workdir, 8, signal.SIGUSR1)
     assert saved_steps(workdir)[-2:] == [7, 9]
     workdirs.train(config, workdir, resume=True)
