@@ -39,6 +39,18 @@ class NotFinite(UserError):
     """A loss, parameter or output is not finite, and the run cannot continue."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal has ended a training, whose state is saved.
+
+    Attributes:
+      signal: number of the signal.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
 def missing_extra(error: ModuleNotFoundError) -> str | None:
     """A sentence that names the extra which installs a module; None if none does."""
     module = (error.name or "").partition(".")[0]

@@ -18,16 +18,13 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from mtl_jax.commands import _compilation_cache
-from mtl_jax.errors import UserError, missing_extra, no_room
+from mtl_jax.errors import Interrupted, UserError, missing_extra, no_room
 
 # What the system may say of a path, and no bug is behind it.
 _REFUSALS = (
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG),
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP),
     *(errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE),
 )
-
-# What the system says of a path that cannot be used by anybody, or by this user.
-_OF_THE_PATH = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS}
 
 
 def main() -> None:
@@ -58,8 +55,9 @@ def run(verb: str) -> NoReturn:
 
     A `UserError` is printed as one sentence without a traceback, and the exit code is
     1. So is a missing module that an extra installs, and what the system refuses, such
-    as room on a disk. Ctrl-C exits with 130. Any other exception is a bug and keeps its
-    traceback.
+    as room on a disk. Ctrl-C exits with 130, and the signals that a training notices
+    exit with 128 and their number, as in a shell. Any other exception is a bug and
+    keeps its traceback.
 
     Args:
       verb: name of a command's module in this package. No other command's module is
@@ -97,23 +95,12 @@ def run(verb: str) -> NoReturn:
         if missing := missing_extra(error):
             _fail(missing, 1)
         raise
-    except OSError as error:
-        if error.errno not in _OF_THE_PATH or not error.filename:
-            raise
-        _fail(f"{error.filename} cannot be used ({error.strerror}); name another.", 1)
-    except (MemoryError, RuntimeError) as error:
-        # XLA's errors have no common type of all versions of JAX.
-        if "RESOURCE_EXHAUSTED" not in str(error) and type(error) is not MemoryError:
-            raise
-        reason = str(error).partition("\n")[0].rstrip(".")
-        _fail(
-            f"The memory does not suffice ({reason}); lower config.batch_size or "
-            "config.model.width, or take a machine with more.",
-            1,
-        )
-    except KeyboardInterrupt:
-        print(f"interrupted; {advice}.", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        what, code = "interrupted", 130
+        if isinstance(stop, Interrupted):
+            what, code = str(stop), 128 + stop.signal
+        print(f"{what}; {advice}.", file=sys.stderr)
+        sys.exit(code)
     except Exception as error:
         if sentence := _of_the_system(error):
             _fail(f"{sentence}, and {advice}.", 1)
@@ -127,6 +114,13 @@ def _of_the_system(error: Exception) -> str | None:
         return f"{name} cannot be written ({reason}); make room on its disk"
     if isinstance(error, OSError) and error.errno in _REFUSALS:
         return f"{name} cannot be used ({error.strerror}); see to that"
+    # XLA's errors have no common type of all versions of JAX.
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        reason = str(error).partition("\n")[0].rstrip(".")
+        return (
+            f"The memory does not suffice ({reason}); lower config.batch_size or "
+            "config.model.width"
+        )
     return None
 
 

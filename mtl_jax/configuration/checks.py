@@ -60,6 +60,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "data.fold_seed": (0, 2**32 - 1),
     "loss.focal_gamma": (0, 100),
     "interference_every": (0, math.inf),
+    "checkpoint_every": (0, math.inf),
+    "patience": (0, math.inf),
     "view.margin": (1, 100),
     "view.jitter": (0, 1),
     "view.zoom": (1, 100),

@@ -141,8 +141,16 @@ def get_config() -> Config:
     config.augmentation.illumination = 0.0
 
     config.batch_size = 8  # over all devices; see also data.batches
+    # --resume goes on to a larger number. The schedules cosine and linear then follow
+    # the longer course from where it stands, so the learning rate rises once.
     config.num_epochs = 300
     config.validate_every = 5  # epochs; each validation writes a checkpoint
+    # Steps from one checkpoint to the next, apart from those of validations. A killed
+    # run repeats what follows its last one. 0: only validations write checkpoints.
+    config.checkpoint_every = 0
+    # Validations in a row without a new best score after which a network's training
+    # ends. 0: it never ends early.
+    config.patience = 0
 
     # Logs the norms of the task gradients and the cosines between them every this many
     # steps. Each time costs another forward pass and N backward passes. 0: never.

@@ -75,8 +75,9 @@ def _execute(
     """Carries out runs; returns the number left to other processes, and failures."""
     skipped, failures = 0, {}
     for number, run in enumerate(runs, 1):
-        with _claimed(directory, run) as is_ours:
-            is_finished = results.finished(_workdir(directory, run)) is not None
+        workdir = _workdir(directory, run)
+        with _claimed(workdir) as is_ours:
+            is_finished = results.finished(workdir) is not None
             if is_finished:
                 state = "finished"
             elif is_ours:
@@ -103,7 +104,7 @@ def _workdir(directory: pathlib.Path, run: Run) -> pathlib.Path:
 
 def _collect(directory: pathlib.Path) -> None:
     """Writes `results.csv` from the runs that are finished."""
-    with _lock(directory, "results"):
+    with _lock(directory):
         folders = sorted((directory / "runs").iterdir())
         rows = [results.finished(folder) or [] for folder in folders]
         results.write(directory, itertools.chain(*rows))
@@ -126,7 +127,8 @@ def _carry_out(directory: pathlib.Path, run: Run, redo_damaged: bool) -> None:
             # A second damage is not chance.
             if network in redone:
                 raise
-            shutil.rmtree(network)
+            # Not all of the folder: it holds the lock.
+            shutil.rmtree(network / "checkpoints")
             redone.add(network)
     files.write_json(workdir / results.RESULT, rows)
 
@@ -173,7 +175,7 @@ def _claim_directory(
         _check_data(config)
     try:
         (directory / "runs").mkdir(parents=True, exist_ok=True)
-        with _lock(directory, "results"):
+        with _lock(directory):
             if not path.exists():
                 ours = json.loads(configuration.to_json(config))
                 files.write_json(path, {"kind": kind, "config": ours})
@@ -212,17 +214,17 @@ def _is_ours(path: pathlib.Path, kind: str, config: configuration.Config) -> boo
 
 
 @contextlib.contextmanager
-def _claimed(directory: pathlib.Path, run: Run) -> Iterator[bool]:
+def _claimed(workdir: pathlib.Path) -> Iterator[bool]:
     """Locks a run during the block; yields False if another process has locked it."""
-    try:
-        lock = _lock(directory, run.name).acquire(blocking=False)
-    except filelock.Timeout:
-        yield False
-    else:
-        with lock:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(workdirs.locked(workdir))
+        except workdirs.InUse:
+            yield False
+        else:
             yield True
 
 
-def _lock(directory: pathlib.Path, name: str) -> filelock.FileLock:
-    (directory / "locks").mkdir(parents=True, exist_ok=True)
-    return filelock.FileLock(directory / "locks" / name)
+def _lock(directory: pathlib.Path) -> filelock.FileLock:
+    """Locks `results.csv` and the record of a directory."""
+    return filelock.FileLock(directory / "lock")

@@ -12,8 +12,9 @@ import grain
 import numpy as np
 import tqdm
 
+from mtl_jax.errors import Interrupted
 from mtl_jax.tasks import Task
-from mtl_jax.training import parallel
+from mtl_jax.training import interruption, parallel
 from mtl_jax.training import step as steps
 from mtl_jax.training.checkpoints import Checkpoints
 from mtl_jax.training.metric_log import MetricLog
@@ -46,6 +47,10 @@ class Training:
       validate_every: epochs from one validation and checkpoint to the next.
       interference_every: steps from one log of the tasks' interference to the next; 0
         for none.
+      checkpoint_every: steps from one checkpoint to the next, besides those of
+        validations; 0 for none.
+      patience: validations in a row without a new best score after which it ends; 0 to
+        go on to the last epoch.
     """
 
     model: nn.Module
@@ -58,6 +63,8 @@ class Training:
     num_epochs: int
     validate_every: int
     interference_every: int = 0
+    checkpoint_every: int = 0
+    patience: int = 0
 
 
 def fit(
@@ -68,22 +75,26 @@ def fit(
     log: MetricLog,
     validate: Validate,
     metadata: Mapping[str, Any],
+    position: Mapping[str, Any] | None = None,
 ) -> None:
-    """Trains a network from a state to the last epoch.
+    """Trains a network from a state to the last epoch, or until its patience ends.
 
     Args:
       training: how.
-      state: where the training stands, at the end of an epoch.
+      state: where the training stands.
       batches: of training images, as many as the state has seen behind it.
       checkpoints: to save to.
       log: gets the metrics of epochs and validations.
       validate: scores the network.
       metadata: of JSON values, saved with every checkpoint.
+      position: `watch` in the record of the checkpoint that the state is from; None for
+        a fresh state.
 
     Raises:
       NotFinite: if a loss or a parameter is not finite.
+      Interrupted: if a signal asked the process to end; the last step is saved.
     """
-    per_epoch = training.steps_per_epoch
+    per_epoch, every = training.steps_per_epoch, training.checkpoint_every
     train_step = _train_step(training)
     log_interference = _interference_log(training, log)
     evaluate = parallel.map_evaluation(
@@ -91,39 +102,62 @@ def fit(
     )
     done = int(state.step)
     state = parallel.replicate(state)
-    with _progress(training, done) as progress:
-        for epoch in range(done // per_epoch + 1, training.num_epochs + 1):
-            watch = Watch(training.tasks, checkpoints)
-            last = epoch * per_epoch
+    watch, pending = Watch(training.tasks, checkpoints, position), None
+    with interruption.noticed() as asked, _progress(training, done) as progress:
+        for step in range(done + 1, training.num_epochs * per_epoch + 1):
+            epoch = (step - 1) // per_epoch + 1
+            if (step - 1) % per_epoch == 0:
+                watch.begin_epoch()
+            batch = parallel.shard(next(batches))
+            log_interference(step, epoch, state, batch)
+            state, metrics = train_step(state, batch)
+            # One step late, so that the next is under way meanwhile.
+            if pending:
+                watch.add(step - 1, parallel.unreplicate(pending))
+            pending = metrics
+            progress.update()
+            stop = asked(step)
+            ends_epoch = step % per_epoch == 0
+            is_due = stop or (every and step % every == 0)
+            if not (ends_epoch or is_due):
+                continue
+            watch.add(step, parallel.unreplicate(pending))
             pending = None
-            for step in range(last - per_epoch + 1, last + 1):
-                batch = parallel.shard(next(batches))
-                log_interference(step, epoch, state, batch)
-                state, metrics = train_step(state, batch)
-                # One step late, so that the next is under way meanwhile.
-                if pending:
-                    watch.add(step - 1, parallel.unreplicate(pending))
-                pending = metrics
-                progress.update()
-            watch.add(last, parallel.unreplicate(pending))
-            summary = watch.summary(training.batch_size)
-            log.write(last, epoch, summary)
-            progress.set_postfix(brief(summary))
-            if epoch % training.validate_every and epoch < training.num_epochs:
+            if ends_epoch:
+                summary = watch.summary(training.batch_size)
+                log.write(step, epoch, summary)
+                progress.set_postfix(brief(summary))
+            is_validated = ends_epoch and (
+                epoch % training.validate_every == 0 or epoch == training.num_epochs
+            )
+            if not (is_validated or is_due):
                 continue
             saved = parallel.unreplicate(state)
-            check_finite(saved, last, checkpoints)
-            validation = validate(functools.partial(_apply, evaluate, state))
+            check_finite(saved, step, checkpoints)
+            validation = {}
+            if is_validated:
+                validation = validate(functools.partial(_apply, evaluate, state))
             if validation:
                 values = {f"validation/{k}": v for k, v in validation.items()}
-                log.write(last, epoch, values)
+                log.write(step, epoch, values)
+                watch.score(validation["score"])
             record = {
                 **metadata,
                 "epoch": epoch,
-                "seconds_per_step": summary["train/seconds_per_step"],
+                "seconds_per_step": watch.seconds_per_step(),
                 "validation": validation,
+                "watch": watch.position(),
             }
             checkpoints.save(saved, batches, record, validation.get("score"))
+            if stop:
+                checkpoints.wait()
+                raise Interrupted(
+                    f"{stop.name}: the training is saved after step {step} "
+                    f"({checkpoints.path(step)})",
+                    stop,
+                )
+            if 0 < training.patience <= watch.stale:
+                break
 
 
 def _train_step(

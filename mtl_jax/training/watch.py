@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,15 +14,40 @@ from mtl_jax.training.state import TrainState
 
 
 class Watch:
-    """Collects the metrics of an epoch, and stops at a loss that is not finite."""
+    """Collects the metrics of an epoch, and stops at a loss that is not finite.
 
-    def __init__(self, tasks: Sequence[Task], checkpoints: Checkpoints) -> None:
+    Attributes:
+      steps: metrics of the epoch's steps so far, as JSON holds them.
+      best: highest score so far; None before the first.
+      stale: validations since then.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        checkpoints: Checkpoints,
+        position: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Begins a run, or goes on from the `position` of its checkpoint."""
+        self.best: float | None = None
+        self.steps, self.stale = [], 0
+        vars(self).update(position or {})
         self._tasks = tasks
         self._checkpoints = checkpoints
-        self._losses: list[np.ndarray] = []
-        self._labels: list[np.ndarray] = []
-        self._others: list[dict[str, np.ndarray]] = []
         self._times = [time.perf_counter()]
+
+    def position(self) -> dict[str, Any]:
+        """What a checkpoint holds of the watch, as JSON values."""
+        return {"steps": list(self.steps), "best": self.best, "stale": self.stale}
+
+    def begin_epoch(self) -> None:
+        """Forgets the steps of the epoch before."""
+        self.steps, self._times = [], [time.perf_counter()]
+
+    def score(self, score: float | None) -> None:
+        """Takes the score of a validation."""
+        is_best = score is not None and (self.best is None or score > self.best)
+        self.best, self.stale = (score, 0) if is_best else (self.best, self.stale + 1)
 
     def add(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
         """Takes the metrics of a step, in host memory.
@@ -36,17 +62,24 @@ class Watch:
                     f"The {task.name} loss of step {step} is {loss}; "
                     f"{_advice(self._checkpoints)}"
                 )
-        self._losses.append(metrics["loss"])
-        self._labels.append(metrics["num_labels"])
-        others = {k: v for k, v in metrics.items() if k not in ("loss", "num_labels")}
-        self._others.append(others)
+        # JSON keeps every bit of a double.
+        self.steps.append(
+            {name: np.asarray(value, float).tolist() for name, value in metrics.items()}
+        )
+
+    def seconds_per_step(self) -> float:
+        """The median over the steps that this process has seen."""
+        return float(np.median(np.diff(self._times)))
 
     def summary(self, batch_size: int) -> dict[str, float | None]:
         """Means over the epoch, and speed; null for a task without labels."""
-        losses, labels = np.array(self._losses), np.array(self._labels)
+        losses, labels = (
+            np.array([step[name] for step in self.steps])
+            for name in ("loss", "num_labels")
+        )
         counts = (labels > 0).sum(0)
         means = losses.sum(0) / np.maximum(counts, 1)
-        seconds = float(np.median(np.diff(self._times)))
+        seconds = self.seconds_per_step()
         return {
             **{
                 f"train/loss_{task.name}": float(mean) if count else None
@@ -60,8 +93,8 @@ class Watch:
     def _of_the_method(self) -> dict[str, float]:
         """Means of what the method's optimizer tells, see `step.optimizer_metrics`."""
         means = {}
-        for name in self._others[0]:
-            mean = np.mean([other[name] for other in self._others], axis=0)
+        for name in self.steps[0].keys() - {"loss", "num_labels"}:
+            mean = np.mean([step[name] for step in self.steps], axis=0)
             if mean.ndim:
                 for task, value in zip(self._tasks, mean, strict=True):
                     means[f"train/{name}_{task.name}"] = float(value)

@@ -10,7 +10,7 @@ from mtl_jax.workdirs._averaged import (
     load_calibrated,
     write_calibration,
 )
-from mtl_jax.workdirs._claim import claim
+from mtl_jax.workdirs._claim import InUse, claim, locked
 from mtl_jax.workdirs._export import Exported, export
 from mtl_jax.workdirs._imported import write_imported, write_network
 from mtl_jax.workdirs._portable import BUILT_IN, is_portable
@@ -26,6 +26,7 @@ from mtl_jax.workdirs._trained import (
 __all__ = [
     "BUILT_IN",
     "Exported",
+    "InUse",
     "TrainedNetwork",
     "as_folders",
     "claim",
@@ -38,6 +39,7 @@ __all__ = [
     "load_calibrated",
     "load_kind",
     "load_pretrained",
+    "locked",
     "train",
     "write_calibration",
     "write_imported",

@@ -22,7 +22,7 @@ from mtl_jax.training.checkpoints import Checkpoints
 from mtl_jax.training.loop import Network, Training, Validate, fit
 from mtl_jax.training.metric_log import MetricLog
 from mtl_jax.training.state import TrainState
-from mtl_jax.workdirs._claim import claim
+from mtl_jax.workdirs._claim import claim, locked
 
 
 class _Data(NamedTuple):
@@ -53,12 +53,23 @@ def train(
         number of images of the one that the run began with, but other content.
 
     Raises:
-      UserError: if the config, the data set or the workdir is unsuitable.
+      UserError: if the config, the data set or the workdir is unsuitable, or another
+        process trains in the workdir.
       NotFinite: if a loss or a parameter is not finite.
+      Interrupted: if a signal asked the process to end; what it did is saved.
     """
     configuration.check(config)
     parallel.check_batch_size(config.batch_size)
-    workdir = pathlib.Path(workdir)
+    with locked(workdir := pathlib.Path(workdir)):
+        _train(config, workdir, resume, accept_other_data)
+
+
+def _train(
+    config: configuration.Config,
+    workdir: pathlib.Path,
+    resume: bool,
+    accept_other_data: bool,
+) -> None:
     data = _open(config)
     config = _of_labelled_tasks(config, data.train)
     parts = configuration.part_configs(config)
@@ -150,6 +161,11 @@ def _train_network(
     side, fingerprint = pipeline.image_size(dataset), pipeline.fingerprint(dataset)
     if experiment.view is None:
         configuration.check_image_size(config, side, f"{train.name} has images of")
+    if config.patience and validation is None:
+        raise UserError(
+            f"config.patience is {config.patience}, but there are no validation images "
+            f"beside {train.name}; set it to 0."
+        )
     steps_per_epoch = pipeline.steps_per_epoch(train, config.batch_size)
     is_per_task = config.data.batches == "per_task"
     training = Training(
@@ -163,16 +179,20 @@ def _train_network(
         num_epochs=config.num_epochs,
         validate_every=config.validate_every,
         interference_every=config.interference_every,
+        checkpoint_every=config.checkpoint_every,
+        patience=config.patience,
     )
     checkpoints = Checkpoints(folder)
     latest = checkpoints.latest()
     pretrained = load_pretrained(config) if latest is None else None
     claim_folder()
     with contextlib.closing(checkpoints):
+        stored: Mapping[str, Any] = {}
         if latest is not None:
-            saved = checkpoints.restore_metadata(latest)
-            _check_data(train, None if accept_other_data else fingerprint, saved)
-            if latest >= config.num_epochs * steps_per_epoch:
+            stored = checkpoints.restore_metadata(latest)
+            _check_data(train, None if accept_other_data else fingerprint, stored)
+            is_stale = 0 < config.patience <= stored.get("watch", {}).get("stale", 0)
+            if latest >= config.num_epochs * steps_per_epoch or is_stale:
                 # The run is finished. Only check that its network can be read.
                 checkpoints.restore_model(latest, experiment.variable_shapes())
                 return
@@ -203,7 +223,16 @@ def _train_network(
         validate = _validation(experiment, validation, classifier, side)
         log = MetricLog(folder, int(state.step), silent=not parallel.is_first_process())
         with contextlib.closing(log):
-            fit(training, state, batches, checkpoints, log, validate, metadata)
+            fit(
+                training,
+                state,
+                batches,
+                checkpoints,
+                log,
+                validate,
+                metadata,
+                stored.get("watch"),
+            )
 
 
 def _initial_state(

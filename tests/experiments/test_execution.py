@@ -132,7 +132,7 @@ def test_a_run_is_one_process_s_until_that_ends(experiment, config, tmp_path):
         "print('locked', flush=True)\n"
         "time.sleep(600)\n"
     )
-    lock = directory / "locks" / runs[0].name
+    lock = workdir / "lock"
     with subprocess.Popen(
         [sys.executable, "-c", code, lock], stdout=subprocess.PIPE, text=True
     ) as other:

@@ -2,8 +2,10 @@
 
 import json
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -27,13 +29,14 @@ def config(make_config):
     )
 
 
-def train_in_two_processes(workdir, config, environment, job):
+def start_two_processes(workdir, config, environment, job):
     command = [
         sys.executable,
         str(ROOT / "scripts/train.py"),
         "--config=configs/default.py",
         f"--workdir={workdir}",
         "--distributed",
+        "--resume",
         "--config.tasks=('glaucoma',)",
     ]
     command += [
@@ -46,7 +49,7 @@ def train_in_two_processes(workdir, config, environment, job):
         )
     ]
     slurm = {"JOB_ID": job, "STEP_NODELIST": "localhost", "NTASKS": 2}
-    processes = [
+    return [
         subprocess.Popen(
             command,
             cwd=ROOT,
@@ -62,8 +65,12 @@ def train_in_two_processes(workdir, config, environment, job):
         )
         for i in range(2)
     ]
+
+
+def assert_ended(processes, code):
     outputs = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert {process.returncode for process in processes} == {code}, outputs
+    return outputs
 
 
 def read_log(workdir):
@@ -79,7 +86,7 @@ def test_two_processes_train_like_one(config, compiled, tmp_path):
     workdirs.train(config, tmp_path / "one")
     # SLURM's number of the job chooses the port at which the processes meet.
     job = int(np.random.default_rng().integers(4096))
-    train_in_two_processes(tmp_path / "two", config, compiled, job)
+    assert_ended(start_two_processes(tmp_path / "two", config, compiled, job), 0)
     log = read_log(tmp_path / "two")
     expected = read_log(tmp_path / "one")
     assert [line["step"] for line in log] == [line["step"] for line in expected]
@@ -90,3 +97,24 @@ def test_two_processes_train_like_one(config, compiled, tmp_path):
     states = tmp_path / "two" / "checkpoints" / str(EPOCHS * STEPS) / "data"
     names = {path.name for path in states.glob("process_*")}
     assert names == {"process_0-of-2.json", "process_1-of-2.json"}
+
+
+@pytest.mark.slow
+def test_both_processes_stop_at_one_step(config, compiled, tmp_path):
+    """Though the second alone is told to end."""
+    config.num_epochs, config.validate_every = 100_000, 50
+    job = int(np.random.default_rng().integers(4096))
+    processes = start_two_processes(tmp_path, config, compiled, job)
+    while not list(tmp_path.glob("checkpoints/[0-9]*")):
+        if any(process.poll() is not None for process in processes):
+            assert_ended(processes, 0)
+        time.sleep(0.1)
+    processes[1].send_signal(signal.SIGUSR1)
+    outputs = assert_ended(processes[:1], 128 + signal.SIGTERM)
+    outputs += assert_ended(processes[1:], 128 + signal.SIGUSR1)
+    step = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    saved = tmp_path / "checkpoints" / str(step)
+    for index, output in enumerate(outputs):
+        assert f"saved after step {step} ({saved}); continue with --resume." in output
+        data = saved / f"data/process_{index}-of-2.json"
+        assert json.loads(data.read_text()) == {"next_index": step}

@@ -1,3 +1,4 @@
+import copy
 import csv
 import json
 import os
@@ -16,8 +17,9 @@ from training_fixtures import BATCH_SIZE, STEPS_PER_EPOCH, write_photographs
 from mtl_jax import configuration, tasks, workdirs
 from mtl_jax.data import folder, pipeline
 from mtl_jax.data.folds import Fold
-from mtl_jax.errors import UserError
+from mtl_jax.errors import Interrupted, UserError
 from mtl_jax.evaluation import calibrate, evaluate
+from mtl_jax.training import interruption
 from mtl_jax.training.checkpoints import Checkpoints
 from mtl_jax.training.watch import Watch
 
@@ -141,8 +143,11 @@ workdirs.train(config, workdir)
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_to_the_same_bits(tiny_run, compiled, tmp_path):
-    """Killed in the middle of epoch 13 of 16; the last checkpoint is of epoch 12."""
+def test_a_killed_run_resumes_to_the_same_bits(tiny_run, compiled, interrupt, tmp_path):
+    """Killed in the middle of epoch 13 of 16; the last checkpoint is of epoch 12.
+
+    Then told to end in the middle of epoch 14.
+    """
     workdir = tmp_path / "run"
     command = [sys.executable, "-c", KILLED_RUN]
     finished = subprocess.run(
@@ -154,13 +159,16 @@ def test_a_killed_run_resumes_to_the_same_bits(tiny_run, compiled, tmp_path):
     )
     assert finished.returncode == -signal.SIGKILL, finished.stderr
     assert saved_steps(workdir)[-1] == 36
+    assert (workdir / "lock").exists()
     # What such a kill may leave besides: a line cut short.
     with (workdir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2')
 
+    interrupt(tiny_run.config, workdir, 40, signal.SIGTERM)
     workdirs.train(tiny_run.config, workdir, resume=True)
-    assert saved_steps(workdir) == saved_steps(tiny_run.workdir)
-    for step in saved_steps(workdir):
+    assert not (workdir / "lock").exists()
+    assert {*saved_steps(workdir)} - {41} <= {*saved_steps(tiny_run.workdir)}
+    for step in {*saved_steps(workdir)} - {41}:
         for item in ("model", "optimizer"):
             assert_identical(
                 saved(workdir, step, item), saved(tiny_run.workdir, step, item)
@@ -173,8 +181,71 @@ def test_a_killed_run_resumes_to_the_same_bits(tiny_run, compiled, tmp_path):
     ).read_text()
 
 
-def test_a_seed_fixes_the_run(glaucoma_run, tmp_path):
-    workdirs.train(glaucoma_run.config, tmp_path / "again")
+@pytest.fixture
+def interrupt(monkeypatch):
+    """Sends this process a signal once a training has the metrics of a step."""
+    whole, signals = Watch.add, {}
+
+    def add(self, step, metrics):
+        whole(self, step, metrics)
+        if step in signals:
+            os.kill(os.getpid(), signals.pop(step))
+
+    monkeypatch.setattr(Watch, "add", add)
+
+    def train(config, workdir, step, number):
+        signals[step] = number
+        before = [signal.getsignal(one) for one in interruption.SIGNALS]
+        with pytest.raises(Interrupted, match="the training is saved") as caught:
+            workdirs.train(config, workdir, resume=True)
+        assert caught.value.signal == number
+        assert [signal.getsignal(one) for one in interruption.SIGNALS] == before
+        # The metrics of a step are fetched while the next one is under way.
+        assert max(saved_steps(workdir)) == step + 1
+
+    return train
+
+
+def test_no_more_than_the_patience(glaucoma_run, tmp_path):
+    """A finished run is to go on, but no longer than its score rises."""
+    workdir = glaucoma_run.copy(tmp_path / "run")
+    config = copy.deepcopy(glaucoma_run.config)
+    config.num_epochs, config.patience = 200, 2
+    workdirs.train(config, workdir, resume=True)
+    scores = [
+        row["validation/score"]
+        for row in metric_lines(workdir)
+        if "validation/score" in row
+    ]
+    stale = [n - int(np.argmax(scores[: n + 1])) for n in range(len(scores))]
+    assert 6 <= len(scores) < 200
+    assert [n for n in range(5, len(scores)) if stale[n] >= 2] == [len(scores) - 1]
+    # It stays ended, until it is given more patience.
+    before = contents(workdir)
+    workdirs.train(config, workdir, resume=True)
+    assert contents(workdir) == before
+
+
+def test_patience_without_validation_images(make_config, folder_data, tmp_path):
+    data_dir, dataset = folder_data
+    config = make_config({"data.data_dir": data_dir, "data.dataset": dataset})
+    config.patience = 2
+    with pytest.raises(UserError, match="patience is 2, but there are no validation"):
+        workdirs.train(config, tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_seed_fixes_the_run(glaucoma_run, interrupt, tmp_path):
+    """Though it is stopped within an epoch, and with the last step of another."""
+    workdir, config = tmp_path / "again", copy.deepcopy(glaucoma_run.config)
+    config.num_epochs = 2
+    interrupt(config, workdir, 4, signal.SIGTERM)
+    # More epochs than at first are wanted.
+    config.num_epochs, config.checkpoint_every = glaucoma_run.config.num_epochs, 7
+    interrupt(config, workdir, 8, signal.SIGUSR1)
+    assert saved_steps(workdir)[-2:] == [7, 9]
+    workdirs.train(config, workdir, resume=True)
+    assert saved_steps(workdir)[-2:] == [15, 18]
     assert_identical(
         saved(tmp_path / "again", 18, "model"), saved(glaucoma_run.workdir, 18, "model")
     )
@@ -182,9 +253,28 @@ def test_a_seed_fixes_the_run(glaucoma_run, tmp_path):
     assert a == b
 
 
+HOLDER = """
+import filelock, os, pathlib, sys, time
+lock = filelock.FileLock(sys.argv[1])
+lock.acquire()
+pathlib.Path(sys.argv[1]).write_text(f"{os.getpid()}\\nelsewhere\\n")
+print("locked", flush=True)
+time.sleep(60)
+"""
+
+
 def test_resuming_a_finished_run_changes_nothing(glaucoma_run, tmp_path):
+    """Nor does it while another process has the workdir, until that one dies."""
     workdir = glaucoma_run.copy(tmp_path / "run")
     before = contents(workdir)
+    command = [sys.executable, "-c", HOLDER, workdir / "lock"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "locked\n"
+        named = f"Process {other.pid} on elsewhere, since 20.*another workdir"
+        with pytest.raises(UserError, match=named):
+            workdirs.train(glaucoma_run.config, workdir, resume=True)
+        workdirs.load(workdir)
+        other.kill()
     workdirs.train(glaucoma_run.config, workdir, resume=True)
     assert contents(workdir) == before
 
@@ -220,6 +310,18 @@ def test_other_data_of_the_same_name_are_refused(glaucoma_run, tmp_path):
         with pytest.raises(UserError, match="no split 'none'"):
             use(workdir, **moved, **accepted)
     assert contents(workdir) == before
+
+
+def test_a_lock_is_against_other_processes_only(tmp_path):
+    attempt = "import filelock, sys; filelock.FileLock(sys.argv[1], 0).acquire()"
+    command = [sys.executable, "-c", attempt, tmp_path / "run/lock"]
+    with workdirs.locked(tmp_path / "run"):
+        with workdirs.locked(tmp_path / "run"):
+            pass
+        refused = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert "filelock._error.Timeout" in refused.stderr
+        assert (tmp_path / "run/lock").read_text().startswith(f"{os.getpid()}\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("resume", [True, False])
