@@ -42,8 +42,9 @@ ACCEPT = flags.DEFINE_list(
     "accept",
     [],
     "fundus_folder: kinds of unusual annotations that are meant: photograph_as_mask, "
-    "alpha, colours, empty_mask, large_mask, grey_levels, tiny_disc, cup_outside_disc, "
-    "fovea_at_origin, fovea_outside_field, fovea_far, two_splits, two_diagnoses.",
+    "alpha, colours, empty_mask, large_mask, grey_levels, one_structure, tiny_disc, "
+    "cup_outside_disc, fovea_at_origin, fovea_outside_field, fovea_far, two_splits, "
+    "two_diagnoses.",
 )
 NAME = flags.DEFINE_string("name", None, "fundus_folder: name of the data set.")
 NUM_IMAGES = flags.DEFINE_list(

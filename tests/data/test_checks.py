@@ -96,6 +96,8 @@ WRONG = {
     "a cup in alpha": ("cup_mask", with_alpha(), "alpha"),
     "no disc": ("disc_mask", EMPTY, "empty_mask"),
     "no cup": ("cup_mask", EMPTY, "empty_mask"),
+    "a disc as both": ("mask", levels(255, 0, 0), "one_structure"),
+    "no cup in both": ("mask", levels(255, 128, 128), "one_structure"),
     "a point": ("disc_mask", POINT, "tiny_disc"),
     "the photograph": ("disc_mask", fundus(), "photograph_as_mask"),
     "the photograph as both": ("mask", fundus(), "photograph_as_mask"),

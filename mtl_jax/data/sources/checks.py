@@ -23,7 +23,8 @@ from mtl_jax.errors import UserError
 # spread of the channels of a colour. Pixels that noise reaches beside an edge: JPEG's
 # blocks have eight.
 _NOISE, _FLAT, _COLOURED, _EDGE = 16, 8, 32, 8
-# Shares of the inside that may be of no level, and of a mask that may be coloured.
+# Shares of the inside that may be of no level, or of one that is hardly there, and of a
+# mask that may be coloured.
 _OTHER_LEVEL, _STRAY = 0.01, 1e-4
 # The smallest disc, in short sides of the photograph. A seventh is usual.
 _TINY = 0.02
@@ -162,6 +163,14 @@ def _range(values: np.ndarray, size: int) -> np.ndarray:
     return largest - ndimage.minimum_filter(values, size)
 
 
+def _has_one_structure(mask: Mask) -> bool:
+    if mask.file.reading != "refuge":
+        return False
+    cup = np.count_nonzero(mask.levels > 1)
+    # Smooth edges of a cup or of a disc alone have a few pixels of a rim.
+    return bool(min(cup, mask.area - cup) < _OTHER_LEVEL * mask.area)
+
+
 def _is_tiny(mask: Mask) -> bool:
     diameter = 2 * np.sqrt(mask.area / np.pi)
     is_small = 0 < diameter < _TINY * min(mask.values.shape)
@@ -210,6 +219,12 @@ CHECKS = (
         "grey_levels",
         "has areas of other values; they must be {m.expected}",
         _has_other_levels,
+    ),
+    Check(
+        "one_structure",
+        "has a disc without a cup or without a rim, like a disc_mask; its values must "
+        "be {m.expected}",
+        _has_one_structure,
     ),
     Check(
         "tiny_disc",
