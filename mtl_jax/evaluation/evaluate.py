@@ -1,6 +1,7 @@
 """Evaluates a trained network on a split of a data set."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -42,8 +43,9 @@ def evaluate(
     Writes `metrics.json`, `per_image.csv` and, at model resolution, `outlines.json`. By
     default they are in the folder `evaluation/SPLIT-RESOLUTION` of the first workdir.
     Its name also has the data set if it is not the run's own, the checkpoint if it is
-    not the best, how many networks are averaged, and whether over flips. The losses of
-    an average are those of its first network on the images as they are.
+    not the best, how many networks are averaged with a digest of their paths, and
+    whether over flips. The losses of an average are those of its first network on the
+    images as they are.
     If the photographs are of several sources, the rows name them, and `by_source` has
     the metrics of each. `intervals` has the 95 % interval of each metric, see
     `metrics.intervals`.
@@ -121,6 +123,7 @@ def evaluate(
         "fold": own.fold if is_own else "official",
         "resolution": resolution,
         "checkpoint": network.checkpoint,
+        **({"workdirs": [*map(str, folders)]} if len(folders) > 1 else {}),
         **_arrangement(network, rows),
         **({"by_source": by_source} if by_source else {}),
     }
@@ -128,7 +131,7 @@ def evaluate(
         "" if is_own else f"{dataset.replace('/', '-')}-",
         f"{split}-{resolution}",
         "" if checkpoint == "best" else f"-checkpoint{network.checkpoint}",
-        "" if len(folders) == 1 else f"-average{len(folders)}",
+        "" if len(folders) == 1 else f"-average{len(folders)}-{_digest(folders)}",
         "-tta" if network.is_flipped else "",
         "" if calibrated else "-uncalibrated",
     ]
@@ -141,6 +144,12 @@ def evaluate(
         if draw is not None:
             draw(folder, network, opened, rows)
     return output, summary
+
+
+def _digest(folders: Sequence[pathlib.Path]) -> str:
+    """Tells averages apart: eight letters of what the paths hash to."""
+    paths = "\n".join(str(folder.resolve()) for folder in folders)
+    return hashlib.sha256(paths.encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 
 def _arrangement(

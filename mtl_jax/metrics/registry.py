@@ -99,7 +99,7 @@ class Metric:
 # Other keys of `metrics.json`, `results.csv` and the log of a training.
 _RESERVED = re.compile(
     "loss(_.*)?|num_images|dataset|split|fold|resolution|checkpoint|score|step|epoch"
-    "|average|calibration|note|intervals|by_source"
+    "|average|workdirs|calibration|note|intervals|by_source"
 )
 
 # In the order of tables. A kind stands for the metrics of all its tasks.

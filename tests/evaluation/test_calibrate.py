@@ -129,10 +129,12 @@ def test_flips_are_averaged(workdir, tiny_run, plain):
 def test_networks_and_flips_are_averaged(workdir, drawn, tiny_run, plain):
     other = drawn(seed=1)
     found, place, metrics = evaluated([workdir, other], tta=True)
-    assert place == workdir / "evaluation" / "test-model-average2-tta"
+    assert place.parent == workdir / "evaluation"
+    assert re.fullmatch("test-model-average2-[0-9a-f]{8}-tta", place.name)
     networks = [workdirs.load(place) for place in (workdir, other)]
     classes, points = by_hand(networks, tiny_run.config)
     assert len(classes) == metrics["average"] == 8
+    assert metrics["workdirs"] == [str(workdir), str(other)]
     assert found["probability_fc"] == pytest.approx(classes.mean(0), abs=1e-5)
     for axis, column in enumerate(("fovea_x", "fovea_y")):
         expected = points[:, axis].mean(0)
@@ -146,7 +148,7 @@ def test_networks_and_flips_are_averaged(workdir, drawn, tiny_run, plain):
 
 def test_copies_of_a_network_say_what_it_says(workdir, tiny_run, plain, tmp_path):
     found, place, metrics = evaluated([workdir, tiny_run.copy(tmp_path / "copy")])
-    assert place.name == "test-model-average2"
+    assert re.fullmatch("test-model-average2-[0-9a-f]{8}", place.name)
     for column in (*PARTS, "vcdr", "dice_disc", "fovea_x", "fovea_error"):
         assert found[column] == pytest.approx(plain[0][column], abs=1e-4)
     assert found["probability_spread"] == pytest.approx(0, abs=1e-9)
