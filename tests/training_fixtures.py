@@ -99,7 +99,7 @@ def complete_data(shared_dir):
 def write_photographs(source, complete=False):
     """Drawn fundi, with foveas of our own choice, and their manifest."""
     source.mkdir(exist_ok=True)
-    lines = ["image_id,image,disc_mask,cup_mask,fovea_x,fovea_y,glaucoma,split"]
+    lines = ["image_id,image,disc_mask,cup_mask,fovea_x,fovea_y,glaucoma,split,Age"]
     for i in range(11):
         fundus = renderer.render(
             np.random.default_rng(i),
@@ -128,7 +128,7 @@ def write_photographs(source, complete=False):
                 "" if i == 8 else str(i % 2),
                 "test",
             ]
-        lines.append(",".join([f"eye{i}", f"p{i}.png", *cells]))
+        lines.append(",".join([f"eye{i}", f"p{i}.png", *cells, f"{50 + i} years"]))
     (source / "manifest.csv").write_text("\n".join(lines) + "\n")
 
 

@@ -254,6 +254,7 @@ class Split:
         self._directory = pathlib.Path(builder.data_dir)
         self.name = f"{builder.info.full_name}, split {split}"
         self.shape = shape(builder)
+        self._extra = builder.info.metadata.get("extra", {})
         with quiet_tfds(), _readable(self._directory):
             self._source = builder.as_data_source(
                 split,
@@ -308,17 +309,20 @@ class Split:
         """Describes the photograph of one record.
 
         Returns:
-          `image_id`, `file_name` and `source` (str), `native_size` (height, width), and
-          `frame`, the `geometry.Frame` that its model image shows.
+          `image_id`, `file_name` and `source` (str), `native_size` (height, width),
+          `frame`, the `geometry.Frame` that its model image shows, and `extra`, the
+          text of its manifest's other columns by name.
         """
         record = self._record(index)
         frame = _frame(record)
+        image_id = record["image_id"].decode()
         return {
-            "image_id": record["image_id"].decode(),
+            "image_id": image_id,
             "file_name": record["file_name"].decode(),
             "source": record["source"].decode(),
             "native_size": frame.native_size,
             "frame": frame,
+            "extra": self._extra.get(image_id, {}),
         }
 
     def native(self, index: int, labels: Iterable[str]) -> dict[str, np.ndarray]:

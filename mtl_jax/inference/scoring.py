@@ -200,8 +200,8 @@ def score_case(case: Case, post: PostProcessing = PAPER) -> dict[str, Any]:
       keys are `image_id`, the derived quantities, the columns that every registered
       task has by its kind, the spread over the members of an average, and `loss_TASK`
       of each annotated task. If the probabilities are calibrated, there are also the
-      `uncalibrated` ones. If neither disc nor cup is found, the ratio of masks is 0, as
-      in REFUGE's program.
+      `uncalibrated` ones; and `manifest_NAME` of a manifest's other columns. If neither
+      disc nor cup is found, the ratio of masks is 0, as in REFUGE's program.
     """
     prediction, truth = case.prediction, case.truth
     ratio, diagnosis = prediction.vcdr, prediction.diagnosis
@@ -224,6 +224,8 @@ def score_case(case: Case, post: PostProcessing = PAPER) -> dict[str, Any]:
         metrics.uncalibrated(name): value
         for name, value in prediction.uncalibrated.items()
     }
+    extra = case.details.get("extra", {})
+    row |= {f"manifest_{name}": text for name, text in extra.items()}
     return row | {f"loss_{name}": loss for name, loss in case.losses.items()}
 
 

@@ -87,6 +87,17 @@ def test_reads_what_spreadsheets_write(source, separator, newline, encoding):
     assert second == Row(3, "b", source / "b.PNG", glaucoma=0.0, split="validation")
 
 
+def test_other_columns_are_kept_and_said(source):
+    text = "image_id,image,Age,operator\na,a.jpg,63,\nb,b.PNG,,=x\n"
+    contents = manifest.read(write(source, text), source)
+    assert not contents.problems
+    assert [row.extra for row in contents.rows] == [
+        (("age", "63"), ("operator", "")),
+        (("age", ""), ("operator", "=x")),
+    ]
+    assert contents.notes[0].startswith("the columns age, operator are kept")
+
+
 def test_rows_are_numbered_as_in_a_spreadsheet(source):
     text = 'image_id,image\n\n"two\nlines",a.jpg\nb,missing.png\n'
     report = problems_of(source, text)
@@ -121,6 +132,8 @@ def test_absolute_paths_and_short_rows(source, tmp_path_factory):
         ('image_id,image\na,"a.jpg\n', "not well-formed"),
         ("image_id,image\na,a.jpg,1\n", "row 2: more cells"),
         ("image_id,image,Cup_maks\na,a.jpg,\n", "row 1: unknown column 'cup_maks'"),
+        ("image_id,image,fovea\na,a.jpg,\n", "row 1: unknown column 'fovea'"),
+        ("image_id,image,disc_png\na,a.jpg,\n", "row 1: unknown column 'disc_png'"),
         ("image_id,image,split\na,a.jpg\n", "row 2: split '' is none of"),
     ],
 )

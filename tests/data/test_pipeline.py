@@ -312,6 +312,7 @@ def test_foveas_by_the_convention_of_the_authors(folder_data, in_memory, monkeyp
         details = table.details(index)
         height, width = details["native_size"]
         i = int(details["image_id"].removeprefix("eye"))
+        assert details["extra"] == {"age": f"{50 + i} years"}
         expected = [0, 0] if i == 7 else [(20.25 + i) * 32 / width, 30.5 * 32 / height]
         np.testing.assert_allclose(xy, expected, rtol=1e-6)
         assert xy.dtype == np.float32

@@ -284,6 +284,9 @@ def test_rows_against_the_definitions(case):
 def test_metrics_by_source(on_sources, on_native):
     assert "by_source" not in on_native.metrics
     assert "source" not in on_native.rows[0]
+    for row in on_native.rows:  # The column of the manifest that is none of ours.
+        number = int(row["image_id"].removeprefix("eye"))
+        assert row["manifest_age"] == f"{50 + number} years"
     for name in METRICS:
         assert on_sources.metrics[name] == on_native.metrics[name]
     assert list(on_sources.rows[0])[:2] == ["image_id", "source"]

@@ -59,6 +59,8 @@ class FundusFolder(building.LocalBuilder):
             metadata=tfds.core.MetadataDict(
                 fingerprint=config.fingerprint,
                 shape=config.shape,
+                # Not in the records, so that these are the same with any columns.
+                extra={r.image_id: dict(r.extra) for r in config.rows if r.extra},
                 # Numbers of photographs by `images.Photograph.conversion`.
                 conversions={},
             ),
@@ -286,7 +288,7 @@ def _fingerprint(rows: Sequence[Row]) -> str:
     digest = hashlib.sha256()
     for row in rows:
         said = (row.image_id, row.fovea_xy, row.glaucoma, row.split, row.patient)
-        said += (row.eye, row.source, row.image.name)
+        said += (row.eye, row.source, row.image.name, *row.extra)
         said += tuple((key, m.reading) for key, m in row.mask_files.items())
         digest.update(repr(said).encode())
         for path in row.files:

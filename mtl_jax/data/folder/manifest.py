@@ -5,12 +5,14 @@ label costs more than an error message.
 """
 
 import csv
+import difflib
 import io
 import pathlib
 
 from mtl_jax.data import images
 from mtl_jax.data.folder.rows import (
     COLUMNS,
+    MASK_COLUMNS,
     NUMBER_COLUMNS,
     REQUIRED_COLUMNS,
     parse_row,
@@ -26,6 +28,10 @@ from mtl_jax.data.sources.rows import (
 )
 from mtl_jax.errors import UserError
 
+_ANNOTATION_WORDS = {
+    word for column in (*MASK_COLUMNS, *NUMBER_COLUMNS) for word in column.split("_")
+}
+
 
 def read(manifest_path: images.PathLike, source_dir: images.PathLike) -> Contents:
     """Reads a manifest without opening the files it names.
@@ -33,7 +39,8 @@ def read(manifest_path: images.PathLike, source_dir: images.PathLike) -> Content
     Commas, semicolons or tabs separate columns; an empty cell means "not annotated".
     Where semicolons do, a number may have a decimal comma, as spreadsheets write it.
     The columns `image_id` and `image` are required, the others of `COLUMNS` are
-    optional. Without `split`, `splits.assign` draws splits, patient by patient.
+    optional. Without `split`, `splits.assign` draws splits, patient by patient. Other
+    columns are kept as text, unless their names are like those of `COLUMNS`.
 
     Args:
       manifest_path: the CSV file, UTF-8.
@@ -50,6 +57,11 @@ def read(manifest_path: images.PathLike, source_dir: images.PathLike) -> Content
     header, records = _read_table(path)
     contents = Contents([], str(path), table=path.name)
     contents.problems += _header_problems(header)
+    if others := [name for name in header if name not in COLUMNS]:
+        contents.notes.append(
+            f"the columns {words(others)} are kept as they are, for per_image.csv; "
+            f"those that are read are {words(COLUMNS)}."
+        )
     if not set(REQUIRED_COLUMNS) <= set(header):
         raise UserError(report(contents))
     if not records:
@@ -118,8 +130,13 @@ def _read_table(path: pathlib.Path) -> tuple[list[str], list[tuple[int, list[str
 
 def _header_problems(header: list[str]) -> list[Problem]:
     texts = [f"there is no column {c}" for c in REQUIRED_COLUMNS if c not in header]
+    is_complete = not texts
     for position, name in enumerate(header):
-        if name not in COLUMNS:
+        # A misspelt column would be lost as an annotation.
+        is_alike = _ANNOTATION_WORDS & {*name.split("_")} or (
+            difflib.get_close_matches(name, COLUMNS, cutoff=0.8)
+        )
+        if name not in COLUMNS and (is_alike or not name or not is_complete):
             texts.append(f"unknown column {name!r}; known are {words(COLUMNS)}")
         elif name in header[:position]:
             texts.append(f"the column {name} is given twice")

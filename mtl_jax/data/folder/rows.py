@@ -95,6 +95,7 @@ def parse_row(
         patient=cells.get("patient", ""),
         eye=eye or "",
         source=cells.get("source", ""),
+        extra=tuple(pair for pair in cells.items() if pair[0] not in COLUMNS),
     )
     return row, problems
 

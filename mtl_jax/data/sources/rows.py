@@ -28,6 +28,7 @@ class Row:
       patient: unique name; empty if unknown.
       eye: `OD` (right), `OS` (left), or empty.
       source: name that metrics are broken down by.
+      extra: other columns of a manifest, (name, text), for the results.
     """
 
     number: int
@@ -42,6 +43,7 @@ class Row:
     patient: str = ""
     eye: str = ""
     source: str = ""
+    extra: tuple[tuple[str, str], ...] = ()
 
     @property
     def mask_files(self) -> dict[str, MaskFile]:
