@@ -116,6 +116,7 @@ def _train_network(
         interference_every=config.interference_every,
         checkpoint_every=config.checkpoint_every,
         patience=config.patience,
+        skips_nonfinite=config.on_nonfinite == "skip",
     )
     latest = Checkpoints(folder, read_only=True).latest()
     pretrained = load_pretrained(config) if latest is None else None
