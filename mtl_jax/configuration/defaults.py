@@ -151,6 +151,10 @@ def get_config() -> Config:
     # Validations in a row without a new best score after which a network's training
     # ends. 0: it never ends early.
     config.patience = 0
+    # What follows a step that leaves a loss, a parameter or the optimizer not finite.
+    # stop: the run ends; skip: the step is undone, counted and named, and ten such
+    # steps in a row end the run.
+    config.on_nonfinite = "stop"
 
     # Logs the norms of the task gradients and the cosines between them every this many
     # steps. Each time costs another forward pass and N backward passes. 0: never.

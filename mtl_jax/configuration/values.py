@@ -11,6 +11,7 @@ STAGES = ("whole", "crop")
 BATCHES = ("shared", "per_task")
 OPTIMIZERS = ("adam", "adamw", "lion", "rmsprop", "sgd")
 SCHEDULES = ("constant", "cosine", "linear")
+ON_NONFINITE = ("stop", "skip")
 NORMALIZE_INPUT = ("auto", "on", "off")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 

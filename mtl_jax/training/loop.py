@@ -51,6 +51,8 @@ class Training:
         validations; 0 for none.
       patience: validations in a row without a new best score after which it ends; 0 to
         go on to the last epoch.
+      skips_nonfinite: whether a step that is not finite is undone; see
+        `step.skip_nonfinite`.
     """
 
     model: nn.Module
@@ -65,6 +67,7 @@ class Training:
     interference_every: int = 0
     checkpoint_every: int = 0
     patience: int = 0
+    skips_nonfinite: bool = False
 
 
 def fit(
@@ -163,14 +166,15 @@ def fit(
 def _train_step(
     training: Training,
 ) -> Callable[[TrainState, parallel.HostBatch], tuple[TrainState, steps.Metrics]]:
+    step = steps.train_step(
+        training.model,
+        training.tasks,
+        training.optimizer,
+        axis_name=parallel.AXIS,
+        augment=training.augment,
+    )
     return parallel.map_step(
-        steps.train_step(
-            training.model,
-            training.tasks,
-            training.optimizer,
-            axis_name=parallel.AXIS,
-            augment=training.augment,
-        )
+        steps.skip_nonfinite(step) if training.skips_nonfinite else step
     )
 
 

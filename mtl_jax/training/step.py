@@ -176,6 +176,38 @@ def joint_step(
     return step
 
 
+def skip_nonfinite(step: TrainStep) -> TrainStep:
+    """Undoes the steps that leave a loss or the state not finite.
+
+    `optax.apply_if_finite` would not do: it sees the gradients of one optimizer. A
+    method may have one for each task, the running averages are no gradients, and after
+    its last error it lets the next one into the parameters.
+
+    Args:
+      step: such as `train_step` makes.
+
+    Returns:
+      `step(state, batch)`. Of a step that it undoes only the count remains, so that the
+      next one has other dropout and augmentation. Its metrics have `skipped` [], bool.
+    """
+
+    def guarded(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        new, metrics = step(state, batch)
+        changed = (new.params, new.batch_stats, new.opt_state, metrics["loss"])
+        finite = jnp.stack(
+            [
+                jnp.isfinite(x).all()
+                for x in jax.tree.leaves(changed)
+                if jnp.issubdtype(x.dtype, jnp.inexact)
+            ]
+        ).all()
+        old = dataclasses.replace(state, step=new.step)
+        kept = lax.cond(finite, lambda: new, lambda: old)
+        return kept, {**metrics, "skipped": ~finite}
+
+    return guarded
+
+
 def interference_step(
     model: nn.Module,
     tasks: Sequence[Task],

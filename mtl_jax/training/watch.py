@@ -1,16 +1,21 @@
 """What is looked at while a run trains: metrics, and whether numbers are finite."""
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+import tqdm
 
 from mtl_jax.errors import NotFinite
 from mtl_jax.tasks import Task
+from mtl_jax.training import parallel
 from mtl_jax.training.checkpoints import Checkpoints
 from mtl_jax.training.state import TrainState
+
+MAX_SKIPPED = 10
 
 
 class Watch:
@@ -20,6 +25,7 @@ class Watch:
       steps: metrics of the epoch's steps so far, as JSON holds them.
       best: highest score so far; None before the first.
       stale: validations since then.
+      skipped: steps in a row that were undone.
     """
 
     def __init__(
@@ -29,8 +35,9 @@ class Watch:
         position: Mapping[str, Any] | None = None,
     ) -> None:
         """Begins a run, or goes on from the `position` of its checkpoint."""
+        self.steps: list[dict[str, Any]] = []
         self.best: float | None = None
-        self.steps, self.stale = [], 0
+        self.stale = self.skipped = 0
         vars(self).update(position or {})
         self._tasks = tasks
         self._checkpoints = checkpoints
@@ -38,7 +45,12 @@ class Watch:
 
     def position(self) -> dict[str, Any]:
         """What a checkpoint holds of the watch, as JSON values."""
-        return {"steps": list(self.steps), "best": self.best, "stale": self.stale}
+        return {
+            "steps": list(self.steps),
+            "best": self.best,
+            "stale": self.stale,
+            "skipped": self.skipped,
+        }
 
     def begin_epoch(self) -> None:
         """Forgets the steps of the epoch before."""
@@ -53,15 +65,34 @@ class Watch:
         """Takes the metrics of a step, in host memory.
 
         Raises:
-          NotFinite: if one of the losses is not.
+          NotFinite: if one of the losses is not, or the last of `MAX_SKIPPED` steps in
+            a row was undone.
         """
         self._times.append(time.perf_counter())
-        for task, loss in zip(self._tasks, metrics["loss"], strict=True):
-            if not np.isfinite(loss):
-                raise NotFinite(
-                    f"The {task.name} loss of step {step} is {loss}; "
-                    f"{_advice(self._checkpoints)}"
-                )
+        what = next(
+            (
+                f"The {task.name} loss of step {step} is {loss}"
+                for task, loss in zip(self._tasks, metrics["loss"], strict=True)
+                if not np.isfinite(loss)
+            ),
+            None,
+        )
+        if metrics.get("skipped"):
+            what = what or f"The parameters after step {step} are not finite"
+            self.skipped += 1
+            if self.skipped < MAX_SKIPPED:
+                if parallel.is_first_process():
+                    tqdm.tqdm.write(f"note: {what}; it is skipped.", file=sys.stderr)
+                # It has no part in the means.
+                metrics = {k: np.zeros_like(v) for k, v in metrics.items()}
+                metrics["skipped"] = np.array(True)
+                what = None
+            else:
+                what = f"{what}, the last of {MAX_SKIPPED} steps in a row"
+        else:
+            self.skipped = 0
+        if what:
+            raise NotFinite(f"{what}; {_advice(self._checkpoints)}")
         # JSON keeps every bit of a double.
         self.steps.append(
             {name: np.asarray(value, float).tolist() for name, value in metrics.items()}
@@ -92,9 +123,14 @@ class Watch:
 
     def _of_the_method(self) -> dict[str, float]:
         """Means of what the method's optimizer tells, see `step.optimizer_metrics`."""
-        means = {}
-        for name in self.steps[0].keys() - {"loss", "num_labels"}:
-            mean = np.mean([step[name] for step in self.steps], axis=0)
+        means: dict[str, float] = {}
+        kept = [step for step in self.steps if not step.get("skipped")]
+        if "skipped" in self.steps[0]:
+            means["train/skipped"] = len(self.steps) - len(kept)
+        for name in kept[0] if kept else ():
+            if name in ("loss", "num_labels", "skipped"):
+                continue
+            mean = np.mean([step[name] for step in kept], axis=0)
             if mean.ndim:
                 for task, value in zip(self._tasks, mean, strict=True):
                     means[f"train/{name}_{task.name}"] = float(value)

@@ -20,7 +20,7 @@ from mtl_jax.training.checkpoints import Checkpoints
 from mtl_jax.workdirs import _portable
 
 # What was trained so far would be the same. Data may have moved to another folder.
-_CHANGEABLE = ("checkpoint_every", "data.data_dir", "patience")
+_CHANGEABLE = ("checkpoint_every", "data.data_dir", "on_nonfinite", "patience")
 
 
 class InUse(UserError):

@@ -78,6 +78,8 @@ def _stored(name: str, network: TrainedNetwork) -> Stored:
         "config": configuration.to_json(config),
         "vcdr_classifier": classifier and classifier._asdict(),
     }
+    # Only a training that goes on needs it.
+    metadata.pop("watch", None)
     step = int(network.checkpoint)
     return Stored(name, step, metadata, parallel.unreplicate(variables))
 

@@ -181,6 +181,7 @@ def _train_network(
         interference_every=config.interference_every,
         checkpoint_every=config.checkpoint_every,
         patience=config.patience,
+        skips_nonfinite=config.on_nonfinite == "skip",
     )
     checkpoints = Checkpoints(folder)
     latest = checkpoints.latest()

@@ -123,6 +123,24 @@ def test_the_task_of_a_loss_that_is_not_finite_is_named(tmp_path, loss):
         watch.add(8, {"loss": losses, "num_labels": np.array([4, 4, 4, 4])})
 
 
+def test_ten_skipped_steps_in_a_row_stop_the_run(tmp_path):
+    """Also if the run was continued among them."""
+    good = {"loss": np.full(4, 0.5), "num_labels": np.full(4, 4), "skipped": False}
+    bad = {**good, "loss": np.array([np.nan, 0.5, 0.5, 0.5]), "skipped": True}
+    watch = Watch(tasks.build(), Checkpoints(tmp_path))
+    for step, metrics in enumerate([*[bad] * 9, good, *[bad] * 5]):
+        watch.add(step, metrics)
+    summary = watch.summary(batch_size=4)
+    assert (summary["train/skipped"], summary["train/loss_glaucoma"]) == (14, 0.5)
+    position = json.loads(json.dumps(watch.position()))
+    watch = Watch(tasks.build(), Checkpoints(tmp_path), position)
+    watch.begin_epoch()
+    for step in range(4):
+        watch.add(step, bad)
+    with pytest.raises(UserError, match="glaucoma loss of step 5.*last of 10 steps"):
+        watch.add(5, bad)
+
+
 KILLED_RUN = """
 import os, pathlib, signal, sys, time
 from mtl_jax import configuration
@@ -404,7 +422,9 @@ def epoch_indices(table, epochs):
     ]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(make_config, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_the_run(
+    make_config, tmp_path, monkeypatch, capfd
+):
     """One image has a broken annotation, and its turn comes after the first epoch."""
     config = make_config(tasks=("fovea",), num_epochs=8, validate_every=1)
     table = pipeline.open_split(
@@ -436,10 +456,19 @@ def test_a_loss_that_is_not_finite_stops_the_run(make_config, tmp_path, monkeypa
             assert np.isfinite(leaf).all()
     assert {row["step"] for row in metric_lines(workdir)} == set(range(3, last + 1, 3))
 
-    # Mended, the run goes on from there.
-    monkeypatch.undo()
+    # Told to skip, the run goes on from there.
+    config.on_nonfinite = "skip"
     workdirs.train(config, workdir, resume=True)
     assert saved_steps(workdir)[-1] == 24
+    for leaf in jax.tree.leaves(
+        [saved(workdir, 24, item) for item in ("model", "optimizer")]
+    ):
+        assert np.isfinite(leaf).all()
+    skipped = sum(row.get("train/skipped", 0) for row in metric_lines(workdir))
+    assert skipped == sum(broken in members for members in used[last:]) > 0
+    assert (
+        f"The fovea loss of step {stop} is nan; it is skipped" in capfd.readouterr().err
+    )
     assert [row["step"] for row in metric_lines(workdir)] == [
         step for step in range(3, 25, 3) for _ in ("train", "validation")
     ]
