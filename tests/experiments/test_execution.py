@@ -14,7 +14,7 @@ from mtl_jax import configuration, files, workdirs
 from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
 from mtl_jax.experiments import execution, plan, results
-from mtl_jax.training.checkpoints import Damaged
+from mtl_jax.training.checkpoints import Damaged, Unreadable
 
 pytest_plugins = ("training_fixtures",)
 
@@ -150,10 +150,14 @@ def test_a_run_is_one_process_s_until_that_ends(experiment, config, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("kind", "tries"), [(Damaged, 2), (Unreadable, 1)])
 def test_what_is_damaged_again_is_not_redone_for_ever(
-    experiment, config, tmp_path, monkeypatch
+    experiment, config, tmp_path, monkeypatch, kind, tries
 ):
-    """As on a full disk, where whatever is written cannot be read back."""
+    """As on a full disk, where whatever is written cannot be read back.
+
+    What is not proven damaged is not deleted.
+    """
     directory = tmp_path / "cv"
     shutil.copytree(experiment, directory)
     runs = plan.cross_validation(config, METHODS, 2)[:1]
@@ -163,14 +167,15 @@ def test_what_is_damaged_again_is_not_redone_for_ever(
 
     def fail(*arguments, **options):
         tried.append(arguments)
-        raise Damaged("is damaged", workdir / "checkpoints/3")
+        raise kind("is damaged", workdir / "checkpoints/3")
 
     monkeypatch.setattr(workdirs, "train", fail)
     with pytest.raises(UserError, match="1 of 1 runs have failed.* is damaged"):
         execution.execute(
             directory, "cross_validation", config, runs, redo_damaged=True
         )
-    assert len(tried) == 2
+    assert len(tried) == tries
+    assert workdir.exists() == (kind is Unreadable)
 
 
 @pytest.mark.slow
