@@ -100,6 +100,17 @@ def test_what_the_system_refuses_is_no_bug(act, sentence, tmp_path, capsys):
     assert found == f"note: {said}.\n" if sentence else "Traceback" in found
 
 
+def test_an_over_long_name_is_said():
+    name = "x" * 300
+    flags = ["--images=in", "--output=out", f"--workdir={name}"]
+    finished = python(PROGRAM, "predict", *flags)
+    assert (finished.returncode, finished.stdout) == (1, "")
+    assert finished.stderr == (
+        f"error: {name} cannot be used (File name too long); see to that, and repeat "
+        "the command.\n"
+    )
+
+
 def workdirs_of(text):
     values = flags.FlagValues()
     flag = flags.DEFINE_string("workdir", None, "", flag_values=values)
