@@ -518,6 +518,13 @@ def _readable(directory: pathlib.Path) -> Iterator[None]:
         raise
     # TFDS, protobuf, array_record and Pillow each raise their own exceptions.
     except Exception as error:
+        effective = os.access in os.supports_effective_ids
+        for path in (directory, *sorted(directory.glob("*"))):
+            if not os.access(path, os.R_OK, effective_ids=effective):
+                raise UserError(
+                    f"{path} cannot be read (Permission denied); ask its owner, or "
+                    "name another data set."
+                ) from error
         raise UserError(
             f"The data set {directory} is damaged ({type(error).__name__}); delete this"
             " folder and build it again."

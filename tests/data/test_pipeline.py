@@ -1,12 +1,15 @@
+import functools
 import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from denial import denied
 
 from mtl_jax.data import building, pipeline
 from mtl_jax.data.folds import Fold
@@ -68,6 +71,27 @@ def test_missing_data_directory(tmp_path):
 def test_empty_data_directory(tmp_path):
     with pytest.raises(UserError, match="none at all"):
         pipeline.open_dataset(str(tmp_path), "synthetic_fundus/32px")
+
+
+@pytest.mark.parametrize("part", ["", "dataset_info.json", "*train.array_record*"])
+def test_what_may_not_be_read_is_not_called_damaged(synthetic_data, part):
+    data_dir, name = synthetic_data
+    # The folder of `tmp_path` may not be entered by others.
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        shutil.copytree(Path(data_dir, name), Path(folder, name))
+        (version_dir,) = Path(folder, name).iterdir()
+        builder = pipeline.open_dataset(folder, name)
+        use = functools.partial(pipeline.fingerprint, builder)
+        if part == "dataset_info.json":
+            use = functools.partial(pipeline.open_dataset, folder, name)
+        path = next(version_dir.glob(part)) if part else version_dir
+        with (
+            denied(path),
+            pytest.raises(UserError, match=r"cannot be read \(Permission") as caught,
+        ):
+            use()
+    assert "delete" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

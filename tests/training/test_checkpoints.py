@@ -1,4 +1,3 @@
-import contextlib
 import hashlib
 import json
 import math
@@ -11,6 +10,7 @@ import grain
 import jax
 import numpy as np
 import pytest
+from denial import denied
 
 from mtl_jax import workdirs
 from mtl_jax.errors import UserError
@@ -145,22 +145,6 @@ def test_the_digests_are_those_of_sha256sum(tmp_path):
         assert set(listed) == {str(path) for path in files} - later
         for name, digest in listed.items():
             assert digest == hashlib.sha256((folder / name).read_bytes()).hexdigest()
-
-
-@contextlib.contextmanager
-def denied(path):
-    """Nobody may read the path, not even root."""
-    mode = path.stat().st_mode
-    path.chmod(0)
-    if os.geteuid() == 0:
-        os.seteuid(65534)
-        try:
-            yield
-        finally:
-            os.seteuid(0)
-    else:
-        yield
-    path.chmod(mode)
 
 
 @pytest.mark.parametrize(
