@@ -18,6 +18,8 @@ from mtl_jax.errors import UserError, no_room
 _RECORD = ".mtl_jax.json"
 # Spreadsheets pass over white space before a formula.
 _FORMULA = re.compile(r"'*\s*[=+\-@]")
+# What file managers leave in a folder that somebody looks at.
+_LEFT_BEHIND = {".DS_Store", "Thumbs.db", "desktop.ini"}
 _NOTE = "mtl_jax replaces this folder as long as it holds these files only, unchanged."
 
 
@@ -174,7 +176,8 @@ def _somebody_elses(path: pathlib.Path) -> str:
     """Says why a path is not our own unchanged output; empty if it is."""
     if not path.is_dir():
         return "it is a file"
-    if not (found := _files(path)):
+    found = {n: p for n, p in _files(path).items() if p.name not in _LEFT_BEHIND}
+    if not found:
         return ""
     try:
         ours = dict(json.loads((path / _RECORD).read_text("utf-8"))["files"])

@@ -77,8 +77,10 @@ def test_directory_appears_when_the_block_ends(tmp_path):
 def test_earlier_output_is_replaced(tmp_path):
     place = tmp_path / "out"
     fill(place, "first", "b", "c")
-    # Somebody may take files away, and empty folders hold no work.
+    # Somebody may take files away, and neither empty folders nor what file managers
+    # leave behind hold work.
     (place / "b").unlink()
+    (place / ".DS_Store").write_text("positions of icons")
     (place / "empty").mkdir()
     shutil.copytree(place, tmp_path / "copy")
     for folder in (place, tmp_path / "copy"):
