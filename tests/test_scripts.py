@@ -1,9 +1,6 @@
 """The scripts as processes: what a user's mistakes look like, and a whole round.
 
 Some mistakes are made through the program `mtl-jax`, too.
-
-Starting Python and importing JAX takes seconds, so one process imports everything, and
-then forks for each command before JAX has started any device.
 """
 
 import csv
@@ -13,6 +10,7 @@ import pathlib
 import subprocess
 import sys
 
+import forked_commands
 import numpy as np
 import pytest
 from PIL import Image
@@ -20,38 +18,6 @@ from PIL import Image
 pytest_plugins = ("training_fixtures",)
 
 ROOT = pathlib.Path(__file__).parents[1]
-
-FORK = """
-import json, os, runpy, sys
-from mtl_jax import commands
-import mtl_jax.data.folder, mtl_jax.data.synthetic
-import mtl_jax.evaluation.evaluate, mtl_jax.evaluation.predict
-import mtl_jax.reporting.terminal, mtl_jax.training.loop
-from ml_collections import config_flags
-
-def run(argv, stem):
-    if (child := os.fork()) == 0:
-        for number, ending in ((1, "out"), (2, "err")):
-            file = os.open(f"{stem}.{ending}", os.O_WRONLY | os.O_CREAT)
-            os.dup2(file, number)
-        sys.argv = argv
-        sys.path[0] = os.path.dirname(argv[0])
-        try:
-            if argv[0] == "mtl-jax":
-                commands.main()
-            else:
-                runpy.run_path(argv[0], run_name="__main__")
-        except SystemExit as done:
-            # Without taking apart all that was imported, which takes a second.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(done.code or 0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-place, calls = json.loads(sys.argv[1])
-codes = {name: run(argv, f"{place}/{name}") for name, argv in calls.items()}
-print(json.dumps(codes))
-"""
 
 
 def train(workdir, *flags, config="configs/default.py"):
@@ -217,51 +183,30 @@ def snapshot(folder):
 
 
 def test_mistakes_get_a_sentence(mistakes, place, compiled, glaucoma_run):
-    calls = {
-        name: [
-            command if command == "mtl-jax" else str(ROOT / f"scripts/{command}.py"),
-            *rest,
-        ]
-        for name, ((command, *rest), _) in mistakes.items()
-    }
     (place / "output").mkdir()
     before = snapshot(place), snapshot(glaucoma_run.workdir)
-    finished = subprocess.run(
-        [sys.executable, "-c", FORK, json.dumps([str(place / "output"), calls])],
-        cwd=ROOT,
-        env=compiled,
-        capture_output=True,
-        check=True,
-        text=True,
-        timeout=300,
-    )
-    codes = json.loads(finished.stdout.splitlines()[-1])
+    commands = {name: command for name, (command, _) in mistakes.items()}
+    ended = forked_commands.run(commands, place / "output", compiled)
     wrong = {}
     for name, (_, expected) in mistakes.items():
-        out = (place / "output" / f"{name}.out").read_text()
-        err = (place / "output" / f"{name}.err").read_text()
-        # Progress bars end in a line of their own.
-        lines = [
-            line
-            for line in err.replace("\r", "\n").splitlines()
-            if line.strip() and not line.startswith(("predicting:", "checking files:"))
-        ]
+        code, out, err = ended[name]
+        lines = forked_commands.said(err)
         said = " ".join(lines)
         if (
-            codes[name] not in (1, 2)
+            code not in (1, 2)
             or expected not in said
             or "Traceback" in said + out
             or len(lines) > (4 if name in ("files", "fovea", "mask") else 2)
             or out
         ):
-            wrong[name] = (codes[name], out, err[-2000:])
+            wrong[name] = (code, out, err[-2000:])
     assert wrong == {}
     written = place / "output"
     after = {p: t for p, t in snapshot(place).items() if written not in p.parents}
     assert (after, snapshot(glaucoma_run.workdir)) == before
     assert not (place / "new").exists()
     # A manifest's problems are all named.
-    text = (written / "files.err").read_text()
+    text = ended["files"].err
     named = ("row 3", "b.png does not exist", "row 4", "c.png does not exist")
     assert [one for one in named if one not in text] == []
 

@@ -7,6 +7,7 @@ import pydicom
 import pytest
 from photograph_files import (
     OPHTHALMIC_16_BIT,
+    REFUSED_DICOM,
     deep,
     dicom,
     gradient,
@@ -196,32 +197,9 @@ def test_reads_bytes_that_are_not_on_the_disk():
     assert (found == gradient()).all()
 
 
-REFUSED = {
-    "another modality": ({"Modality": "OPT"}, "modality OPT"),
-    "no modality": ({"Modality": None}, "modality unknown"),
-    "no photograph": (
-        {"SOPClassUID": uid.OphthalmicThicknessMapStorage},
-        "class Ophthalmic Thickness Map Storage",
-    ),
-    "unknown class": ({"SOPClassUID": "1.2.3.4"}, r"class 1\.2\.3\.4"),
-    "no pixels": ({"PixelData": None}, "without a picture"),
-    "no columns": ({"Columns": 0}, "no pixels"),
-    "frames": ({"NumberOfFrames": 19}, "19 frames"),
-    "grey": (
-        {"PhotometricInterpretation": "MONOCHROME2", "SamplesPerPixel": 1},
-        "grey.*MONOCHROME2",
-    ),
-    "other colours": ({"PhotometricInterpretation": "HSV"}, "colours.*HSV"),
-    "signed": ({"PixelRepresentation": 1}, "signed numbers of 8 bits"),
-    "few bits": ({"BitsStored": 6}, "numbers of 6 bits"),
-    "many bits": ({"BitsAllocated": 32}, "numbers of 32 bits"),
-    "large": ({"Rows": 60_000, "Columns": 60_000}, "more than any fundus"),
-    "video": ({"TransferSyntaxUID": uid.MPEG2MPML}, "cannot be decoded.*MPEG2"),
-    "short": ({"Rows": 49}, "truncated or damaged"),
-}
-
-
-@pytest.mark.parametrize(("fields", "reason"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(
+    ("fields", "reason"), REFUSED_DICOM.values(), ids=REFUSED_DICOM
+)
 def test_refused_in_one_sentence(tmp_path, fields, reason):
     path = tmp_path / "a.dcm"
     pixels = b"video" if "TransferSyntaxUID" in fields else gradient()

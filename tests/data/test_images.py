@@ -1,21 +1,25 @@
 import io
 import pathlib
 import struct
-import zlib
 
 import numpy as np
 import pytest
 from photograph_files import (
+    BAD_KINDS,
+    INCOMPLETE,
     cmyk_profile,
     deep,
+    encoded,
     gradient,
     lab_of_inks,
     png_bytes,
+    round_fundus,
     scaled,
     srgb_of_lab,
     tiff16_bytes,
+    write_bad_file,
 )
-from PIL import Image, ImageCms
+from PIL import Image
 
 from mtl_jax.data import images
 from mtl_jax.errors import UserError
@@ -223,89 +227,6 @@ def test_one_bit_mask_becomes_black_and_white(tmp_path):
     assert (images.read_mask(tmp_path / "a.png") == 255 * inside).all()
 
 
-def write_bad_file(path, kind):
-    picture = Image.fromarray(gradient(256, 256))
-    wide = gradient().astype(">u2")
-    if kind == "text":
-        path.write_text("image_id,image\n")
-    elif kind == "empty":
-        path.write_bytes(b"")
-    elif kind == "directory":
-        path.mkdir()
-    elif kind == "cmyk, broken profile":
-        picture.convert("CMYK").save(path, "JPEG", icc_profile=b"no profile")
-    elif kind == "cmyk, profile of rgb":
-        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-        picture.convert("CMYK").save(path, "JPEG", icc_profile=profile)
-    elif kind == "8 bits as 16, png":
-        path.write_bytes(png_bytes(wide, 16))
-    elif kind == "8 bits as 16, grey png":
-        path.write_bytes(png_bytes(wide[..., 0], 16))
-    elif kind == "8 bits as 16, tiff":
-        path.write_bytes(tiff16_bytes(wide))
-    elif kind == "12 bits as 16, tiff":
-        path.write_bytes(tiff16_bytes(deep(12)))
-    elif kind == "colours of 12 bits":
-        path.write_bytes(tiff16_bytes(deep(12), bits=12))
-    elif kind == "planes of 16 bits":
-        path.write_bytes(tiff16_bytes(deep(16), planar=2))
-    elif kind == "compressed planes of 16 bits":
-        path.write_bytes(tiff16_bytes(deep(16), planar=2, deflate=True))
-    elif kind == "grey16 with transparency":
-        path.write_bytes(png_bytes(deep(16, shape=(48, 64, 2)).astype(">u2"), 16))
-    elif kind == "float tiff":
-        Image.fromarray(gradient()[..., 0].astype(np.float32)).save(path, "TIFF")
-    elif kind == "int32 tiff":
-        Image.fromarray(gradient()[..., 0].astype(np.int32)).save(path, "TIFF")
-    elif kind == "lab":
-        Image.new("LAB", (64, 64)).save(path, "TIFF")
-    elif kind == "no pixels":
-        path.write_bytes(png_bytes(np.zeros((0, 0), np.uint8), 8))
-    elif kind == "bomb":
-        path.write_bytes(png_bytes(np.zeros((1, 1), np.uint8), 8))
-        data = bytearray(path.read_bytes())
-        data[16:24] = struct.pack(">II", 60_000, 60_000)
-        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
-        path.write_bytes(data)
-    elif kind == "animation":
-        frames = [Image.fromarray(gradient()[..., i]) for i in range(3)]
-        frames[0].save(path, "GIF", save_all=True, append_images=frames[1:])
-    else:
-        picture.save(path, kind.split()[1].upper())
-        data = path.read_bytes()
-        path.write_bytes(data[: int(len(data) * 0.6)])
-
-
-BAD_KINDS = [
-    ("text", "not an image"),
-    ("empty", "not an image"),
-    ("directory", "not a file"),
-    ("missing", "does not exist"),
-    ("cmyk, broken profile", "CMYK.*profile"),
-    ("cmyk, profile of rgb", "CMYK.*profile"),
-    ("8 bits as 16, png", "claims 16 bits.*exceeds 2.. of 65535"),
-    ("8 bits as 16, grey png", "claims 16 bits.*exceeds 1.. of 65535"),
-    ("8 bits as 16, tiff", "claims 16 bits"),
-    ("12 bits as 16, tiff", "claims 16 bits.*exceeds 4095 of 65535"),
-    ("colours of 12 bits", "numbers that are not read"),
-    ("planes of 16 bits", "plane by plane"),
-    ("compressed planes of 16 bits", "plane by plane"),
-    ("grey16 with transparency", "not read"),
-    ("float tiff", "floating-point"),
-    ("int32 tiff", "32-bit"),
-    ("lab", "LAB"),
-    ("no pixels", "no pixels|not an image|damaged"),
-    ("bomb", "more than any fundus"),
-    ("animation", "3 pictures"),
-    ("truncated jpeg", "truncated"),
-    ("truncated png", "truncated"),
-    ("truncated bmp", "truncated"),
-    ("truncated tiff", "truncated"),
-    ("truncated gif", "truncated"),
-    ("truncated webp", "truncated|damaged"),
-]
-
-
 @pytest.mark.parametrize(("kind", "reason"), BAD_KINDS)
 def test_bad_files_get_one_sentence(tmp_path, kind, reason):
     path = tmp_path / "bad file"
@@ -403,61 +324,6 @@ def test_finding_nothing_is_an_error(tmp_path, place, reason):
 
 
 # Photographs of which a part is missing, though the decoder says nothing.
-
-
-def round_fundus(height=180, width=240):
-    """With a ground that is exactly black, as the most difficult case."""
-    y, x = np.mgrid[:height, :width]
-    inside = np.hypot(y - height / 2, x - width / 2) < 0.6 * height
-    noise = np.random.default_rng(0).integers(0, 30, (height, width, 3))
-    pixels = np.stack([200 + 0 * x, 90 + x // 8, 20 + y // 4], axis=-1) + noise
-    return (pixels * inside[..., None]).astype(np.uint8)
-
-
-def encoded(kind, **options):
-    file = io.BytesIO()
-    Image.fromarray(round_fundus()).save(file, kind, **options)
-    return file.getvalue()
-
-
-def zeroed(data, share):
-    kept = int(share * len(data))
-    return data[:kept] + bytes(len(data) - kept)
-
-
-def closed_jpeg(data, share):
-    return data[: int(share * len(data))] + b"\xff\xd9"
-
-
-def png_without_rows(_, share):
-    rows = round_fundus()
-    whole = png_bytes(rows, 8)
-    short = png_bytes(rows[: int(share * len(rows))], 8)
-    return whole[:33] + short[33:]
-
-
-def interlaced_png_without_rows(_, share):
-    whole = png_bytes(round_fundus(), 8, interlaced=True)
-    rows = zlib.decompress(whole[41:-16])
-    data = zlib.compress(rows[: int(share * len(rows))])
-    body = b"IDAT" + data
-    size, crc = struct.pack(">I", len(data)), struct.pack(">I", zlib.crc32(body))
-    return whole[:33] + size + body + crc + whole[-12:]
-
-
-INCOMPLETE = {
-    "png without rows": ("PNG", {}, png_without_rows),
-    "interlaced png without rows": ("PNG", {}, interlaced_png_without_rows),
-    "png in zeros": ("PNG", {}, zeroed),
-    "webp in zeros": ("WEBP", {"quality": 90}, zeroed),
-    "lossless webp in zeros": ("WEBP", {"lossless": True}, zeroed),
-    "tiff in zeros": ("TIFF", {}, zeroed),
-    "deflated tiff in zeros": ("TIFF", {"compression": "tiff_deflate"}, zeroed),
-    "bmp in zeros": ("BMP", {}, zeroed),
-    "jpeg in zeros": ("JPEG", {}, zeroed),
-    "jpeg, closed": ("JPEG", {}, closed_jpeg),
-    "progressive jpeg, closed": ("JPEG", {"progressive": True}, closed_jpeg),
-}
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5])
