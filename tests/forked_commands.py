@@ -13,7 +13,7 @@ from typing import NamedTuple
 ROOT = pathlib.Path(__file__).parents[1]
 
 _FORK = """
-import importlib, json, os, runpy, sys
+import importlib, json, os, runpy, sys, traceback
 from mtl_jax import commands
 import mtl_jax.data.folder, mtl_jax.data.synthetic
 import mtl_jax.evaluation.evaluate, mtl_jax.evaluation.predict
@@ -32,11 +32,16 @@ def run(argv, stem):
                 commands.main()
             else:
                 runpy.run_path(argv[0], run_name="__main__")
+            code = 0
         except SystemExit as done:
-            # Without taking apart all that was imported, which takes a second.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(done.code or 0)
+            code = done.code or 0
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        # Without taking apart all that was imported, which takes a second.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 place, calls, modules = json.load(sys.stdin)

@@ -566,7 +566,7 @@ SPREADSHEETS = {
     "no manifest": (
         "a folder without a manifest",
         1,
-        "has no manifest.csv",
+        "manifest.csv does not exist; name the CSV file",
         lambda place: build(place, f"--source={place.own}"),
     ),
     "unknown set": (
