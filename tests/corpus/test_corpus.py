@@ -97,7 +97,7 @@ def outcome(ended, root):
 
 def short(text, root):
     for folder in (root, forked_commands.ROOT):
-        text = text.replace(f"{folder}/", "")
+        text = text.replace(f"{folder}/", "").replace(str(folder), ".")
     return re.sub(r"\bcases/\d+/", "", text)
 
 
