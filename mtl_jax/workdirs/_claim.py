@@ -46,7 +46,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     if not parallel.is_first_process():
         yield
         return
-    # Absolute, since one object for each path counts how often this process has entered.
+    # Absolute: one object for each path counts how often this process has entered.
     path = workdir.absolute() / "lock"
     lock = filelock.FileLock(path, is_singleton=True)
     try:
