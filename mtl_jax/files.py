@@ -111,7 +111,7 @@ def check_replaceable(path: pathlib.Path, used: Collection[pathlib.Path] = ()) -
     if os.path.exists(path) and (reason := _somebody_elses(path)):
         raise UserError(
             f"{path} holds something else than earlier output ({reason}); name another "
-            "output folder, or delete this one."
+            "output folder, or move this one away."
         )
 
 

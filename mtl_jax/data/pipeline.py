@@ -131,7 +131,7 @@ def tally(version_dir: pathlib.Path) -> dict[str, dict[str, collections.Counter[
       sides of the photograph, rounded to tenths.
     """
     with quiet_tfds():
-        builder = tfds.builder_from_directory(version_dir)
+        builder = schema.open_built(version_dir)
         skipped: Any = {key: tfds.decode.SkipDecoding() for key in schema.IMAGES}
         found: dict[str, dict[str, collections.Counter[str]]] = {}
         for split in builder.info.splits:

@@ -164,6 +164,16 @@ def _advice(checkpoints: Checkpoints) -> str:
     )
 
 
+def say_stale(stale: int) -> None:
+    """Says that the patience ends a training, which stops before its last epoch."""
+    if parallel.is_first_process():
+        tqdm.tqdm.write(
+            f"note: validations without a new best score: {stale}; config.patience "
+            "ends the training here.",
+            file=sys.stderr,
+        )
+
+
 def brief(summary: dict[str, float | None]) -> dict[str, str]:
     """The summary as it stands beside the progress bar."""
     brief = {

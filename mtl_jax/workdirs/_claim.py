@@ -46,8 +46,8 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     if not parallel.is_first_process():
         yield
         return
-    path = workdir / "lock"
-    # One object for each path counts how often this process has entered.
+    # Absolute: one object for each path counts how often this process has entered.
+    path = workdir.absolute() / "lock"
     lock = filelock.FileLock(path, is_singleton=True)
     try:
         workdir.mkdir(parents=True, exist_ok=True)

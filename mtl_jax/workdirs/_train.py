@@ -22,6 +22,7 @@ from mtl_jax.training.checkpoints import Checkpoints
 from mtl_jax.training.loop import Network, Training, Validate, fit
 from mtl_jax.training.metric_log import MetricLog
 from mtl_jax.training.state import TrainState
+from mtl_jax.training.watch import say_stale
 from mtl_jax.workdirs._claim import claim, locked
 
 
@@ -192,8 +193,12 @@ def _train_network(
         if latest is not None:
             stored = checkpoints.restore_metadata(latest)
             _check_data(train, None if accept_other_data else fingerprint, stored)
-            is_stale = 0 < config.patience <= stored.get("watch", {}).get("stale", 0)
-            if latest >= config.num_epochs * steps_per_epoch or is_stale:
+            stale = stored.get("watch", {}).get("stale", 0)
+            is_stale = 0 < config.patience <= stale
+            is_at_end = latest >= config.num_epochs * steps_per_epoch
+            if is_stale and not is_at_end:
+                say_stale(stale)
+            if is_at_end or is_stale:
                 # The run is finished. Only check that its network can be read.
                 checkpoints.restore_model(latest, experiment.variable_shapes())
                 return

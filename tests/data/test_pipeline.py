@@ -156,6 +156,7 @@ def test_a_data_set_cannot_name_code_to_run(
     for read in (
         lambda: pipeline.open_dataset(str(tmp_path), name),
         lambda: pipeline.describe(folder),
+        lambda: pipeline.tally(folder),
         lambda: building.read_metadata(folder),
     ):
         with pytest.raises(UserError, match=f"{file} .*{named}"):

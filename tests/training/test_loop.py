@@ -224,7 +224,7 @@ def interrupt(monkeypatch):
     return train
 
 
-def test_no_more_than_the_patience(glaucoma_run, tmp_path):
+def test_no_more_than_the_patience(glaucoma_run, tmp_path, capsys):
     """A finished run is to go on, but no longer than its score rises."""
     workdir = glaucoma_run.copy(tmp_path / "run")
     config = copy.deepcopy(glaucoma_run.config)
@@ -240,8 +240,11 @@ def test_no_more_than_the_patience(glaucoma_run, tmp_path):
     assert [n for n in range(5, len(scores)) if stale[n] >= 2] == [len(scores) - 1]
     # It stays ended, until it is given more patience.
     before = contents(workdir)
+    ended = capsys.readouterr().err
     workdirs.train(config, workdir, resume=True)
     assert contents(workdir) == before
+    for said in (ended, capsys.readouterr().err):
+        assert said.count(f"best score: {stale[-1]}; config.patience ends") == 1
 
 
 def test_patience_without_validation_images(make_config, folder_data, tmp_path):

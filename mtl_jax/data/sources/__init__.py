@@ -52,9 +52,9 @@ IN_SMDG = ("drishti_gs1", "g1020", "origa", "papila", "refuge")
 def read(name: str, root: pathlib.Path) -> Contents:
     """Reads a public data set without opening its images, but for IDRiD's.
 
-    Without official splits, photographs are assigned at random, 60, 20 and 20 %. If
-    there is no validation split, it is a random 20 % of the training photographs. Both
-    go by patient.
+    Without official splits, a hash of their names deals about 60, 20 and 20 % of the
+    photographs to the splits. If there is no validation split, it gets about 20 % of
+    the training photographs so. Both go by patient.
 
     Args:
       name: of `LAYOUTS`.

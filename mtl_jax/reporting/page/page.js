@@ -1,7 +1,7 @@
 'use strict';
 
 // #data holds the names of `tasks` by kind, and three lists. `metrics` are those of
-// metrics.py that have their place here. `photographs` have their annotated `marks`.
+// metrics/registry.py that have their place here. `photographs` have their annotated `marks`.
 // `runs` have one reading per photograph, or null where they read none. Marks are, by
 // task, the SVG path of a segmentation, and [x, y] or null of a localisation. The
 // `numbers` of a reading are in the order of `metrics`; its `diagnosis` is 1, 0 or null.
