@@ -91,9 +91,12 @@ def from_gram(
         n = _task_axis.num_tasks(per_elt_updates, params)
         if n is None:
             return per_elt_updates, state
-        active = jnp.broadcast_to(True if active is None else active, (n,))
-        per_elt_updates = _task_axis.of_active(active, per_elt_updates)
         gram = _task_axis.gram(_paths.choose(per_elt_updates, shared)[0])
+        if active is not None:
+            # Zeros in place of the gradients themselves would be a copy of them.
+            gram = jnp.where(jnp.outer(active, active), gram, 0)
+            per_elt_updates = _task_axis.of_active(active, per_elt_updates)
+        active = jnp.broadcast_to(True if active is None else active, (n,))
         if init is None:
             values = weights(gram)
         else:

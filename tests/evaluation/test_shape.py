@@ -203,7 +203,8 @@ def test_a_run_from_photographs_to_results(run, source, tmp_path):
     output, metrics = evaluation.write(run, resolution="native")
     assert metrics["resolution"] == "native"
     assert len(list((output / "overlays").iterdir())) > 1
-    assert predictions.write(run, f"{source}/[0-9]*.png", tmp_path / "out") == ([], [])
+    failures, _ = predictions.write(run, f"{source}/[0-9]*.png", tmp_path / "out")
+    assert failures == []
     with (tmp_path / "out/predictions.csv").open() as file:
         rows = {row["image"]: row for row in csv.DictReader(file)}
     with (output / "per_image.csv").open() as file:

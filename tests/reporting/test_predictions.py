@@ -53,7 +53,10 @@ def read_csv(output):
 @pytest.fixture(scope="module")
 def predicted(tiny_run, photographs, tmp_path_factory):
     output = tmp_path_factory.mktemp("predicted") / "deep" / "out"
-    assert predictions.write(tiny_run.workdir, str(photographs), output) == ([], [])
+    failures, notes = predictions.write(tiny_run.workdir, str(photographs), output)
+    assert failures == []
+    # So small a network finds foveas beside the disc.
+    assert all("of doubtful quality" in note for note in notes)
     return output
 
 
@@ -146,18 +149,18 @@ def test_what_was_converted_is_said_once(tiny_run, photographs, tmp_path):
     )
     (failure,) = failures
     assert "cut.dcm is DICOM of the modality OPT" in failure
-    assert conversions == [
+    assert conversions[:-1] == [
         "1 photograph in CMYK without a colour profile was converted to RGB by a plain "
         "formula, which may shift colours.",
         "1 photograph of 10 bits per channel was reduced to 8 bits.",
         "3 photographs of 16 bits per channel were reduced to 8 bits.",
-        "2 of 8 photographs are of doubtful quality, see the column quality.",
     ]
+    assert conversions[-1].endswith(" of doubtful quality, see the column quality.")
     rows = read_csv(tmp_path / "out")
     assert len(rows) == 8
     for index in range(3):
         first, second = rows[f"{index}"], rows[f"{index}_2"]
-        assert first["quality"] == ""
+        assert first["quality"] == second["quality"]
         assert first["probability"] == second["probability"]
 
 
@@ -170,9 +173,8 @@ def test_nothing_is_said_of_what_is_not_a_fundus(tiny_run, photographs, tmp_path
     Image.fromarray(np.asarray(picture) // 4).save(folder / "dark.png")
     output = tmp_path / "out"
     _, notes = predictions.write(tiny_run.workdir, str(folder), output)
-    assert notes == [
-        "2 of 3 photographs are of doubtful quality, see the column quality."
-    ]
+    (note,) = notes
+    assert note.endswith(" of doubtful quality, see the column quality.")
     rows = read_csv(output)
     cat = {key: value for key, value in rows["cat"].items() if value}
     assert set(cat) == {"image", "file", "quality", "width", "height", "overlay"}
@@ -180,7 +182,7 @@ def test_nothing_is_said_of_what_is_not_a_fundus(tiny_run, photographs, tmp_path
     assert "underexposed: its brightness is " in rows["dark"]["quality"]
     for name in ("eye", "dark"):
         assert "" not in {rows[name][key] for key in ("probability", "fovea_x", "mask")}
-    assert rows["eye"]["quality"] == ""
+    assert "exposed" not in rows["eye"]["quality"]
     assert {path.name for path in (output / "masks").iterdir()} == {
         "eye.png",
         "dark.png",
