@@ -31,6 +31,15 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("mtl_jax")
 
 
+def pytest_addoption(parser):
+    """Adds the flag of a test that takes minutes in its long form."""
+    parser.addoption(
+        "--every_damage",
+        action="store_true",
+        help="Damage each file of a checkpoint, not eight of them (tests/faults).",
+    )
+
+
 @pytest.fixture(scope="session")
 def shared_dir(tmp_path_factory):
     """A folder that all workers of this test session share."""

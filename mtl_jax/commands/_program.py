@@ -111,13 +111,9 @@ def _of_the_system(error: Exception) -> str | None:
     """Says what the system refuses; None if the error is of another kind."""
     name = getattr(error, "filename", None) or "A file"
     if reason := no_room(error):
-        return (
-            f"{name} cannot be written ({reason}); make room on its disk"
-        )
+        return f"{name} cannot be written ({reason}); make room on its disk"
     if isinstance(error, OSError) and error.errno in _REFUSALS:
-        return (
-            f"{name} cannot be used ({error.strerror}); see to that, or name another"
-        )
+        return f"{name} cannot be used ({error.strerror}); see to that, or name another"
     # XLA's errors have no common type of all versions of JAX.
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         reason = str(error).partition("\n")[0].rstrip(".")
