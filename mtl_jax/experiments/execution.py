@@ -201,8 +201,8 @@ def _is_ours(path: pathlib.Path, kind: str, config: configuration.Config) -> boo
             "another directory."
         ) from error
     differing = configuration.differences(config, their_config)
-    # The same data may have moved to another folder.
-    fields = [field for field in differing if field != "data.data_dir"]
+    # Data may have moved, and other checkpoints train nothing else.
+    fields = [f for f in differing if f not in ("checkpoint_every", "data.data_dir")]
     if kind != their_kind or fields:
         what = f"its kind is {their_kind}"
         if kind == their_kind:

@@ -102,9 +102,10 @@ def test_another_experiments_directory_is_refused(experiment, config, make_confi
     runs = plan.cross_validation(config, METHODS, 2)
     with pytest.raises(UserError, match="its kind is cross_validation.*name another"):
         execution.execute(experiment, "repeats", config, runs)
-    other = make_config(tasks=("glaucoma",), num_epochs=2, validate_every=1)
+    fields = {"num_epochs": 2, "validate_every": 1, "checkpoint_every": 1}
+    other = make_config(tasks=("glaucoma",), **fields)
     runs = plan.cross_validation(other, METHODS, 2)
-    with pytest.raises(UserError, match="config differs in num_epochs"):
+    with pytest.raises(UserError, match=r"config differs in num_epochs\)"):
         execution.execute(experiment, "cross_validation", other, runs)
 
 
