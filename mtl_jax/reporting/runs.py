@@ -78,7 +78,7 @@ def image_numbers(directory: pathlib.Path, run: RunKey) -> pd.DataFrame:
 
     Returns:
       Floats, one row per image, indexed and sorted by `image_id`. The columns are those
-      of `per_image.csv`, with NaN for an empty field, and `vcdr_error`.
+      of `per_image.csv`, with NaN for an empty field, and `vcdr_error`, but for texts.
 
     Raises:
       UserError: if its evaluation cannot be read.
@@ -87,6 +87,7 @@ def image_numbers(directory: pathlib.Path, run: RunKey) -> pd.DataFrame:
         numbers = pd.read_csv(
             folder / "per_image.csv",
             index_col="image_id",
+            usecols=_is_number,
             dtype=collections.defaultdict(lambda: float, image_id=str),
             # An image may be called "NA".
             keep_default_na=False,
@@ -99,6 +100,11 @@ def image_numbers(directory: pathlib.Path, run: RunKey) -> pd.DataFrame:
         if np.isinf(shown).any(axis=None):
             raise ValueError("a number is infinite")
     return numbers
+
+
+def _is_number(column: str) -> bool:
+    """Whether a column of `per_image.csv` is one of ours, and not a text."""
+    return column != "source" and not column.startswith("manifest_")
 
 
 def photographs(split: pipeline.Split) -> list[Photograph]:
