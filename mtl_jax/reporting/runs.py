@@ -84,15 +84,19 @@ def image_numbers(directory: pathlib.Path, run: RunKey) -> pd.DataFrame:
       UserError: if its evaluation cannot be read.
     """
     with _evaluation(directory, run) as folder:
+        path = folder / "per_image.csv"
+        header = map(str, pd.read_csv(path, nrows=0))
+        texts = [*filter(_is_text, header)]
         numbers = pd.read_csv(
-            folder / "per_image.csv",
+            path,
             index_col="image_id",
-            usecols=_is_number,
-            dtype=collections.defaultdict(lambda: float, image_id=str),
+            dtype=collections.defaultdict(
+                lambda: float, dict.fromkeys(["image_id", *texts], str)
+            ),
             # An image may be called "NA".
             keep_default_na=False,
             na_values=[""],
-        )
+        ).drop(columns=texts)
         numbers.index = numbers.index.map(files.text_of)
         numbers = numbers.sort_index()
         numbers["vcdr_error"] = (numbers["vcdr"] - numbers["vcdr_true"]).abs()
@@ -102,9 +106,9 @@ def image_numbers(directory: pathlib.Path, run: RunKey) -> pd.DataFrame:
     return numbers
 
 
-def _is_number(column: str) -> bool:
-    """Whether a column of `per_image.csv` is one of ours, and not a text."""
-    return column != "source" and not column.startswith("manifest_")
+def _is_text(column: str) -> bool:
+    """Whether a column of `per_image.csv` may hold anything."""
+    return column == "source" or column.startswith("manifest_")
 
 
 def photographs(split: pipeline.Split) -> list[Photograph]:

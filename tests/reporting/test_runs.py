@@ -62,6 +62,13 @@ def test_numbers_of_images_are_exact_and_names_stay_text(tmp_path):
     assert found.loc["007"].dropna().to_dict() == {"vcdr": 0.5}
 
 
+def test_texts_are_left_out(tmp_path):
+    columns = f"source,{COLUMNS},manifest_age"
+    write_numbers(tmp_path, "a,idrid,0,0.1,1,1,1,0.5,0.5,1,60 years", columns=columns)
+    found = runs.image_numbers(tmp_path, RUN)
+    assert list(found.columns) == [*COLUMNS.split(","), "vcdr_error"]
+
+
 @pytest.mark.parametrize(
     "line",
     [
