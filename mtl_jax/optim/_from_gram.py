@@ -93,7 +93,8 @@ def from_gram(
             return per_elt_updates, state
         gram = _task_axis.gram(_paths.choose(per_elt_updates, shared)[0])
         if active is not None:
-            # Zeros in place of the gradients themselves would be a copy of them.
+            # Before the product, zeros in the gradients would be a copy of all of them;
+            # after it, XLA fuses them into the weighted sum.
             gram = jnp.where(jnp.outer(active, active), gram, 0)
             per_elt_updates = _task_axis.of_active(active, per_elt_updates)
         active = jnp.broadcast_to(True if active is None else active, (n,))
