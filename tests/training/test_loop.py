@@ -38,7 +38,8 @@ def saved_steps(workdir):
     folder = workdir / "checkpoints"
     if not folder.is_dir():
         return []
-    return sorted(int(path.name) for path in folder.iterdir())
+    # A process killed while it deletes a checkpoint leaves a folder `deleted`.
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
 
 
 def saved(workdir, step, item):
