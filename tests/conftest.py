@@ -11,11 +11,14 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # PyTorch's threads wait for each other by spinning: on cores that other workers share,
 # they take ten times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# For the processes that tests start.
+os.environ["PYTHONPATH"] = os.path.dirname(__file__)
 
 import hypothesis
 import jax
 import numpy as np
 import pytest
+import small_encoder  # noqa: F401  # It registers an encoder.
 from jax.experimental.compilation_cache import compilation_cache
 
 from mtl_jax.models import MultiTaskUNet

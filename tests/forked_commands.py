@@ -14,6 +14,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 _FORK = """
 import importlib, json, os, runpy, sys, traceback
+import small_encoder
 from mtl_jax import commands
 import mtl_jax.data.folder, mtl_jax.data.synthetic
 import mtl_jax.evaluation.evaluate, mtl_jax.evaluation.predict

@@ -68,7 +68,7 @@ def test_a_new_task(synthetic_data):
     finally:
         del tasks.TASKS["rim"]
     model = MultiTaskUNet(
-        encoder="vgg13",
+        encoder="small",
         width=1 / 16,
         classification_heads=(),
         dense_heads=("disc", "cup", "rim"),

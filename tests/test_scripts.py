@@ -13,6 +13,7 @@ import sys
 import forked_commands
 import numpy as np
 import pytest
+import small_encoder
 from PIL import Image
 
 pytest_plugins = ("training_fixtures",)
@@ -213,7 +214,12 @@ def test_mistakes_get_a_sentence(mistakes, place, compiled, glaucoma_run):
 
 def script(name, *flags, env=None):
     return subprocess.run(
-        [sys.executable, str(ROOT / f"scripts/{name}.py"), *map(str, flags)],
+        [
+            sys.executable,
+            small_encoder.__file__,
+            str(ROOT / f"scripts/{name}.py"),
+            *map(str, flags),
+        ],
         cwd=ROOT,
         env=env,
         capture_output=True,
@@ -264,7 +270,7 @@ def test_prepare_and_train(glaucoma_run, tmp_path, compiled):
         f"--workdir={tmp_path / 'run'}",
         *flags,
         "--config.tasks=('glaucoma',)",
-        "--config.model.encoder=vgg13",
+        "--config.model.encoder=small",
         "--config.model.width=0.0625",
         "--config.model.norm_momentum=0.5",
         "--config.optimizer.learning_rate=1e-2",

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+import small_encoder
 from sklearn.metrics import roc_curve
 from training_fixtures import write_photographs
 
@@ -408,7 +409,7 @@ def test_a_damaged_calibration_is_named(fitted, change):
 
 def run(*arguments):
     return subprocess.run(
-        [sys.executable, *map(str, arguments)],
+        [sys.executable, small_encoder.__file__, *map(str, arguments)],
         cwd=ROOT,
         capture_output=True,
         check=False,

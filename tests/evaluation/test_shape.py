@@ -108,8 +108,9 @@ def build(source, tmp_path_factory):
 def run(build, make_config, tmp_path_factory):
     """A network trained for three steps on photographs in the shape `fov`."""
     data_dir, dataset = build(image_size=32)
+    fields = {"data.data_dir": data_dir, "data.dataset": dataset}
     config = make_config(
-        {"data.data_dir": data_dir, "data.dataset": dataset},
+        {"model.encoder": "vgg13", **fields},
         num_epochs=1,
         validate_every=1,
     )

@@ -11,6 +11,7 @@ from mtl_jax import configuration
 
 KILLED = """
 import json, os, pathlib, signal, sys
+import small_encoder
 from mtl_jax import configuration
 from mtl_jax.experiments import execution, plan
 from mtl_jax.training import checkpoints, watch

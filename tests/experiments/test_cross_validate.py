@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import small_encoder
 
 from mtl_jax import configuration
 from mtl_jax.experiments import results
@@ -28,7 +29,12 @@ def test_each_method_goes_on_with_its_best_rate(make_config, tmp_path, compiled)
     path = tmp_path / "config.py"
     path.write_text(CONFIG.format(configuration.to_json(config)))
     directory = tmp_path / "cv"
-    script = [sys.executable, "scripts/cross_validate.py", f"--config={path}"]
+    script = [
+        sys.executable,
+        small_encoder.__file__,
+        "scripts/cross_validate.py",
+        f"--config={path}",
+    ]
     what = ["--folds=2", "--methods=single", "--learning_rates=1e38,1e-2,1e-3"]
     finished = subprocess.run(
         [*script, f"--directory={directory}", *what],

@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+import small_encoder
 
 from mtl_jax import workdirs
 
@@ -32,6 +33,7 @@ def config(make_config):
 def start_two_processes(workdir, config, environment, job):
     command = [
         sys.executable,
+        small_encoder.__file__,
         str(ROOT / "scripts/train.py"),
         "--config=configs/default.py",
         f"--workdir={workdir}",

@@ -144,6 +144,7 @@ def test_ten_skipped_steps_in_a_row_stop_the_run(tmp_path):
 
 KILLED_RUN = """
 import os, pathlib, signal, sys, time
+import small_encoder
 from mtl_jax import configuration
 from mtl_jax.training import watch
 from mtl_jax import workdirs

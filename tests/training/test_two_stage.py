@@ -117,7 +117,7 @@ def test_one_stage_alone_is_no_model(run, tmp_path):
     with pytest.raises(UserError, match="trained on crops around discs"):
         crop({"image": np.zeros((4, SIZE, SIZE, 3), np.uint8)})
     # Others may start from it all the same.
-    assert encoder_of(crop).encoder == "vgg13"
+    assert encoder_of(crop).encoder == "small"
     half = run.copy(tmp_path / "half")
     shutil.rmtree(half / "crop")
     with pytest.raises(UserError, match="not hold the network .* yet.*--resume"):
@@ -159,7 +159,7 @@ def test_one_stage_alone_is_no_model(run, tmp_path):
             {"method.stage_method": "single"},
             "stage_method has 'single'; choose from vanilla, independent",
         ),
-        ({"view.size": 40}, "view.size is 40 pixels, which does not fit .* of 16"),
+        ({"view.size": 42}, "view.size is 42 pixels, which does not fit .* of 4"),
         (
             {"model.encoder": "resnet34", "view.size": 48},
             "resnet34; choose a multiple of 32",

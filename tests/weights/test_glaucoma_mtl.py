@@ -295,7 +295,9 @@ def small_network(config, random_variables, classifier=None):
 
 
 def of_the_authors(make_config, **fields):
-    return make_config({"model.norm": "batch_no_average"}, **fields)
+    return make_config(
+        {"model.encoder": "vgg13", "model.norm": "batch_no_average"}, **fields
+    )
 
 
 def test_a_missing_classifier_is_fitted_at_the_first_evaluation(
@@ -352,7 +354,8 @@ def test_a_config_of_another_network_is_refused(
         ({"model.width": 0.25}, "of small.pth does not fit the config.s tasks"),
         ({"method.name": "single"}, "one network for all tasks"),
     ):
-        other = make_config({"model.norm": "batch_no_average", **fields})
+        own = {"model.encoder": "vgg13", "model.norm": "batch_no_average"}
+        other = make_config({**own, **fields})
         with pytest.raises(UserError, match=said):
             workdirs.write_imported(tmp_path / "run", other, network, 32)
     with pytest.raises(UserError, match="multiple of 16"):

@@ -33,6 +33,7 @@ SIZE = 32
 # A command of a package whose network is in the folder of the first argument.
 COMMAND = """
 import pathlib, sys
+import small_encoder
 from mtl_jax import commands, workdirs
 workdirs.BUILT_IN = pathlib.Path(sys.argv.pop(1))
 commands.run(sys.argv.pop(1))
