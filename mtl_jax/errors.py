@@ -40,7 +40,7 @@ class NotFinite(UserError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal has ended a training, whose state is saved.
+    """A signal asks the process to end, and what was to be saved is saved.
 
     Attributes:
       signal: number of the signal.
