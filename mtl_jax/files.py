@@ -24,7 +24,6 @@ from mtl_jax.errors import UserError, no_room
 _RECORD = ".mtl_jax.json"
 # The file that a folder which grows gets next.
 _PARTIAL = ".mtl_jax.partial"
-_SPACE = re.compile(r"\s*")
 # Spreadsheets pass over white space before a formula.
 _FORMULA = re.compile(r"'*\s*[=+\-@]")
 # What file managers leave in a folder that somebody looks at, and a killed process.
@@ -427,7 +426,9 @@ def _recorded(folder: pathlib.Path) -> dict[str, set[str]] | None:
             value, end = decoder.raw_decode(text, start)
             for name, digest in value["files"].items():
                 found[name].add(digest)
-            start = _SPACE.match(text, end).end()
+            while text[end : end + 1].isspace():
+                end += 1
+            start = end
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         # A killed process may leave the last entry torn. Its file is not there then.
         return found if start else None
