@@ -6,6 +6,12 @@ import os
 # A disk is full: for everybody, for this user, for one file.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+# A system, a device or a right is lacking, and nothing is wrong with the file.
+_NO_ACCESS = (
+    *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN),
+)
+
 # Modules that a minimal installation lacks, by the extra that installs them.
 EXTRAS = {
     "data": (
@@ -40,7 +46,7 @@ class NotFinite(UserError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal has ended a training, whose state is saved.
+    """A signal asks the process to end, and what was to be saved is saved.
 
     Attributes:
       signal: number of the signal.
@@ -64,13 +70,26 @@ def missing_extra(error: ModuleNotFoundError) -> str | None:
 
 
 def no_room(error: BaseException | None) -> str | None:
-    """Returns the system's reason if an error says that a disk is full; else None.
+    """Returns the system's reason if an error says that a disk is full; else None."""
+    return _reason(error, _NO_ROOM)
+
+
+def no_access(error: BaseException | None) -> str | None:
+    """Returns the system's reason if an error says that a file could not be read.
+
+    It proves nothing about the file's content, and None is returned for all else.
+    """
+    return _reason(error, _NO_ACCESS)
+
+
+def _reason(error: BaseException | None, numbers: tuple[int, ...]) -> str | None:
+    """Returns what the system calls one of some errors, if that is the cause.
 
     Libraries raise exceptions of their own, and of many types, in which that reason is
     a part of the text.
     """
     while error is not None:
-        for number in _NO_ROOM:
+        for number in numbers:
             if (reason := os.strerror(number)) in str(error):
                 return reason
         error = error.__cause__ or error.__context__

@@ -2,24 +2,35 @@
 
 import contextlib
 import csv
+import errno
 import hashlib
+import io
 import json
 import os
 import pathlib
 import re
 import shutil
 import tempfile
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import filelock
+
 from mtl_jax.errors import UserError, no_room
 
-# In every folder that `whole_directory` wrote: the SHA-256 of each file in it.
+# In every folder that is written here: the SHA-256 of each file in it. Its JSON values
+# stand one after the other, since a folder that grows gets one for every file.
 _RECORD = ".mtl_jax.json"
+# The file that a folder which grows gets next.
+_PARTIAL = ".mtl_jax.partial"
 # Spreadsheets pass over white space before a formula.
 _FORMULA = re.compile(r"'*\s*[=+\-@]")
-# What file managers leave in a folder that somebody looks at.
-_LEFT_BEHIND = {".DS_Store", "Thumbs.db", "desktop.ini"}
+# What file managers leave in a folder that somebody looks at, and a killed process.
+_LEFT_BEHIND = {".DS_Store", "Thumbs.db", "desktop.ini", _PARTIAL}
+# What a system says of a name that it does not allow, and of no other.
+_NOT_A_NAME = (errno.EINVAL, errno.EILSEQ, errno.ENAMETOOLONG)
+_IN_USE = "Another process writes to {}; wait for it, or name another output folder."
 _NOTE = "mtl_jax replaces this folder as long as it holds these files only, unchanged."
 
 
@@ -56,11 +67,15 @@ def write_csv(
       OWASP, CSV Injection.
     """
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        for row in rows:
-            cells = (row.get(column) for column in columns)
-            writer.writerow([_safe(c) if isinstance(c, str) else c for c in cells])
+        file.write(_csv_line(columns))
+        file.writelines(_csv_line(map(row.get, columns)) for row in rows)
+
+
+def _csv_line(cells: Iterable[Any]) -> str:
+    line = io.StringIO()
+    safe = [_safe(cell) if isinstance(cell, str) else cell for cell in cells]
+    csv.writer(line).writerow(safe)
+    return line.getvalue()
 
 
 def text_of(cell: str) -> str:
@@ -83,10 +98,10 @@ def inside(folder: pathlib.Path, name: str) -> pathlib.Path:
 
 
 def check_replaceable(path: pathlib.Path, used: Collection[pathlib.Path] = ()) -> None:
-    """Refuses an output path that `whole_directory` would refuse.
+    """Refuses an output path that this module's folders would refuse.
 
-    What is there may be replaced if it is an empty folder, or one that
-    `whole_directory` wrote and in which nobody has added or changed a file since.
+    What is there may be replaced if it is an empty folder, or one that was written here
+    and in which nobody has added or changed a file since.
 
     Args:
       path: path of the output.
@@ -108,7 +123,16 @@ def check_replaceable(path: pathlib.Path, used: Collection[pathlib.Path] = ()) -
                 f"{path} is or holds {one}, which is used here; name another output "
                 "folder."
             )
-    if os.path.exists(path) and (reason := _somebody_elses(path)):
+    if path.is_dir():
+        with _locked(path) as is_free:
+            if not is_free:
+                raise UserError(_IN_USE.format(path))
+    if os.path.exists(path):
+        _check_ours(path)
+
+
+def _check_ours(path: pathlib.Path) -> None:
+    if reason := _somebody_elses(path):
         raise UserError(
             f"{path} holds something else than earlier output ({reason}); name another "
             "output folder, or move this one away."
@@ -136,24 +160,183 @@ def whole_directory(
     """
     check_replaceable(path, used)
     path = _resolved(path)
-    try:
+    with _making(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)
+    # Only its owner may enter the temporary folder; in it, the umask decides.
+    new, old = (pathlib.Path(temporary, name) for name in ("new", "old"))
+    try:
+        with _having_room(path):
+            new.mkdir()
+            yield new
+            found = _files(new)
+            # Of a folder that grew here.
+            found.pop(_RECORD, None)
+            digests = {name: _digest(file) for name, file in found.items()}
+            write_json(new / _RECORD, {"note": _NOTE, "files": digests})
+            check_replaceable(path, used)
+            if os.path.exists(path):
+                os.replace(path, old)
+            os.replace(new, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+class Growing:
+    """Writes files into a folder, each as soon as it is made; see `growing_directory`.
+
+    The record lists a file before it is there. So whenever the process is killed, all
+    that it has written is known to be ours.
+    """
+
+    def __init__(self, path: pathlib.Path, stack: contextlib.ExitStack) -> None:
+        """Takes a folder, and what closes the files at the end."""
+        self._path, self._stack = path, stack
+        self._record: io.FileIO | None = None
+        self._tables: dict[str, tuple[io.FileIO, Any]] = {}
+
+    def write(self, name: str, content: bytes) -> None:
+        """Writes a file, completely or not at all.
+
+        Args:
+          name: path in the folder, in UTF-8.
+          content: what the file holds.
+
+        Raises:
+          UserError: if somebody else has made such a file, or no file can have the
+            name.
+        """
+        self._note(name, hashlib.sha256(content))
+        path, partial = self._place(name), self._path / _PARTIAL
+        try:
+            partial.write_bytes(content)
+            if os.path.lexists(path):
+                raise _not_ours(path)
+            os.replace(partial, path)
+        except OSError as error:
+            if error.errno in _NOT_A_NAME:
+                raise UserError(
+                    f"{path} cannot be written ({error.strerror}); rename the file "
+                    "that it is made from."
+                ) from error
+            raise
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def add_row(
+        self, name: str, columns: Sequence[str], row: Mapping[str, Any]
+    ) -> None:
+        """Adds a row to a table, which begins with its first row; see `write_csv`.
+
+        Raises:
+          UserError: if somebody else has made such a file.
+        """
+        line = _csv_line(map(row.get, columns))
+        if name not in self._tables:
+            self._note(name, hashlib.sha256())
+            try:
+                file = self._stack.enter_context(
+                    self._place(name).open("xb", buffering=0)
+                )
+            except FileExistsError:
+                raise _not_ours(self._path / name) from None
+            self._tables[name] = file, hashlib.sha256()
+            line = _csv_line(columns) + line
+        file, digest = self._tables[name]
+        digest = digest.copy()
+        digest.update(line.encode())
+        self._note(name, digest)
+        _append(file, line.encode())
+        self._tables[name] = file, digest
+
+    def _place(self, name: str) -> pathlib.Path:
+        path = inside(self._path, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def _note(self, name: str, digest: Any) -> None:
+        """Adds a file to the record; the first one replaces an earlier output."""
+        if self._record is None:
+            _check_ours(self._path)
+            record = self._path / _RECORD
+            for file in _files(self._path).values():
+                # The last of all: until then it tells what may be deleted.
+                if file != record:
+                    file.unlink()
+            for place, folders, _ in os.walk(self._path, topdown=False):
+                for folder in folders:
+                    pathlib.Path(place, folder).rmdir()
+            partial = self._path / _PARTIAL
+            partial.write_text(json.dumps({"note": _NOTE, "files": {}}) + "\n")
+            os.replace(partial, record)
+            self._record = self._stack.enter_context(record.open("ab", buffering=0))
+        entry = {"files": {name: digest.hexdigest()}}
+        _append(self._record, (json.dumps(entry) + "\n").encode())
+
+
+@contextlib.contextmanager
+def growing_directory(
+    path: pathlib.Path, used: Collection[pathlib.Path] = ()
+) -> Iterator[Growing]:
+    """Opens a directory whose files are there as soon as each is made.
+
+    They stay, however the process ends. An earlier output is replaced when the first
+    of them is made.
+
+    Args:
+      path: path of the directory, see `whole_directory`.
+      used: files and folders that the directory must neither be nor hold.
+
+    Yields:
+      What writes to the directory.
+
+    Raises:
+      UserError: if `path` may not be replaced, or cannot be written, or another process
+        writes there.
+    """
+    check_replaceable(path, used)
+    path = _resolved(path)
+    is_new = not path.exists()
+    with _making(path):
+        path.mkdir(parents=True, exist_ok=True)
+    try:
+        with contextlib.ExitStack() as stack, _having_room(path):
+            if not stack.enter_context(_locked(path)):
+                raise UserError(_IN_USE.format(path))
+            yield Growing(path, stack)
+    finally:
+        if is_new:
+            # Nothing has been made.
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+def add_to_record(path: pathlib.Path) -> None:
+    """Adds a file to the record of its folder, if the folder has one.
+
+    A folder that was written here may then be replaced in spite of the file.
+    """
+    place = path.parent / _RECORD
+    if place.exists():
+        with place.open("ab", buffering=0) as file:
+            entry = {"files": {escape(path.name): _digest(path)}}
+            _append(file, ("\n" + json.dumps(entry) + "\n").encode())
+
+
+@contextlib.contextmanager
+def _making(path: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error.strerror}); name another output folder."
         ) from error
-    # Only its owner may enter the temporary folder; in it, the umask decides.
-    new, old = (pathlib.Path(temporary, name) for name in ("new", "old"))
+
+
+@contextlib.contextmanager
+def _having_room(path: pathlib.Path) -> Iterator[None]:
     try:
-        new.mkdir()
-        yield new
-        digests = {name: _digest(path) for name, path in _files(new).items()}
-        write_json(new / _RECORD, {"note": _NOTE, "files": digests})
-        check_replaceable(path, used)
-        if os.path.exists(path):
-            os.replace(path, old)
-        os.replace(new, path)
+        yield
     except UserError:
         raise
     except Exception as error:
@@ -163,8 +346,38 @@ def whole_directory(
                 "another output folder."
             ) from error
         raise
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path) -> Iterator[bool]:
+    """Locks a folder during the block; yields False if it is locked already."""
+    # The folder itself: a lock's own file would be left in it.
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        is_ours = True
+        # On network file systems without locks, folders are not guarded.
+        with contextlib.suppress(OSError):
+            is_ours = filelock.lock_descriptor(handle, blocking=False)
+        yield is_ours
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(handle)
+
+
+def _append(file: io.FileIO, line: bytes) -> None:
+    """Appends a line, completely or not at all."""
+    end = os.fstat(file.fileno()).st_size
+    try:
+        while line:
+            line = line[file.write(line) :]
+    except BaseException:
+        file.truncate(end)
+        raise
+
+
+def _not_ours(path: pathlib.Path) -> UserError:
+    return UserError(
+        f"{path} is there already, and mtl_jax did not write it; move it away."
+    )
 
 
 def _resolved(path: pathlib.Path) -> pathlib.Path:
@@ -179,20 +392,47 @@ def _somebody_elses(path: pathlib.Path) -> str:
     found = {n: p for n, p in _files(path).items() if p.name not in _LEFT_BEHIND}
     if not found:
         return ""
-    try:
-        ours = dict(json.loads((path / _RECORD).read_text("utf-8"))["files"])
-    except (OSError, ValueError, KeyError, TypeError):
+    ours = _recorded(path)
+    if ours is None:
         return (
             f"{next(iter(found))}, and no {_RECORD} that lists it; earlier versions "
             "left none"
         )
-    del found[_RECORD]
+    records = [name for name, file in found.items() if file.name == _RECORD]
+    for record in records:
+        # A folder inside that was written here has a record of its own.
+        inner = _recorded(found[record].parent)
+        if inner is not None:
+            del found[record]
+            prefix = record.removesuffix(_RECORD)
+            ours |= {prefix + name: digests for name, digests in inner.items()}
     for name, file in found.items():
         if name not in ours:
             return f"{name}, which mtl_jax did not write"
-        if _digest(file) != ours[name]:
+        if _digest(file) not in ours[name]:
             return f"{name}, which was changed since mtl_jax wrote it"
     return ""
+
+
+def _recorded(folder: pathlib.Path) -> dict[str, set[str]] | None:
+    """Reads the digests of a folder's files; None if it has no record.
+
+    A table that grew has one for each of its rows.
+    """
+    found, start, decoder = defaultdict[str, set[str]](set), 0, json.JSONDecoder()
+    try:
+        text = (folder / _RECORD).read_text("utf-8")
+        while start < len(text):
+            value, end = decoder.raw_decode(text, start)
+            for name, digest in value["files"].items():
+                found[name].add(digest)
+            while text[end : end + 1].isspace():
+                end += 1
+            start = end
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        # A killed process may leave the last entry torn. Its file is not there then.
+        return found if start else None
+    return found
 
 
 def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 ROOT = pathlib.Path(__file__).parents[1]
 
 _FORK = """
-import importlib, json, os, runpy, sys, traceback
+import glob, importlib, json, os, runpy, sys, time, traceback
 import small_encoder
 from mtl_jax import commands
 import mtl_jax.data.folder, mtl_jax.data.synthetic
@@ -21,7 +21,9 @@ import mtl_jax.evaluation.evaluate, mtl_jax.evaluation.predict
 import mtl_jax.reporting.terminal, mtl_jax.training.loop
 from ml_collections import config_flags
 
-def run(argv, stem):
+ENDED = os.WEXITED | os.WNOHANG | os.WNOWAIT
+
+def run(argv, stem, signalled):
     if (child := os.fork()) == 0:
         for number, ending in ((1, "out"), (2, "err")):
             file = os.open(f"{stem}.{ending}", os.O_WRONLY | os.O_CREAT)
@@ -43,12 +45,23 @@ def run(argv, stem):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+    if signalled:
+        number, pattern = signalled
+        while not (found := glob.glob(pattern, include_hidden=True)):
+            if os.waitid(os.P_PID, child, ENDED):
+                break
+            time.sleep(0.01)
+        if found:
+            os.kill(child, number)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
-place, calls, modules = json.load(sys.stdin)
+place, calls, modules, signals = json.load(sys.stdin)
 for module in modules:
     importlib.import_module(module)
-codes = {name: run(argv, f"{place}/{name}") for name, argv in calls.items()}
+codes = {
+    name: run(argv, f"{place}/{name}", signals.get(name))
+    for name, argv in calls.items()
+}
 print(json.dumps(codes))
 """
 
@@ -61,7 +74,7 @@ class Ended(NamedTuple):
     err: str
 
 
-def run(commands, place, env, modules=()):
+def run(commands, place, env, modules=(), signals=None):
     """Runs commands one after the other.
 
     Args:
@@ -69,6 +82,8 @@ def run(commands, place, env, modules=()):
       place: folder for what they print.
       env: their environment.
       modules: what else to import before the first.
+      signals: by name, a signal that a command gets, and the pattern of a path: it
+        gets the signal as soon as there is such a file.
 
     Returns:
       How each `Ended`, by name.
@@ -82,7 +97,7 @@ def run(commands, place, env, modules=()):
     }
     finished = subprocess.run(
         [sys.executable, "-c", _FORK],
-        input=json.dumps([str(place), calls, list(modules)]),
+        input=json.dumps([str(place), calls, list(modules), signals or {}]),
         cwd=ROOT,
         env=env,
         capture_output=True,

@@ -196,6 +196,95 @@ def spoil_record(place):
     (place / ".mtl_jax.json").write_text("[]")
 
 
+def grow(place, *names, text="x"):
+    with files.growing_directory(place) as folder:
+        for name in names:
+            folder.write(f"pictures/{name}", text.encode())
+            folder.add_row("table.csv", ["name", "more"], {"name": name})
+
+
+def test_a_growing_folder_holds_what_is_made_so_far(tmp_path):
+    place = tmp_path / "deep" / "out"
+    fill(place, "earlier")
+    with files.growing_directory(place) as folder:
+        assert contents(place) == {"masks/a.png": "earlier"}
+        folder.write("pictures/ä", b"1")
+        assert contents(place) == {"pictures/ä": "1"}
+        folder.add_row("table.csv", ["a", "b"], {"b": "=1", "c": 2})
+        assert (place / "table.csv").read_text() == "a,b\n,'=1\n"
+        folder.add_row("table.csv", ["a", "b"], {"a": 0})
+        assert (place / "table.csv").read_text() == "a,b\n,'=1\n0,\n"
+        with pytest.raises(UserError, match="rename the file that it is made from"):
+            folder.write("x" * 300, b"2")
+        for another in (fill, grow):
+            with pytest.raises(UserError, match="Another process writes to .*out; w"):
+                another(place, "x")
+    assert contents(place).keys() == {"pictures/ä", "table.csv"}
+    grow(place, "b")
+    assert contents(place) == {"pictures/b": "x", "table.csv": "name,more\nb,\n"}
+    fill(place, "whole again")
+    assert contents(place) == {"masks/a.png": "whole again"}
+    assert names(place.parent) == ["out"]
+
+
+def test_a_folder_in_which_nothing_grew_is_not_there(tmp_path):
+    grow(tmp_path / "new")
+    fill(tmp_path / "old", "x")
+    grow(tmp_path / "old")
+    assert contents(tmp_path) == {"old/masks/a.png": "x"}
+    assert names(tmp_path) == ["old"]
+
+
+KILLED = r"""
+import itertools, os, pathlib, signal, sys
+from mtl_jax import files
+
+def grow(place, *names):
+    with files.growing_directory(place) as folder:
+        for name in names:
+            folder.write(f"pictures/{name}", name.encode() * 9)
+            folder.add_row("table.csv", ["name"], {"name": name})
+
+def kill(frame, event, argument):
+    if frame.f_code.co_filename == files.__file__:
+        if event == "line" and next(count) == line:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return kill
+
+# A process for every third line that is executed.
+for line in itertools.count(step=3):
+    place, count = pathlib.Path(sys.argv[1], str(line)), itertools.count()
+    grow(place, "x", "y")
+    if (child := os.fork()) == 0:
+        sys.settrace(kill)
+        grow(place, "a", "b")
+        os._exit(0)
+    if os.WIFEXITED(os.waitpid(child, 0)[1]):
+        break
+"""
+
+
+def test_a_process_killed_anywhere_leaves_what_is_whole_and_ours(tmp_path):
+    subprocess.run([sys.executable, "-c", KILLED, tmp_path], check=True)
+    tables = set()
+    for place in tmp_path.iterdir():
+        left = contents(place)
+        table = left.pop("table.csv", "").split()
+        for path, text in left.items():
+            assert text == path[-1] * 9
+        tables.add(tuple(table))
+        # A row comes after its picture.
+        assert {f"pictures/{name}" for name in table[1:] if name in "ab"} <= left.keys()
+        grow(place, "new")
+        assert contents(place).keys() == {"pictures/new", "table.csv"}
+        (place / "own").write_text("x")
+        with pytest.raises(UserError, match="own, which mtl_jax did not write"):
+            grow(place, "new")
+    rows = {(), ("x", "y"), ("a",), ("a", "b")}
+    assert tables == {("name", *row) if row else row for row in rows}
+    assert len(names(tmp_path)) > 70
+
+
 def make_file(place):
     shutil.rmtree(place)
     place.write_text("x")

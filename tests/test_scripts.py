@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -301,6 +302,78 @@ def test_evaluate_prints_table_and_paths(glaucoma_run, tmp_path, compiled):
         assert pathlib.Path(path).exists()
 
 
+@pytest.fixture(scope="module")
+def signalled(glaucoma_run, compiled, tmp_path_factory):
+    """Commands that get a signal in the midst of their work, and one after them."""
+    place = tmp_path_factory.mktemp("signalled")
+    workdir = glaucoma_run.copy(place / "run")
+    (place / "in").mkdir()
+    for index in range(300):
+        picture = Image.fromarray(np.full((40, 50, 3), index % 256, np.uint8))
+        picture.save(place / "in" / f"{index:03}.png")
+    (place / "in" / "000.png").write_text("not a picture")
+    commands, signals = {}, {}
+    for one in ENDING:
+        name = one.name
+        commands[name] = predict = [
+            "predict",
+            f"--workdir={workdir}",
+            f"--images={place / 'in'}",
+            f"--output={place / name / 'out'}",
+        ]
+        signals[name] = one, str(place / name / "out" / "overlays" / "005.png")
+    commands["after"] = [*predict[:2], f"--images={place / 'in/00[1-3].png'}"]
+    commands["after"].append(f"--output={place / 'SIGKILL' / 'out'}")
+    commands["evaluate"] = ["evaluate", f"--workdir={workdir}"]
+    pattern = workdir / "evaluation" / ".test-model.*" / "new" / "metrics.json"
+    signals["evaluate"] = signal.SIGTERM, str(pattern)
+    before = sorted(workdir.rglob("*"))
+    ended = forked_commands.run(commands, place, compiled, signals=signals)
+    assert sorted(workdir.rglob("*")) == sorted([*before, workdir / "evaluation"])
+    return place, ended
+
+
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("number", ENDING, ids=lambda number: number.name)
+def test_what_was_predicted_before_a_signal_stays(number, signalled):
+    place, ended = signalled[0] / number.name, signalled[1][number.name]
+    assert [path.name for path in place.iterdir()] == ["out"]
+    said = forked_commands.said(ended.err)
+    assert said[0].startswith(f"error: {signalled[0] / 'in/000.png'} is not an image")
+    if number == signal.SIGKILL:
+        assert ended.code == -number
+        assert len(said) == 1
+        # The next command has replaced what was left.
+        assert signalled[1]["after"].code == 0, signalled[1]["after"].err
+        wanted = ["001", "002", "003"]
+    else:
+        assert ended.code == 128 + number
+        name = "" if number == signal.SIGINT else f" by {number.name}"
+        assert said[1:] == [f"interrupted{name}; repeat the command."]
+        wanted = [f"{index:03}" for index in range(1, 5)]
+    with (place / "out" / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = [row["image"] for row in rows]
+    assert names[: len(wanted)] == wanted
+    assert len(names) < 299
+    for row in rows:
+        with Image.open(place / "out" / row["overlay"]) as picture:
+            picture.load()
+    pictures = {path.stem for path in (place / "out" / "overlays").iterdir()}
+    assert pictures >= {*names}
+    assert len(pictures) <= len(names) + 1
+
+
+def test_an_evaluation_that_gets_a_signal_leaves_nothing(signalled):
+    ended = signalled[1]["evaluate"]
+    assert ended.code == 128 + signal.SIGTERM
+    said = forked_commands.said(ended.err)
+    assert said == ["interrupted by SIGTERM; repeat the command."]
+    assert list((signalled[0] / "run" / "evaluation").iterdir()) == []
+
+
 def test_predict_counts_what_it_skipped_and_converted(glaucoma_run, tmp_path, compiled):
     folder = tmp_path / "in"
     folder.mkdir()
@@ -311,7 +384,7 @@ def test_predict_counts_what_it_skipped_and_converted(glaucoma_run, tmp_path, co
     flags = [f"--workdir={glaucoma_run.workdir}", f"--images={folder}"]
     finished = script("predict", *flags, f"--output={tmp_path / 'out'}", env=compiled)
     assert finished.returncode == 1
-    assert "b.jpg is not an image" in finished.stderr
+    assert finished.stderr.count("b.jpg is not an image") == 1
     assert "Photographs skipped: 1." in finished.stderr
     notes = [x for x in finished.stderr.splitlines() if x.startswith("note: ")]
     assert len(notes) == 2

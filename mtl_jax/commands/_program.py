@@ -9,6 +9,7 @@ import logging as standard_logging
 import os
 import pathlib
 import re
+import signal
 import sys
 import threading
 import types
@@ -20,6 +21,8 @@ from absl import app, flags, logging
 from mtl_jax.commands import _compilation_cache
 from mtl_jax.errors import Interrupted, UserError, missing_extra, no_room
 
+# Schedulers send the first before they kill, and a terminal that is closed the second.
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
 # What the system may say of a path, and no bug is behind it.
 _REFUSALS = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP),
@@ -55,14 +58,15 @@ def run(verb: str) -> NoReturn:
 
     A `UserError` is printed as one sentence without a traceback, and the exit code is
     1. So is a missing module that an extra installs, and what the system refuses, such
-    as room on a disk. Ctrl-C exits with 130, and the signals that a training notices
-    exit with 128 and their number, as in a shell. Any other exception is a bug and
-    keeps its traceback.
+    as room on a disk. Ctrl-C exits with 130, and other signals that end a process exit
+    with 128 and their number, as in a shell; what is half-written is removed. Any other
+    exception is a bug and keeps its traceback.
 
     Args:
       verb: name of a command's module in this package. No other command's module is
         imported, because several commands define flags of the same name.
     """
+    _end_on_signals()
     # The name of a file may not be valid text; it is then printed with escapes.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -105,6 +109,23 @@ def run(verb: str) -> NoReturn:
         if sentence := _of_the_system(error):
             _fail(f"{sentence}, and {advice}.", 1)
         raise
+
+
+def _end_on_signals() -> None:
+    """Makes a signal that would end the process raise, as Ctrl-C does.
+
+    A signal that the process ignores, such as SIGHUP under `nohup`, stays ignored.
+    """
+    noticed = [one for one in _ENDING if signal.getsignal(one) is not signal.SIG_IGN]
+
+    def end(number: int, frame: Any) -> None:
+        # Another one, as both shell and terminal send it, must not end the tidying.
+        for one in noticed:
+            signal.signal(one, signal.SIG_IGN)
+        raise Interrupted(f"interrupted by {signal.Signals(number).name}", number)
+
+    for one in noticed:
+        signal.signal(one, end)
 
 
 def _of_the_system(error: Exception) -> str | None:

@@ -57,6 +57,7 @@ SUBMISSION = flags.DEFINE_string(
 
 def main() -> None:
     """Evaluates and prints the table."""
+    from mtl_jax.evaluation.evaluate import brief
     from mtl_jax.reporting import evaluation, terminal
 
     output, metrics = evaluation.write(
@@ -75,6 +76,11 @@ def main() -> None:
     print(terminal.metrics_text(metrics))
     if "note" in metrics:
         _program.warn(metrics["note"])
+    if seen := metrics.get("trained_on"):
+        _program.warn(
+            f"The network was trained on {len(seen)} of the photographs that are "
+            f"scored ({brief(seen)}), so that the scores are too good."
+        )
     for path in sorted(output.glob("[!.]*")):
         print(path)
     if SUBMISSION.value:

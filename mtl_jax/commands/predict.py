@@ -61,8 +61,7 @@ def main() -> int:
     print(f"{OUTPUT.value}/predictions.csv" if table else OUTPUT.value)
     for note in notes:
         _program.warn(note)
-    for failure in failures:
-        print(f"error: {failure}", file=sys.stderr)
+    # Standard error has told why, photograph by photograph.
     if failures:
         print(f"Photographs skipped: {len(failures)}.", file=sys.stderr)
     return 1 if failures else 0

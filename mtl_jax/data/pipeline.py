@@ -28,7 +28,7 @@ from mtl_jax.data import geometry, schema
 from mtl_jax.data.building import LocalBuilder, quiet_tfds
 from mtl_jax.data.field_of_view import Shape
 from mtl_jax.data.folds import Fold
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, no_access
 from mtl_jax.tasks import Task
 
 TRAINING_KEYS = (
@@ -289,6 +289,19 @@ class Split:
         """Returns the names of all images."""
         return [self._record(i)["image_id"].decode() for i in range(len(self))]
 
+    def digests(self) -> list[str]:
+        """Returns 16 digits of each model image's pixels, which know it again."""
+
+        def digest(index: int) -> str:
+            if self._decoded is not None:
+                pixels = self._decoded["image"][self._rows[index]]
+            else:
+                pixels = schema.decode_png(self._record(index)["image"])
+            return hashlib.blake2b(pixels.tobytes(), digest_size=8).hexdigest()
+
+        with _readable(self._directory), futures.ThreadPoolExecutor() as threads:
+            return list(threads.map(digest, range(len(self))))
+
     def patients(self) -> list[str]:
         """Returns the patients of all images; empty where they are unknown."""
         return [self._record(i)["patient"].decode() for i in range(len(self))]
@@ -511,24 +524,38 @@ def evaluation_batches(
 
 @contextlib.contextmanager
 def _readable(directory: pathlib.Path) -> Iterator[None]:
-    """Turns the exceptions of readers on a damaged data set into a `UserError`."""
+    """Turns the exceptions of readers on a data set into a `UserError`.
+
+    It is called damaged only if each of its files can be read.
+    """
     try:
         yield
-    except UserError:
+    except (UserError, MemoryError):
         raise
     # TFDS, protobuf, array_record and Pillow each raise their own exceptions.
     except Exception as error:
-        effective = os.access in os.supports_effective_ids
-        for path in (directory, *sorted(directory.glob("*"))):
-            if not os.access(path, os.R_OK, effective_ids=effective):
-                raise UserError(
-                    f"{path} cannot be read (Permission denied); ask its owner, or "
-                    "name another data set."
-                ) from error
+        if reason := no_access(error) or _unreadable(directory):
+            raise UserError(
+                f"The data set {directory} cannot be read ({reason}); that says "
+                "nothing of its content, so see to the cause, or name another data set."
+            ) from error
         raise UserError(
             f"The data set {directory} is damaged ({type(error).__name__}); delete this"
             " folder and build it again."
         ) from error
+
+
+def _unreadable(directory: pathlib.Path) -> str | None:
+    """Reads all files of a folder; says why one cannot be read. Readers hide it."""
+    path = directory
+    try:
+        for path in [directory / name for name in sorted(os.listdir(directory))]:
+            with path.open("rb") as file:
+                hashlib.file_digest(file, "sha256")
+    except OSError as error:
+        reason = no_access(error)
+        return reason and f"{reason}: {path}"
+    return None
 
 
 def _free_memory() -> int:

@@ -18,6 +18,9 @@ from mtl_jax.inference.prediction import Prediction
 # The outlines of the predicted masks by image and task, in pixels of the model image.
 OUTLINES = "outlines.json"
 
+# Of many photographs, so many are named.
+_NAMED = 5
+
 Row = Mapping[str, Any]
 Draw = Callable[
     [pathlib.Path, workdirs.TrainedNetwork, pipeline.Split, Sequence[Row]], None
@@ -46,6 +49,8 @@ def evaluate(
     not the best, how many networks are averaged with a digest of their paths, and
     whether over flips. The losses of an average are those of its first network on the
     images as they are.
+    `trained_on` names the photographs that the networks were trained on, by their
+    pixels; checkpoints of earlier versions do not know, and it is absent.
     If the photographs are of several sources, the rows name them, and `by_source` has
     the metrics of each. `intervals` has the 95 % interval of each metric, see
     `metrics.intervals`.
@@ -123,6 +128,7 @@ def evaluate(
         "fold": own.fold if is_own else "official",
         "resolution": resolution,
         "checkpoint": network.checkpoint,
+        **_trained_on(network, opened),
         **({"workdirs": [*map(str, folders)]} if len(folders) > 1 else {}),
         **_arrangement(network, rows),
         **({"by_source": by_source} if by_source else {}),
@@ -144,6 +150,26 @@ def evaluate(
         if draw is not None:
             draw(folder, network, opened, rows)
     return output, summary
+
+
+def _trained_on(
+    network: workdirs.TrainedNetwork, split: pipeline.Split
+) -> dict[str, list[str]]:
+    """Names the images of a split that a network has seen; nothing if unknown."""
+    key = "training_photographs"
+    known = [one.metadata.get(key) for one in network.averaged or [network]]
+    if not any(known):
+        return {}
+    seen = set(" ".join(filter(None, known)).split())
+    images = zip(split.image_ids(), split.digests(), strict=True)
+    return {"trained_on": sorted(name for name, digest in images if digest in seen)}
+
+
+def brief(names: Sequence[str]) -> str:
+    """Names at most five, and counts the others."""
+    more = len(names) - _NAMED
+    shown = ", ".join(names[:_NAMED])
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _digest(folders: Sequence[pathlib.Path]) -> str:

@@ -129,7 +129,7 @@ def attempt(
     """Calls a function on one photograph, so that no failure ends the run on all.
 
     Args:
-      failures: list that gets a sentence if the function fails.
+      failures: list that gets a sentence if the function fails; it is printed, too.
       path: path of the photograph.
       function: function to call.
       *arguments: its arguments.
@@ -151,7 +151,7 @@ def attempt(
     except Exception as error:
         failure = f"{path} cannot be used ({type(error).__name__}: {error})."
     failures.append(files.escape(failure))
-    tqdm.tqdm.write(f"skipped: {failures[-1]}", file=sys.stderr)
+    tqdm.tqdm.write(f"error: {failures[-1]}", file=sys.stderr)
     return None
 
 

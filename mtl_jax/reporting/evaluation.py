@@ -36,13 +36,13 @@ def write(
         network cannot fill a submission.
     """
     if write_submission is not None:
-        # Refuse a network before its evaluation rather than after it.
+        # Refuse before the evaluation rather than after it.
         folders = workdirs.as_folders(workdir)
-        network = workdirs.load_averaged(folders, checkpoint)
-        submission.check_tasks(network.config.tasks)
         output = options.get("output")
         used = [*folders, output] if output else folders
         files.check_replaceable(write_submission, used)
+        network = workdirs.load_averaged(folders, checkpoint)
+        submission.check_tasks(network.config.tasks)
 
     def draw(
         folder: pathlib.Path,
@@ -71,7 +71,10 @@ def _write_submission(
         network.post,
         network.calibration,
     )
-    with files.whole_directory(output) as folder:
+    with (
+        files.whole_directory(output) as folder,
+        files.growing_directory(folder) as growing,
+    ):
         submission.write(
-            folder, ((c.details["file_name"], c.prediction) for c in cases)
+            growing, ((c.details["file_name"], c.prediction) for c in cases)
         )

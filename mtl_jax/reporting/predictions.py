@@ -2,11 +2,10 @@
 
 import collections
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from mtl_jax import files, metrics, tasks, workdirs
 from mtl_jax.data import images
@@ -53,14 +52,16 @@ def write(
     not a fundus, nothing that was predicted is in the table. Beside the table
     are `masks/NAME.png` with REFUGE's grey values, `TASK_masks/NAME.png` (255 inside)
     for each mask that these do not show, and `overlays/NAME.png`. For the form `refuge`
-    see `submission`. A photograph that cannot be read is left out. Where several have
+    see `submission`. What is written of a photograph is there as soon as it is made,
+    and stays, however the process ends; its row comes last. A photograph that cannot be
+    read is left out, and standard error says why. Where several have
     one stem, or one that makes no sound name, `image` has a number or is escaped.
 
     Args:
       workdir: folder of the run, or those of several runs that are averaged.
       photographs: a directory, a file, or a glob pattern.
-      output: the folder to write; an earlier output there is replaced, if nobody has
-        added or changed a file.
+      output: the folder to write; an earlier output there is replaced by the first
+        photograph, if nobody has added or changed a file.
       checkpoint: `best`, `latest` or a step.
       tta: whether to average over flips; None if the calibration was fitted so.
       calibrated: whether to use the calibration of the first workdir, if it has one.
@@ -76,29 +77,36 @@ def write(
     """
     paths = images.find_photographs(photographs)
     folders = workdirs.as_folders(workdir)
-    if calibrated:
-        network = workdirs.load_calibrated(folders, checkpoint, tta=tta)
-    else:
-        network = workdirs.load_averaged(folders, checkpoint, tta=bool(tta))
-    if form == "refuge":
-        submission.check_tasks(network.config.tasks)
     failures: list[str] = []
     conversions = collections.Counter[str]()
-    notes: list[str] = []
-    with files.whole_directory(output, [*paths, *folders]) as folder:
-        predicted = predict(network, paths, failures, conversions)
-        if form == "refuge":
-            # The names have no extension, and may have a dot all the same.
-            submission.write(
-                folder, ((f"{name}.jpg", p) for name, _, _, p in predicted)
-            )
+    doubtful: list[bool] = []
+    with files.growing_directory(output, [*paths, *folders]) as folder:
+        if calibrated:
+            network = workdirs.load_calibrated(folders, checkpoint, tta=tta)
         else:
-            notes = _write_table(folder, predicted, failures)
+            network = workdirs.load_averaged(folders, checkpoint, tta=bool(tta))
+        if form == "refuge":
+            submission.check_tasks(network.config.tasks)
+        for one in predict(network, paths, failures, conversions):
+            if form == "refuge":
+                attempt(
+                    failures,
+                    one.path,
+                    submission.write_one,
+                    folder,
+                    one.name,
+                    one.prediction,
+                )
+            else:
+                attempt(failures, one.path, _write_one, folder, one, doubtful)
         if len(failures) == len(paths):
-            raise UserError(f"No photograph could be read: {' '.join(failures)}")
+            raise UserError(
+                f"No photograph could be read ({len(paths)} of {len(paths)} were "
+                "skipped, for the reasons above); name others."
+            )
     conversion = images.conversion_sentences(conversions)
     calibration = [network.note] * bool(network.note)
-    return Written(failures, [*conversion, *calibration, *notes])
+    return Written(failures, [*conversion, *calibration, *_doubts(doubtful)])
 
 
 def columns() -> tuple[str, ...]:
@@ -138,13 +146,19 @@ def _other_masks() -> list[str]:
     return [name for name in names if name not in IN_GREY_MASK]
 
 
-def _write_table(
-    folder: pathlib.Path, predicted: Iterable[Predicted], failures: list[str]
-) -> list[str]:
-    """Writes the table and its pictures, and returns notes on doubtful photographs."""
-    doubtful: list[bool] = []
-    rows = _write_pictures(folder, predicted, failures, doubtful)
-    files.write_csv(folder / "predictions.csv", columns(), rows)
+def _write_one(
+    folder: files.Growing, predicted: Predicted, doubtful: list[bool]
+) -> None:
+    """Writes the pictures and the row of a photograph; notes if it is doubtful."""
+    row, pictures = _describe(predicted)
+    for name, pixels in pictures.items():
+        folder.write(name, submission.encode(pixels, "PNG"))
+    folder.add_row("predictions.csv", columns(), row)
+    doubtful.append(bool(row["quality"]))
+
+
+def _doubts(doubtful: list[bool]) -> list[str]:
+    """Says how many photographs are of doubtful quality; nothing if none is."""
     if not any(doubtful):
         return []
     count = len(doubtful)
@@ -154,27 +168,6 @@ def _write_table(
         f"{sum(doubtful)} of {count} {noun} {verb} of doubtful quality, see the column "
         "quality."
     ]
-
-
-def _write_pictures(
-    folder: pathlib.Path,
-    predicted: Iterable[Predicted],
-    failures: list[str],
-    doubtful: list[bool],
-) -> Iterator[dict[str, Any]]:
-    """Writes the pictures of each photograph, and yields its row."""
-    for name in ("masks", "overlays"):
-        (folder / name).mkdir()
-    for one in predicted:
-        described = attempt(failures, one.path, _describe, one)
-        if described is not None:
-            row, pictures = described
-            doubtful.append(bool(row["quality"]))
-            for name, pixels in pictures.items():
-                path = files.inside(folder, name)
-                path.parent.mkdir(exist_ok=True)
-                Image.fromarray(pixels).save(path)
-            yield row
 
 
 def _describe(predicted: Predicted) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from mtl_jax import configuration, files, metrics, tasks
 from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation import fovea_map, saliency
+from mtl_jax.evaluation import evaluate, fovea_map, saliency
 from mtl_jax.experiments import results
 from mtl_jax.methods import METHODS, headings
 from mtl_jax.reporting import comparisons, page, published, runs, tables
@@ -300,6 +300,11 @@ def _write_page(
     of_chosen = {run: own[chosen] for run, own in readings.items()}
     figures |= _draw_case(folder, experiment, photographs[chosen], of_chosen)
     figures |= _draw_maps(folder, experiment, photographs[chosen])
+    seen = {
+        name: None
+        for run in experiment.names
+        for name in runs.trained_on(experiment.directory, run)
+    }
     content = page.Content(
         title=_TITLES.get(experiment.kind, experiment.kind),
         facts={
@@ -307,6 +312,7 @@ def _write_page(
             "test images": str(len(split)),
             "runs": str(len(readings)),
             "experiment": experiment.directory.resolve().name,
+            **({"trained on test images": evaluate.brief([*seen])} if seen else {}),
         },
         tables=shown,
         figures=figures,

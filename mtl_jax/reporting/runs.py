@@ -106,6 +106,17 @@ def image_numbers(directory: pathlib.Path, run: RunKey) -> pd.DataFrame:
     return numbers
 
 
+def trained_on(directory: pathlib.Path, run: RunKey) -> list[str]:
+    """Reads which test images a run was trained on; none if it is not known.
+
+    Raises:
+      UserError: if its evaluation cannot be read.
+    """
+    with _evaluation(directory, run) as folder:
+        found = json.loads((folder / "metrics.json").read_text("utf-8"))
+        return found.get("trained_on", [])
+
+
 def _is_text(column: str) -> bool:
     """Whether a column of `per_image.csv` may hold anything."""
     return column == "source" or column.startswith("manifest_")

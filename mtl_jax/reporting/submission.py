@@ -10,9 +10,11 @@ Reference:
   Orlando et al., REFUGE Challenge, Medical Image Analysis 59:101570, 2020.
 """
 
+import io
 import pathlib
 from collections.abc import Iterable
 
+import numpy as np
 from PIL import Image
 
 from mtl_jax import files
@@ -22,6 +24,8 @@ from mtl_jax.metrics import DIAGNOSIS
 
 _POINT = "fovea"
 _TASKS = (DIAGNOSIS, *IN_GREY_MASK, _POINT)
+_RISKS = ("FileName", "Glaucoma Risk")
+_POINTS = ("ImageName", "Fovea_X", "Fovea_Y")
 
 
 def check_tasks(names: Iterable[str]) -> None:
@@ -41,7 +45,7 @@ def check_tasks(names: Iterable[str]) -> None:
         )
 
 
-def write(folder: pathlib.Path, predictions: Iterable[tuple[str, Prediction]]) -> None:
+def write(folder: files.Growing, predictions: Iterable[tuple[str, Prediction]]) -> None:
     """Writes a submission.
 
     Args:
@@ -53,8 +57,6 @@ def write(folder: pathlib.Path, predictions: Iterable[tuple[str, Prediction]]) -
     Raises:
       UserError: if the names of two photographs differ only in their extensions.
     """
-    (folder / "segmentation").mkdir()
-    risks, foveas = [], []
     named = {}
     for file_name, prediction in predictions:
         stem = pathlib.PurePath(file_name).stem
@@ -64,17 +66,25 @@ def write(folder: pathlib.Path, predictions: Iterable[tuple[str, Prediction]]) -
                 "submission; rename one of the photographs."
             )
         named[stem] = file_name
-        mask = grey_mask(prediction)
-        assert mask is not None, "the network has disc and cup, see check_tasks"
-        path = files.inside(folder / "segmentation", f"{stem}.bmp")
-        Image.fromarray(mask).save(path)
-        risks.append((f"{stem}.jpg", prediction.probability))
-        point = prediction.point(_POINT)
-        assert point is not None, "the network has foveas, see check_tasks"
-        foveas.append((f"{stem}.jpg", *map(float, point)))
-    for name, header, rows in (
-        ("classification_results", ("FileName", "Glaucoma Risk"), risks),
-        ("fovea_location_results", ("ImageName", "Fovea_X", "Fovea_Y"), foveas),
-    ):
-        named_rows = (dict(zip(header, row, strict=True)) for row in rows)
-        files.write_csv(folder / f"{name}.csv", header, named_rows)
+        write_one(folder, stem, prediction)
+
+
+def write_one(folder: files.Growing, stem: str, prediction: Prediction) -> None:
+    """Writes one photograph's part of a submission; see `write`."""
+    mask = grey_mask(prediction)
+    assert mask is not None, "the network has disc and cup, see check_tasks"
+    folder.write(f"segmentation/{stem}.bmp", encode(mask, "BMP"))
+    image = f"{stem}.jpg"
+    risk = dict(zip(_RISKS, (image, prediction.probability), strict=True))
+    folder.add_row("classification_results.csv", _RISKS, risk)
+    point = prediction.point(_POINT)
+    assert point is not None, "the network has foveas, see check_tasks"
+    fovea = dict(zip(_POINTS, (image, *map(float, point)), strict=True))
+    folder.add_row("fovea_location_results.csv", _POINTS, fovea)
+
+
+def encode(pixels: np.ndarray, form: str) -> bytes:
+    """Encodes an image as a file of a form that Pillow names."""
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, form)
+    return content.getvalue()

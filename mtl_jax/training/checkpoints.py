@@ -307,15 +307,15 @@ class Checkpoints:
             except OSError as error:
                 raise Unreadable(
                     f"The checkpoint {folder} cannot be read ({error.strerror}: "
-                    f"{error.filename}); ask its owner, or name another with "
-                    "--checkpoint.",
+                    f"{error.filename}); see to that, or use another checkpoint or "
+                    "workdir.",
                     folder,
                 ) from error
             # It may have been moved away meanwhile.
             if not folder.is_dir():
                 del self._damage[step]
                 raise Absent(
-                    f"There is no checkpoint {folder}; name another with --checkpoint.",
+                    f"There is no checkpoint {folder}; use another one.",
                     folder,
                 )
         return self._damage[step]
@@ -340,8 +340,8 @@ class Checkpoints:
     def _damaged(self, step: int) -> Damaged:
         path = self.path(step)
         return Damaged(
-            f"The checkpoint {path} is damaged ({self._damage[step]}); name another "
-            "with --checkpoint, or delete that folder.",
+            f"The checkpoint {path} is damaged ({self._damage[step]}); use another "
+            "checkpoint or workdir, or delete that folder.",
             path,
         )
 
@@ -382,8 +382,8 @@ class Checkpoints:
                 "would tell whether it is damaged"
             )
             raise Unreadable(
-                f"The checkpoint {path} cannot be read: {why}; name another with "
-                f"--checkpoint ({reason}).",
+                f"The checkpoint {path} cannot be read: {why}; use another checkpoint "
+                f"or workdir ({reason}).",
                 path,
             ) from error
 

@@ -157,6 +157,7 @@ def write_calibration(
     }
     try:
         files.write_json(path, content)
+        files.add_to_record(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}).") from error
     return path

@@ -217,12 +217,15 @@ def _train_network(
             classifier = scoring.fit_vcdr_classifier(
                 train, config.evaluation.vcdr_C, experiment.post
             )
+        # A run that went on with other data was trained on both.
+        seen = {*stored.get("training_photographs", "").split(), *train.digests()}
         metadata = {
             "config": configuration.to_json(config),
             "image_size": side,
             "shape": pipeline.shape(dataset),
             "num_training_images": len(train),
             "data_fingerprint": fingerprint,
+            "training_photographs": " ".join(sorted(seen)),
             "prng": _prng(),
             "vcdr_classifier": classifier and classifier._asdict(),
         }

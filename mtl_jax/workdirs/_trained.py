@@ -369,7 +369,9 @@ def fit_missing_classifier(
     )
     if classifier is None:
         return network
-    files.write_json(pathlib.Path(workdir) / _CLASSIFIER, classifier._asdict())
+    path = pathlib.Path(workdir) / _CLASSIFIER
+    files.write_json(path, classifier._asdict())
+    files.add_to_record(path)
     return dataclasses.replace(network, classifier=classifier)
 
 

@@ -1,4 +1,6 @@
 import dataclasses
+import hashlib
+import os
 import pathlib
 
 import numpy as np
@@ -313,6 +315,15 @@ def test_no_patient_is_in_two_default_splits(numbers, random):
     shuffled = list(there)
     random.shuffle(shuffled)
     assert split_of(splits.assign(shuffled)) == split_of(found)
+
+
+def test_names_that_are_not_utf8_are_dealt_by_their_bytes():
+    names = [b"bad\xff", b"worse\xfe\xff", "œil".encode(), b"plain"]
+    for name in names:
+        wanted = int.from_bytes(hashlib.blake2b(name, digest_size=7).digest(), "big")
+        assert splits._lot(os.fsdecode(name)) == wanted / 2**56
+    there = photographs(list(map(os.fsdecode, names)))
+    assert {row.split for row in splits.assign(there)} == set(SPLITS)
 
 
 @given(st.lists(st.integers(0, 15), min_size=5, max_size=60))

@@ -1,5 +1,7 @@
+import contextlib
 import functools
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -92,6 +94,50 @@ def test_what_may_not_be_read_is_not_called_damaged(synthetic_data, part):
         ):
             use()
     assert "delete" not in str(caught.value)
+
+
+@contextlib.contextmanager
+def out_of_descriptors():
+    before, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before, most))
+
+
+@pytest.mark.parametrize("use", [pipeline.fingerprint, pipeline.open_split])
+@pytest.mark.parametrize("cause", ["Input/output error", "Too many open files"])
+def test_what_the_system_refuses_is_no_damage(synthetic_data, use, cause, tmp_path):
+    data_dir, name = synthetic_data
+    (version_dir,) = Path(data_dir, name).iterdir()
+    shutil.copytree(version_dir, tmp_path / name / version_dir.name)
+    builder = pipeline.open_dataset(str(tmp_path), name)
+    # Its description is read before, and its records are not.
+    assert pipeline.shape(builder)
+    arguments = [builder, "train"][: 1 + (use is pipeline.open_split)]
+    refused = out_of_descriptors()
+    if cause == "Input/output error":
+        (shard,) = (tmp_path / name / version_dir.name).glob("*train.array_record*")
+        shard.unlink()
+        # Its first page is never mapped.
+        shard.symlink_to("/proc/self/mem")
+        refused = contextlib.nullcontext()
+    with pytest.raises(UserError, match="cannot be read") as caught, refused:
+        use(*arguments)
+    assert cause in str(caught.value)
+    assert "delete" not in str(caught.value)
+
+
+def test_a_torn_file_is_damage(synthetic_data, tmp_path):
+    data_dir, name = synthetic_data
+    (version_dir,) = Path(data_dir, name).iterdir()
+    shutil.copytree(version_dir, tmp_path / name / version_dir.name)
+    builder = pipeline.open_dataset(str(tmp_path), name)
+    (shard,) = (tmp_path / name / version_dir.name).glob("*train.array_record*")
+    shard.write_bytes(shard.read_bytes()[:-99])
+    with pytest.raises(UserError, match="is damaged .*; delete this folder"):
+        pipeline.open_split(builder, "train")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import math
 from types import SimpleNamespace
 
+import forked_commands
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -492,3 +493,37 @@ def test_csv_leaves_missing_values_empty(tmp_path):
             ["1", "", ""],
             ["0.1", "", "x,y"],
         ]
+
+
+def test_photographs_that_were_trained_on_are_named(
+    tiny_run, on_model, synthetic_data, compiled, tmp_path
+):
+    """Another data set tests on seven photographs of the training split, and two."""
+    assert on_model.metrics["trained_on"] == []
+    lines = ["image_id,image,glaucoma,split"]
+    known = raw_records(synthetic_data, "train")[2:9]
+    others = raw_records(synthetic_data, "test")[:2]
+    for index, record in enumerate([*known, *others]):
+        Image.fromarray(record["image"]).save(tmp_path / f"{index}.png")
+        lines.append(f"eye {index},{index}.png,{int(record['glaucoma'])},test")
+    (tmp_path / "manifest.csv").write_text("\n".join(lines))
+    data_dir = tmp_path / "data"
+    version_dir = folder.build(data_dir, tmp_path, image_size=32, shape="stretch")
+    flags = [f"--workdir={tiny_run.workdir}", f"--output={tmp_path / 'out'}"]
+    dataset = f"--dataset=fundus_folder/{version_dir.parent.name}"
+    command = ["evaluate", *flags, f"--data_dir={data_dir}", dataset]
+    ended = forked_commands.run({"evaluate": command}, tmp_path, compiled)["evaluate"]
+    assert ended.code == 0, ended.err
+    names = [f"eye {index}" for index in range(7)]
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["trained_on"] == names
+    (note,) = (x for x in forked_commands.said(ended.err) if "trained on" in x)
+    assert note.startswith(
+        "note: The network was trained on 7 of the photographs that are scored "
+        f"({', '.join(names[:5])} and 2 more), so that the scores are too good"
+    )
+
+
+def test_at_most_five_names_are_given():
+    assert evaluate.brief(list("abcde")) == "a, b, c, d, e"
+    assert evaluate.brief(list("abcdef")) == "a, b, c, d, e and 1 more"

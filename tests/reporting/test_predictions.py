@@ -1,5 +1,6 @@
 import csv
 import pathlib
+import shutil
 
 import full_disk
 import numpy as np
@@ -219,25 +220,75 @@ def test_broken_files_are_named_and_skipped(tiny_run, photographs, predicted, tm
             assert float(row[key]) == pytest.approx(float(before[name][key]), abs=0.011)
 
 
-def test_nothing_is_left_where_nothing_could_be_read(tiny_run, tmp_path):
+def test_nothing_is_left_where_nothing_could_be_read(tiny_run, tmp_path, capsys):
     folder = tmp_path / "in"
     folder.mkdir()
     (folder / "a.jpg").write_text("x")
     (folder / "b.png").write_text("x")
-    with pytest.raises(UserError, match=r"No photograph could be read.*a\.jpg.*b\.png"):
+    with pytest.raises(UserError, match=r"No photograph could be read \(2 of 2 were"):
         predictions.write(tiny_run.workdir, str(folder), tmp_path / "out")
+    lines = capsys.readouterr().err.splitlines()
+    said = [line for line in lines if line.startswith("error: ")]
+    assert [name for line in said for name in ("a.jpg", "b.png") if name in line] == [
+        "a.jpg",
+        "b.png",
+    ]
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
-def test_a_full_disk_leaves_the_earlier_output(tiny_run, photographs, tmp_path):
+def test_a_full_disk_leaves_what_is_finished(
+    tiny_run, photographs, predicted, tmp_path
+):
     output = tmp_path / "out"
     predictions.write(tiny_run.workdir, str(photographs / "odd.png"), output)
-    before = (output / "predictions.csv").read_bytes()
-    for size in (500, 50_000):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    shutil.copyfile(photographs / "odd.png", folder / "a.png")
+    shutil.copyfile(photographs / "large.jpg", folder / "b.jpg")
+    # The mask has room, then the overlay of the small photograph too.
+    room = (predicted / "overlays" / "odd.png").stat().st_size + 999
+    assert (predicted / "overlays" / "large.png").stat().st_size > room
+    for size, finished in (
+        (500, ["masks/a.png"]),
+        (room, ["masks/a.png", "overlays/a.png", "predictions.csv"]),
+    ):
         with full_disk.limit(size), pytest.raises(UserError, match="make room there"):
-            predictions.write(tiny_run.workdir, str(photographs), output)
-    assert (output / "predictions.csv").read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+            predictions.write(tiny_run.workdir, str(folder), output)
+        left = [str(path.relative_to(output)) for path in output.rglob("[!.]*.*")]
+        assert [name for name in sorted(left) if "b.png" not in name] == finished
+    assert [*read_csv(output)] == ["a"]
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "out"}
+    # Nothing that is left there is somebody else's.
+    predictions.write(tiny_run.workdir, str(photographs / "wide.png"), output)
+    assert read_csv(output).keys() == {"wide"}
+
+
+def test_the_output_is_checked_before_the_network_is_read(photographs, tmp_path):
+    (tmp_path / "own.txt").write_text("mine")
+    with pytest.raises(UserError, match="something else"):
+        predictions.write(photographs / "nowhere", str(photographs), tmp_path)
+
+
+def test_somebody_elses_picture_is_kept_and_the_others_written(
+    tiny_run, photographs, tmp_path, monkeypatch
+):
+    """Somebody puts a file where the third photograph's mask is to be."""
+    output = tmp_path / "out"
+    describe = predictions._describe
+
+    def describe_and_draw(predicted):
+        if predicted.name == "square":
+            (output / "masks/square.png").write_text("drawn by hand")
+        return describe(predicted)
+
+    monkeypatch.setattr(predictions, "_describe", describe_and_draw)
+    failures, _ = predictions.write(tiny_run.workdir, str(photographs), output)
+    (failure,) = failures
+    assert "masks/square.png is there already, and mtl_jax did not write it" in failure
+    assert (output / "masks/square.png").read_text() == "drawn by hand"
+    assert read_csv(output).keys() == SIZES.keys() - {"square"}
+    with pytest.raises(UserError, match="masks/square.png, which was changed since"):
+        predictions.write(tiny_run.workdir, str(photographs), output)
 
 
 def test_photographs_of_the_same_stem(tiny_run, photographs, tmp_path):
@@ -336,5 +387,5 @@ def test_networks_of_one_task(request, task, photographs, tmp_path):
     }[task]
     for row in rows.values():
         assert {key for key, value in row.items() if value} == always | filled
-    assert list((tmp_path / "out" / "masks").iterdir()) == []
+    assert not (tmp_path / "out" / "masks").exists()
     assert len(list((tmp_path / "out" / "overlays").iterdir())) == 4

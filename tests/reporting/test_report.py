@@ -64,9 +64,21 @@ def written(experiment, tmp_path_factory):
     """Its report."""
     directory = tmp_path_factory.mktemp("report") / "experiment"
     shutil.copytree(experiment, directory)
+    # As if some test images were among the training images.
+    runs = plan.run_name(METHODS[0], "official", 0, 1e-2)
+    path = directory / "runs" / runs / "evaluation/test-model/metrics.json"
+    found = json.loads(path.read_text())
+    assert found["trained_on"] == []
+    path.write_text(json.dumps({**found, "trained_on": list("uvwxyz")}))
     output, missing = report.write(directory)
     assert missing is None
     return output
+
+
+def test_the_page_names_test_images_that_were_trained_on(written):
+    text = re.sub(r"\s*\n\s*", "", (written / "report.html").read_text())
+    line = "<dt>trained on test images</dt><dd>u, v, w, x, y and 1 more</dd>"
+    assert line in text
 
 
 @pytest.fixture(scope="module")

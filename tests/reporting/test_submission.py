@@ -10,7 +10,7 @@ import refuge_trees
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from mtl_jax import metrics, workdirs
+from mtl_jax import files, metrics, workdirs
 from mtl_jax.annotations import LABELS
 from mtl_jax.data import folder, geometry, pipeline, refuge
 from mtl_jax.errors import UserError
@@ -99,8 +99,8 @@ def prediction(disc, cup, fovea_xy, probability=0.5):
 
 
 def submitted(folder, predictions):
-    folder.mkdir()
-    submission.write(folder, predictions.items())
+    with files.growing_directory(folder) as growing:
+        submission.write(growing, predictions.items())
     return folder
 
 
@@ -357,11 +357,10 @@ def test_a_network_without_some_task_makes_no_submission(glaucoma_run, tmp_path)
 
 def test_two_photographs_of_one_name_make_no_submission(tmp_path):
     found = prediction(DISC, CUP, (0.0, 0.0))
-    (tmp_path / "s").mkdir()
     with pytest.raises(
         UserError, match=r"eye\.jpg and eye\.png would both be eye\.bmp"
     ):
-        submission.write(tmp_path / "s", [("eye.jpg", found), ("eye.png", found)])
+        submitted(tmp_path / "s", {"eye.jpg": found, "eye.png": found})
 
 
 def test_a_dot_in_a_name_begins_no_extension(tiny_run, tmp_path):

@@ -318,6 +318,14 @@ def test_a_missing_classifier_is_fitted_at_the_first_evaluation(
         )
         == found
     )
+    # Classifier and evaluation belong to that network, and go with it.
+    (tmp_path / "run/notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="notes.txt, which mtl_jax did not write"):
+        workdirs.write_imported(tmp_path / "run", config, network, 32)
+    (tmp_path / "run/notes.txt").unlink()
+    workdirs.write_imported(tmp_path / "run", config, network, 32)
+    assert workdirs.load(tmp_path / "run").classifier is None
+    assert not (tmp_path / "run/evaluation").exists()
 
 
 @pytest.mark.slow

@@ -63,5 +63,7 @@ def _group(row: Row) -> str:
 
 def _lot(name: str) -> float:
     """A number in [0, 1) that is the same on every machine."""
-    digest = hashlib.blake2b(name.encode(), digest_size=7).digest()
+    # A file's name may have bytes that are not UTF-8.
+    encoded = name.encode("utf-8", "surrogateescape")
+    digest = hashlib.blake2b(encoded, digest_size=7).digest()
     return int.from_bytes(digest, "big") / 2**56
