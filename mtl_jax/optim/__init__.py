@@ -28,6 +28,8 @@ from mtl_jax.optim._gradnorm import GradNormState, gradnorm, gradnorm_weighting
 from mtl_jax.optim._imtl_l import IMTLLState, imtl_l
 from mtl_jax.optim._independent import independent
 from mtl_jax.optim._interference import interference
+from mtl_jax.optim._jacobian import Backward, jacobian
+from mtl_jax.optim._on_shared import on_shared
 from mtl_jax.optim._paths import choose
 from mtl_jax.optim._pbi import pbi
 from mtl_jax.optim._pcgrad import PCGradState, pcgrad
@@ -46,6 +48,7 @@ from mtl_jax.optim._weighted import LossWeighting, WeightedState, weighted
 from mtl_jax.optim._weighting import scale_by_task, weighted_sum
 
 __all__ = [
+    "Backward",
     "ByStepState",
     "DWAState",
     "FAMOState",
@@ -71,6 +74,8 @@ __all__ = [
     "imtl_l",
     "independent",
     "interference",
+    "jacobian",
+    "on_shared",
     "pbi",
     "pcgrad",
     "per_task",
