@@ -148,8 +148,8 @@ def test_on_shared_hands_on_states_and_extra_arguments():
         updates, state = tx.update(gradients, tx.init(params), params, **extra)
         encoder = gradients["encoder"]
         expected, alone = inner.update(encoder, inner.init(params["encoder"]), **extra)
-        weights = [s.inner_state for s in (state[0].inner_states["shared"],)]
-        return updates, weights[0], expected, alone, gradients
+        shared_state = state[0].inner_states["shared"].inner_state
+        return updates, shared_state, expected, alone, gradients
 
     updates, state, expected, alone, gradients = compute(params)
     jax.tree.map(
