@@ -13,6 +13,9 @@ or between the two other arguments of `optax.experimental.aggregating.process`:
 takes none, such as `optax.identity()`, is to be wrapped in
 `optax.with_extra_args_support`.
 
+Loss weightings turn the losses into weights of the tasks, for one backward pass.
+`weighted` makes a `SequentialOptimizer` of a `LossWeighting`.
+
 Sequential methods take each gradient where the step before left the parameters. They
 are a `SequentialOptimizer`.
 """
