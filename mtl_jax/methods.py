@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 from mtl_jax import optim
@@ -97,6 +98,22 @@ def fields() -> dict[str, Field]:
     return {k: f for method in METHODS.values() for k, f in method.fields.items()}
 
 
+def _weighted(
+    name: str,
+    heading: str,
+    weighting: Callable[[Setting], optim.LossWeighting],
+    fields: Mapping[str, Field] | None = None,
+) -> Method:
+    """A method that weighs the losses, at the price of one backward pass."""
+    return Method(
+        name, heading, lambda s: optim.weighted(weighting(s), s.tx), fields or {}
+    )
+
+
+def _equal_preferences(setting: Setting) -> np.ndarray:
+    return np.full(setting.num_tasks, 1 / setting.num_tasks)
+
+
 register(Method("single", "STL"))
 register(
     Method("independent", "MTL-IO", lambda s: optim.independent(s.tx, s.num_tasks))
@@ -107,17 +124,14 @@ register(
     Method("vanilla", "Vanilla MTL", lambda s: optim.random_grouping(s.tx, 1, s.key))
 )
 register(
-    Method(
+    _weighted(
         "gradnorm",
         "GradNorm",
-        lambda s: optim.weighted(
-            optim.gradnorm_weighting(
-                s.num_tasks,
-                s.fields["gradnorm_alpha"],
-                s.fields["gradnorm_learning_rate"],
-                shared=lambda path: path == s.last_shared,
-            ),
-            s.tx,
+        lambda s: optim.gradnorm_weighting(
+            s.num_tasks,
+            s.fields["gradnorm_alpha"],
+            s.fields["gradnorm_learning_rate"],
+            shared=lambda path: path == s.last_shared,
         ),
         {
             "gradnorm_alpha": Field(1.5, 0, 100),
@@ -146,6 +160,88 @@ register(
             # (slot), or each task (task), which costs a forward and backward pass each.
             "states": Field("slot", choices=("slot", "task")),
         },
+    )
+)
+register(
+    _weighted(
+        "uncertainty_weighting",
+        "Uncertainty weighting",
+        lambda s: optim.uncertainty_weighting(
+            s.num_tasks, optax.adam(s.fields["uncertainty_learning_rate"])
+        ),
+        {"uncertainty_learning_rate": Field(0.025, 1e-12, 1e6)},
+    )
+)
+register(
+    _weighted(
+        "dwa",
+        "DWA",
+        lambda s: optim.dwa(
+            s.num_tasks,
+            s.fields["dwa_temperature"],
+            steps_per_epoch=s.fields["dwa_steps"],
+        ),
+        {
+            "dwa_temperature": Field(2.0, 1e-6, 1e6),
+            # Steps whose losses are averaged: in the paper, an epoch.
+            "dwa_steps": Field(50, 1, 10**9),
+        },
+    )
+)
+register(
+    _weighted(
+        "famo",
+        "FAMO",
+        lambda s: optim.famo(
+            s.num_tasks,
+            learning_rate=s.fields["famo_learning_rate"],
+            weight_decay=s.fields["famo_weight_decay"],
+        ),
+        {
+            "famo_learning_rate": Field(0.025, 1e-12, 1e6),
+            "famo_weight_decay": Field(1e-3, 0, 1e6),
+        },
+    )
+)
+register(_weighted("geometric_mean", "GLS", lambda s: optim.geometric_mean()))
+register(
+    _weighted(
+        "imtl_l",
+        "IMTL-L",
+        lambda s: optim.imtl_l(
+            s.num_tasks, optax.adam(s.fields["imtl_l_learning_rate"])
+        ),
+        {"imtl_l_learning_rate": Field(0.025, 1e-12, 1e6)},
+    )
+)
+# In these three, all tasks are preferred alike.
+register(
+    _weighted(
+        "stch",
+        "STCH",
+        lambda s: optim.stch(s.fields["stch_mu"]),
+        {"stch_mu": Field(0.1, 1e-6, 1e6)},
+    )
+)
+register(
+    _weighted(
+        "cosmos",
+        "COSMOS",
+        lambda s: optim.cosmos(s.fields["cosmos_lambda"], _equal_preferences(s)),
+        {"cosmos_lambda": Field(1.0, 0, 1e6)},
+    )
+)
+register(
+    _weighted(
+        "pbi",
+        "PBI",
+        lambda s: optim.pbi(s.fields["pbi_theta"], _equal_preferences(s)),
+        {"pbi_theta": Field(5.0, 0, 1e6)},
+    )
+)
+register(
+    _weighted(
+        "random_loss_weighting", "RLW", lambda s: optim.random_loss_weighting(s.key)
     )
 )
 # It finds the optic disc on the whole image, then disc and cup in a crop around it. The

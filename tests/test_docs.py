@@ -39,6 +39,31 @@ def test_library_example_runs_and_learns():
 
 
 @pytest.mark.slow
+def test_programs_of_the_optim_page_train():
+    """From block to block in one namespace, as a reader runs them."""
+    pytest.importorskip("equinox", reason="Equinox is not installed")
+    page, num_trained = {}, 0
+    for block in blocks("docs/optim.md"):
+        before = dict(page)
+        page.pop("history", None)
+        exec(block, page)
+        if "history" in page:
+            history = np.array(page["history"])
+            assert (history[-1] < 0.7 * history[0]).all()
+            num_trained += 1
+        if "accumulated" in page and "accumulated" not in before:
+            arguments = [page[name] for name in ("loss_fn", "params", "x", "y")]
+            jax.tree.map(
+                lambda parts, whole: np.testing.assert_allclose(
+                    parts, whole, rtol=1e-4, atol=1e-6
+                ),
+                (page["losses"], page["gradients"]),
+                optim.jacobian(*arguments),
+            )
+    assert num_trained == 5
+
+
+@pytest.mark.slow
 def test_a_new_aggregator(tiny_batch):
     aggregator, *_ = blocks("docs/extending.md")
     page = run(aggregator)

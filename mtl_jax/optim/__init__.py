@@ -13,47 +13,82 @@ or between the two other arguments of `optax.experimental.aggregating.process`:
 takes none, such as `optax.identity()`, is to be wrapped in
 `optax.with_extra_args_support`.
 
+Loss weightings turn the losses into weights of the tasks, for one backward pass.
+`weighted` makes a `SequentialOptimizer` of a `LossWeighting`.
+
 Sequential methods take each gradient where the step before left the parameters. They
 are a `SequentialOptimizer`.
 """
 
 from mtl_jax.optim._alternating import alternating
 from mtl_jax.optim._by_step import ByStepState, by_step
+from mtl_jax.optim._cosmos import cosmos
+from mtl_jax.optim._dwa import DWAState, dwa
+from mtl_jax.optim._famo import FAMOState, famo
 from mtl_jax.optim._from_gram import from_gram
+from mtl_jax.optim._geometric_mean import geometric_mean
 from mtl_jax.optim._gradnorm import GradNormState, gradnorm, gradnorm_weighting
+from mtl_jax.optim._imtl_l import IMTLLState, imtl_l
 from mtl_jax.optim._independent import independent
 from mtl_jax.optim._interference import interference
+from mtl_jax.optim._jacobian import Backward, jacobian
+from mtl_jax.optim._on_shared import on_shared
 from mtl_jax.optim._paths import choose
+from mtl_jax.optim._pbi import pbi
 from mtl_jax.optim._pcgrad import PCGradState, pcgrad
 from mtl_jax.optim._per_task import per_task
 from mtl_jax.optim._random_grouping import RandomGroupingState, random_grouping
+from mtl_jax.optim._random_loss_weighting import random_loss_weighting
+from mtl_jax.optim._scalarization import scalarization
 from mtl_jax.optim._sequential import SequentialOptimizer
+from mtl_jax.optim._stch import stch
 from mtl_jax.optim._task_gradients import TaskGradients, task_gradients
+from mtl_jax.optim._uncertainty_weighting import (
+    UncertaintyWeightingState,
+    uncertainty_weighting,
+)
 from mtl_jax.optim._weighted import LossWeighting, WeightedState, weighted
 from mtl_jax.optim._weighting import scale_by_task, weighted_sum
 
 __all__ = [
+    "Backward",
     "ByStepState",
+    "DWAState",
+    "FAMOState",
     "GradNormState",
+    "IMTLLState",
     "LossWeighting",
     "PCGradState",
     "RandomGroupingState",
     "SequentialOptimizer",
     "TaskGradients",
+    "UncertaintyWeightingState",
     "WeightedState",
     "alternating",
     "by_step",
     "choose",
+    "cosmos",
+    "dwa",
+    "famo",
     "from_gram",
+    "geometric_mean",
     "gradnorm",
     "gradnorm_weighting",
+    "imtl_l",
     "independent",
     "interference",
+    "jacobian",
+    "on_shared",
+    "pbi",
     "pcgrad",
     "per_task",
     "random_grouping",
+    "random_loss_weighting",
+    "scalarization",
     "scale_by_task",
+    "stch",
     "task_gradients",
+    "uncertainty_weighting",
     "weighted",
     "weighted_sum",
 ]

@@ -200,11 +200,13 @@ def _balance(num_tasks, alpha, learning_rate):
         rates = _ratio(remaining, _mean(remaining, active))
         targets = _mean(state.weights * norms, active) * rates**alpha
         gradient = jnp.sign(state.weights * norms - targets) * norms
-        steps, opt_state = jax.vmap(adam.update)(gradient, state.opt_state)
+        proposed, opt_state = _task_axis.step_active(
+            adam, gradient, state.opt_state, state.weights, active
+        )
         new_state = GradNormState(
-            weights=_renormalised(state.weights + steps, state.weights, active),
+            weights=_renormalised(proposed, state.weights, active),
             initial_losses=initial_losses,
-            opt_state=_task_axis.select(active, opt_state, state.opt_state),
+            opt_state=opt_state,
         )
         return state.weights, new_state
 

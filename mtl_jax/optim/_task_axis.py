@@ -123,6 +123,19 @@ def init_stacked(
     return jax.vmap(lambda _: tx.init(params), axis_size=n)(jnp.arange(n))
 
 
+def step_active(
+    tx: optax.GradientTransformation,
+    gradient: jax.Array,
+    state: optax.OptState,
+    values: jax.Array,
+    active: jax.Array,
+) -> tuple[jax.Array, optax.OptState]:
+    """Steps the active tasks' values [N], each with its own state of `tx`."""
+    steps, new_state = jax.vmap(tx.update)(gradient, state, values)
+    stepped = optax.apply_updates(values, steps)
+    return select(active, (stepped, new_state), (values, state))
+
+
 def _accumulator(leaf):
     return jnp.promote_types(leaf.dtype, jnp.float32)
 

@@ -9,7 +9,7 @@ has a task axis after the axis of examples: the images are [B, N, H, W, 3].
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,8 +20,6 @@ from jax import lax
 
 from mtl_jax import losses, optim
 from mtl_jax.tasks import Batch, Task
-
-Backward = Literal["scan", "vmap"]
 
 
 def has_task_axis(batch: Batch) -> bool:
@@ -241,7 +239,7 @@ def stacked_gradients(
     batch: Batch,
     dropout_key: jax.Array,
     axis_name: str | None,
-    backward: Backward = "scan",
+    backward: optim.Backward = "scan",
 ) -> Callable[[Any, Any], tuple[tuple[jax.Array, Any], Any]]:
     """All tasks' gradients at one point.
 
@@ -274,12 +272,9 @@ def stacked_gradients(
             )
             return jnp.stack(shares), after
 
-        shares, pull_back, after = jax.vjp(every_loss, params, has_aux=True)
-        one_each = jnp.eye(len(tasks))
-        if backward == "vmap":
-            (gradients,) = jax.vmap(pull_back)(one_each)
-        else:
-            (gradients,) = lax.map(pull_back, one_each)
+        (shares, after), gradients = optim.jacobian(
+            every_loss, params, backward=backward, has_aux=True
+        )
         values, gradients = psum((shares, gradients), axis_name)
         return (values, after), gradients
 

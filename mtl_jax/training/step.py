@@ -53,7 +53,7 @@ def train_step(
     *,
     axis_name: str | None = None,
     augment: Augment | None = None,
-    backward: gradients.Backward = "scan",
+    backward: optim.Backward = "scan",
 ) -> TrainStep:
     """`sequential_step` or `joint_step`, whichever the optimizer is made for."""
     if isinstance(optimizer, optim.SequentialOptimizer):
@@ -121,7 +121,7 @@ def joint_step(
     *,
     axis_name: str | None = None,
     augment: Augment | None = None,
-    backward: gradients.Backward = "scan",
+    backward: optim.Backward = "scan",
 ) -> TrainStep:
     """One update from the gradients of all tasks at one point.
 

@@ -5,6 +5,7 @@ import doctest
 import functools
 import itertools
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,8 @@ import pytest
 from optax.experimental import aggregating
 from optim_problems import (
     TASKS,
+    as_matrix,
+    as_vector,
     assert_trees_close,
     assert_trees_equal,
     compiled_step,
@@ -177,6 +180,126 @@ def test_masked():
     assert_trees_close(
         updates["head"]["scale"], gradients["head"]["scale"].sum(0), rtol=1e-6
     )
+
+
+def by_hand(name, gradients, params):
+    """Updates after two steps of the same gradients [N, D] at the same params [D]."""
+    total = gradients.sum(0)
+    if name == "clip before":
+        return total * min(1, 0.5 / np.linalg.norm(gradients))
+    if name == "clip after":
+        return total * min(1, 0.5 / np.linalg.norm(total))
+    if name == "decay before":
+        return total + TASKS * 0.1 * params
+    if name == "decay after":
+        return total + 0.1 * params
+    if name == "average after":
+        return 0.1 * total + 0.9 * 0.1 * total
+    if name == "schedule after":
+        return total / 2
+    assert name == "microbatches after"
+    return total
+
+
+ORDERS = {
+    "clip before": lambda: (optax.clip_by_global_norm(0.5), optim.weighted_sum()),
+    "clip after": lambda: (optim.weighted_sum(), optax.clip_by_global_norm(0.5)),
+    "decay before": lambda: (optax.add_decayed_weights(0.1), optim.weighted_sum()),
+    "decay after": lambda: (optim.weighted_sum(), optax.add_decayed_weights(0.1)),
+    "average after": lambda: (optim.weighted_sum(), optax.ema(0.9, debias=False)),
+    # The second step's value: one count a step.
+    "schedule after": lambda: (
+        optim.weighted_sum(),
+        optax.scale_by_schedule(lambda count: 1 / (1 + count)),
+    ),
+    # The mean of two equal aggregates, in the second step.
+    "microbatches after": lambda: (
+        optim.weighted_sum(),
+        optax.MultiSteps(optax.identity(), 2).gradient_transformation(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_what_the_order_in_a_chain_means(name):
+    tx = optax.chain(*ORDERS[name]())
+    params, gradients = random_params(), random_gradients(5)
+
+    def step(state, _):
+        updates, state = tx.update(gradients, state, params)
+        return state, updates
+
+    _, updates = jax.jit(lambda params: jax.lax.scan(step, tx.init(params), length=2))(
+        params
+    )
+    expected = by_hand(name, as_matrix(gradients), as_vector(params))
+    np.testing.assert_allclose(
+        as_vector(row(updates, 1)), expected, rtol=1e-5, atol=1e-6
+    )
+    if name == "microbatches after":
+        assert not as_vector(row(updates, 0)).any()
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        # Its state has no task axis.
+        (
+            lambda: optax.chain(optax.adam(0.1), optim.weighted_sum()),
+            TypeError,
+            "carry",
+        ),
+        (
+            lambda: optax.MultiSteps(optim.weighted_sum(), 2).gradient_transformation(),
+            ValueError,
+            "must have a leading task axis",
+        ),
+        (
+            lambda: optax.chain(optim.weighted_sum(), optim.weighted_sum()),
+            ValueError,
+            "an aggregator stands first in an optax.chain",
+        ),
+        (
+            lambda: optax.chain(optim.weighted_sum(), optim.scale_by_task(WEIGHTS)),
+            ValueError,
+            "must have a leading task axis",
+        ),
+        (
+            lambda: optax.inject_hyperparams(
+                lambda rate: optim.independent(optax.sgd(rate), TASKS)
+            )(0.1),
+            TypeError,
+            "update needs the TaskGradients that optim.task_gradients makes, got dict",
+        ),
+        (
+            lambda: optax.chain(optim.alternating(optax.sgd(0.1))),
+            TypeError,
+            "update needs the TaskGradients that optim.task_gradients makes, got dict",
+        ),
+    ],
+)
+def test_orders_that_are_refused(make, error, message):
+    inputs = random_params(), several([random_gradients(0)] * 2), {}
+    with pytest.raises(error, match=message):
+        jax.eval_shape(functools.partial(trained, make()), *inputs)
+
+
+def test_microbatches_inside_a_sequential_optimizer():
+    """Each task gathers its own gradients, and nothing moves before the last one."""
+    gathered = optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation()
+    optimizer = optim.independent(gathered, TASKS)
+    step = compiled_step(optimizer)
+    problem = quadratics(0)
+    first, *_ = run(optimizer.init, step, *problem, 1)
+    assert_trees_equal(first, start())
+    second, *_ = run(optimizer.init, step, *problem, 2)
+    w, v = start()["w"], start()["b"]["v"]
+    for target, curvature in zip(*problem, strict=True):
+        # The mean of the gradients at the start and where the last task ended.
+        w_mean, v_mean = (w + start()["w"]) / 2, (v + start()["b"]["v"]) / 2
+        w = w - 0.1 * curvature * (w_mean - target)
+        v = v - 0.1 * curvature * (v_mean + target)
+    assert_trees_close(second, {"w": w, "b": {"v": v}}, rtol=1e-4, atol=1e-6)
 
 
 def test_hyperparameters_may_be_injected():
@@ -376,3 +499,14 @@ def test_nothing_but_jax_optax_and_chex_is_imported():
                 continue
             for name in names:
                 assert name.startswith("mtl_jax.optim") or name.split(".")[0] in allowed
+
+
+def test_no_word_is_of_the_eye():
+    """But in the titles of papers."""
+    for path in pathlib.Path(optim.__file__).parent.glob("*.py"):
+        text = re.sub(r'References:.*?"""', "", path.read_text(), flags=re.S)
+        assert not re.search(
+            r"\b(fund(us|i)|glaucoma|retina|optic|disc|cup|fovea|photograph)",
+            text,
+            re.I,
+        ), path

@@ -8,7 +8,7 @@ import optax
 import pytest
 from small_network import SmallNetwork
 
-from mtl_jax import optim, tasks
+from mtl_jax import methods, optim, tasks
 from mtl_jax.models import MultiTaskUNet
 from mtl_jax.training import step as steps
 from mtl_jax.training.augment import Augmentation
@@ -326,6 +326,39 @@ def test_a_group_makes_one_forward_pass(chosen, branches, random_variables, tiny
     )
     # In each branch: the convolution, and its kernel's gradient.
     assert str(program).count("conv_general_dilated[") == 2 * branches
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "uncertainty_weighting",
+        "dwa",
+        "famo",
+        "geometric_mean",
+        "imtl_l",
+        "stch",
+        "cosmos",
+        "pbi",
+        "random_loss_weighting",
+    ],
+)
+def test_weights_of_the_losses_cost_one_backward_pass(
+    name, random_variables, tiny_batch
+):
+    setting = methods.Setting(
+        tx=ADAM(),
+        num_tasks=len(NAMES),
+        key=jax.random.key(0),
+        last_shared="trunk/kernel",
+        fields={k: field.default for k, field in methods.fields().items()},
+    )
+    optimizer = methods.METHODS[name].create(setting)
+    model = SmallNetwork()
+    step = steps.train_step(model, tasks.build(), optimizer)
+    state = train_state(model, optimizer, random_variables(model))
+    program = jax.make_jaxpr(step)(state, tiny_batch)
+    # The convolution, and its kernel's gradient.
+    assert str(program).count("conv_general_dilated[") == 2
 
 
 def test_random_grouping_trains(random_variables, tiny_batch):
