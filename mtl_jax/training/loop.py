@@ -53,6 +53,7 @@ class Training:
         go on to the last epoch.
       skips_nonfinite: whether a step that is not finite is undone; see
         `step.skip_nonfinite`.
+      accumulate: microbatches of a step; see `step.sequential_step`.
     """
 
     model: nn.Module
@@ -68,6 +69,7 @@ class Training:
     checkpoint_every: int = 0
     patience: int = 0
     skips_nonfinite: bool = False
+    accumulate: int = 1
 
 
 def fit(
@@ -173,6 +175,7 @@ def _train_step(
         training.optimizer,
         axis_name=parallel.AXIS,
         augment=training.augment,
+        accumulate=training.accumulate,
     )
     return parallel.map_step(
         steps.skip_nonfinite(step) if training.skips_nonfinite else step
@@ -211,7 +214,11 @@ def _interference_log(
     tasks, every = training.tasks, training.interference_every
     measure = parallel.map_evaluation(
         steps.interference_step(
-            training.model, tasks, axis_name=parallel.AXIS, augment=training.augment
+            training.model,
+            tasks,
+            axis_name=parallel.AXIS,
+            augment=training.augment,
+            accumulate=training.accumulate,
         )
     )
 
