@@ -10,8 +10,15 @@ import sys
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
+from run_files import (
+    TIMES,
+    assert_identical,
+    metric_lines,
+    saved,
+    saved_position,
+    saved_steps,
+)
 from training_fixtures import BATCH_SIZE, STEPS_PER_EPOCH, write_photographs
 
 from mtl_jax import configuration, tasks, workdirs
@@ -26,34 +33,6 @@ from mtl_jax.training.watch import Watch
 pytest_plugins = ("training_fixtures",)
 
 ROOT = pathlib.Path(__file__).parents[2]
-TIMES = ("train/seconds_per_step", "train/images_per_second")
-
-
-def metric_lines(workdir, without=()):
-    rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in row.items() if k not in without} for row in rows]
-
-
-def saved_steps(workdir):
-    folder = workdir / "checkpoints"
-    if not folder.is_dir():
-        return []
-    # A process killed while it deletes a checkpoint leaves a folder `deleted`.
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
-
-
-def saved(workdir, step, item):
-    """An item of a checkpoint as Orbax finds it, without a template."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(workdir.absolute() / f"checkpoints/{step}/{item}")
-
-
-def assert_identical(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for (path, x), y in zip(
-        jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True
-    ):
-        assert np.asarray(x).tobytes() == np.asarray(y).tobytes(), path
 
 
 def contents(folder):
@@ -192,8 +171,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tiny_run, compiled, interrupt, tm
             assert_identical(
                 saved(workdir, step, item), saved(tiny_run.workdir, step, item)
             )
-        data = f"checkpoints/{step}/data/process_0-of-1.json"
-        assert (workdir / data).read_text() == (tiny_run.workdir / data).read_text()
+        assert saved_position(workdir, step) == saved_position(tiny_run.workdir, step)
     assert metric_lines(workdir, TIMES) == metric_lines(tiny_run.workdir, TIMES)
     assert (workdir / "config.json").read_text() == (
         tiny_run.workdir / "config.json"
