@@ -20,7 +20,13 @@ from mtl_jax.training.checkpoints import Checkpoints
 from mtl_jax.training.metric_log import MetricLog
 from mtl_jax.training.state import TrainState
 from mtl_jax.training.views import View
-from mtl_jax.training.watch import Watch, brief, check_finite, say_stale
+from mtl_jax.training.watch import (
+    Watch,
+    brief,
+    check_finite,
+    say_spikes,
+    say_stale,
+)
 
 # From a batch in host memory to the network's logits and losses in host memory.
 Network = Callable[
@@ -164,6 +170,7 @@ def fit(
             if 0 < training.patience <= watch.stale:
                 say_stale(watch.stale)
                 break
+    say_spikes(watch.spikes)
 
 
 def _train_step(

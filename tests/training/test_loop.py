@@ -28,7 +28,7 @@ from mtl_jax.errors import Interrupted, UserError
 from mtl_jax.evaluation import calibrate, evaluate
 from mtl_jax.training import interruption
 from mtl_jax.training.checkpoints import Checkpoints
-from mtl_jax.training.watch import Watch
+from mtl_jax.training.watch import Watch, say_spikes
 
 pytest_plugins = ("training_fixtures",)
 
@@ -119,6 +119,37 @@ def test_ten_skipped_steps_in_a_row_stop_the_run(tmp_path):
         watch.add(step, bad)
     with pytest.raises(UserError, match="glaucoma loss of step 5.*last of 10 steps"):
         watch.add(5, bad)
+
+
+def test_spikes_of_a_loss_are_counted_and_told(tmp_path, capsys):
+    """Compared with the epoch's steps that had labels, also after a resumption."""
+    labels = np.full(4, 4)
+    watch = Watch(tasks.build(), Checkpoints(tmp_path))
+
+    def add(step, *loss):
+        watch.add(step, {"loss": np.array(loss), "num_labels": labels})
+
+    for step in range(1, 6):
+        add(step, 1.0, 30.0 if step == 4 else 2.0, 0.0, step)
+    add(6, 9.9, 2.0, 50.0, 30.0)
+    # The cup had no label but once, and too few fovea losses were before.
+    assert watch.spikes == {}
+    position = json.loads(json.dumps(watch.position()))
+    watch = Watch(tasks.build(), Checkpoints(tmp_path), position)
+    add(7, 10.1, 2.0, 50.0, 30.0)
+    add(8, 1.0, 21.0, 0.0, 36.0)
+    add(9, 11.0, 2.0, 0.0, 1.0)
+    assert watch.spikes == {"glaucoma": [7, 9], "disc": [8]}
+    summary = watch.summary(batch_size=4)
+    counts = {k: v for k, v in summary.items() if "spikes" in k}
+    assert counts == {"train/spikes_glaucoma": 2, "train/spikes_disc": 1}
+    watch.begin_epoch()
+    add(10, 1e9, 1e9, 1e9, 1e9)
+    say_spikes(watch.spikes)
+    said = capsys.readouterr().err
+    assert "so far: glaucoma 2 (first, step 7), disc 1 (first, step 8); look" in said
+    say_spikes({})
+    assert capsys.readouterr().err == ""
 
 
 KILLED_RUN = """
