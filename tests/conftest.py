@@ -41,7 +41,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--every_kill",
         action="store_true",
-        help="Kill four methods twenty times, not one three times (tests/faults).",
+        help="Kill four methods twenty times, not one twice (tests/faults).",
     )
 
 
