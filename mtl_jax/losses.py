@@ -1,7 +1,7 @@
 """Losses per image, and their mean over the labelled images.
 
 Every loss maps logits and targets to one number per image, [B] float32. `masked_mean`
-averages them over the labelled images of the batch, on all devices together.
+averages them over the labelled images of the batch, or gives a share of that.
 """
 
 import dataclasses
@@ -12,7 +12,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 # sqrt(50) pixels at a width of 256, as in the original authors' program.
 FOVEA_SIGMA = 50**0.5 / 256
@@ -126,23 +125,22 @@ def fovea_map(
 
 
 def masked_mean(
-    values: jax.Array, mask: jax.Array, axis_name: str | None = None
+    values: jax.Array, mask: jax.Array, count: jax.Array | None = None
 ) -> jax.Array:
-    """Mean over the labelled images of all devices.
+    """Mean over the labelled images, or a share of it.
 
-    Under `jax.pmap` each device returns its share. The sum of the shares is the mean,
-    and the sum of their gradients (`lax.psum`) is its gradient.
+    Devices and microbatches have shares of a batch. The sum of their shares is the
+    mean, and the sum of their gradients is its gradient.
 
     Args:
-      values: [B] losses of this device's images.
+      values: [B] losses of the images of a share.
       mask: [B], True where the image has the label.
-      axis_name: name of the mapped axis; None outside `jax.pmap`.
+      count: labelled images of the whole batch; None if the share is the batch.
 
     Returns:
-      This device's share of the mean; 0 if no image on any device has the label.
+      The share of the mean; 0 if no image of the batch has the label.
     """
     chex.assert_equal_shape([values, mask])
-    count = mask.sum(dtype=values.dtype)
-    if axis_name is not None:
-        count = lax.psum(count, axis_name)
-    return jnp.where(mask, values, 0.0).sum() / jnp.maximum(count, 1.0)
+    count = mask.sum() if count is None else count
+    count = jnp.maximum(count, 1).astype(values.dtype)
+    return jnp.where(mask, values, 0.0).sum() / count

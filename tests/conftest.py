@@ -25,7 +25,7 @@ from mtl_jax.models import MultiTaskUNet
 
 # Test files import from these plugins before they name them; pytest rewrites the
 # assertions only of what it knows of before its first import.
-pytest.register_assert_rewrite("training_fixtures", "browser")
+pytest.register_assert_rewrite("training_fixtures", "run_files", "browser")
 
 # Shared machines: no example has a time limit. Derandomized: a failure comes again.
 hypothesis.settings.register_profile(
@@ -35,11 +35,16 @@ hypothesis.settings.load_profile("mtl_jax")
 
 
 def pytest_addoption(parser):
-    """Adds the flag of a test that takes minutes in its long form."""
+    """Adds the flags of tests that take minutes in their long form."""
     parser.addoption(
         "--every_damage",
         action="store_true",
         help="Damage each file of a checkpoint, not eight of them (tests/faults).",
+    )
+    parser.addoption(
+        "--every_kill",
+        action="store_true",
+        help="Kill four methods twenty times, not one twice (tests/faults).",
     )
 
 

@@ -11,15 +11,17 @@ class SmallNetwork(nn.Module):
 
     dropout: float = 0.0
     axis_name: str | None = None
+    norm: bool = True
 
     @nn.compact
     def __call__(self, images, *, heads=tuple(tasks.TASKS), train=False):
         x = nn.Conv(4, (3, 3), name="trunk")(images)
-        x = nn.BatchNorm(
-            use_running_average=not train,
-            axis_name=None if self.is_initializing() else self.axis_name,
-            name="norm",
-        )(x)
+        if self.norm:
+            x = nn.BatchNorm(
+                use_running_average=not train,
+                axis_name=None if self.is_initializing() else self.axis_name,
+                name="norm",
+            )(x)
         x = Dropout(self.dropout, self.axis_name)(nn.relu(x), train=train)
         decoded = nn.relu(nn.Dense(4, name="decoder")(x))
         logits = {}

@@ -1,5 +1,6 @@
 """Trains a network: --config=configs/FILE.py --workdir=DIR [--resume]."""
 
+import os
 import pathlib
 
 from absl import flags
@@ -16,11 +17,21 @@ ACCEPT_OTHER_DATA = flags.DEFINE_bool(
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join the processes that SLURM or a TPU pod started."
 )
+DETERMINISTIC = flags.DEFINE_bool(
+    "deterministic",
+    False,
+    "Let two runs on one kind of GPU have the same bits, as on CPUs. It leaves out "
+    "faster operations; at what cost in time has not been measured.",
+)
 flags.mark_flag_as_required("config")
 
 
 def main() -> None:
     """Trains the network and prints the command that evaluates it."""
+    if DETERMINISTIC.value:
+        # XLA reads it when JAX first looks for devices.
+        given = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{given} --xla_gpu_deterministic_ops=true"
     from mtl_jax import workdirs
     from mtl_jax.training import parallel
 

@@ -47,6 +47,7 @@ _CHOICES = {
     "evaluation.point": get_args(postprocess.Point),
 }
 _POSITIVE = (
+    "accumulate",
     "model.width",
     "loss.fovea_sigma",
     "optimizer.learning_rate",

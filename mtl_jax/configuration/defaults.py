@@ -141,6 +141,9 @@ def get_config() -> Config:
     config.augmentation.illumination = 0.0
 
     config.batch_size = 8  # over all devices; see also data.batches
+    # Microbatches that each gradient is summed over, for batches that do not fit in
+    # memory. Statistics of norm = "batch" are those of a microbatch.
+    config.accumulate = 1
     # --resume goes on to a larger number. The schedules cosine and linear then follow
     # the longer course from where it stands, so the learning rate rises once.
     config.num_epochs = 300

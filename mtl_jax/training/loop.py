@@ -20,7 +20,13 @@ from mtl_jax.training.checkpoints import Checkpoints
 from mtl_jax.training.metric_log import MetricLog
 from mtl_jax.training.state import TrainState
 from mtl_jax.training.views import View
-from mtl_jax.training.watch import Watch, brief, check_finite, say_stale
+from mtl_jax.training.watch import (
+    Watch,
+    brief,
+    check_finite,
+    say_spikes,
+    say_stale,
+)
 
 # From a batch in host memory to the network's logits and losses in host memory.
 Network = Callable[
@@ -53,6 +59,7 @@ class Training:
         go on to the last epoch.
       skips_nonfinite: whether a step that is not finite is undone; see
         `step.skip_nonfinite`.
+      accumulate: microbatches of a step; see `step.sequential_step`.
     """
 
     model: nn.Module
@@ -68,6 +75,7 @@ class Training:
     checkpoint_every: int = 0
     patience: int = 0
     skips_nonfinite: bool = False
+    accumulate: int = 1
 
 
 def fit(
@@ -162,6 +170,7 @@ def fit(
             if 0 < training.patience <= watch.stale:
                 say_stale(watch.stale)
                 break
+    say_spikes(watch.spikes)
 
 
 def _train_step(
@@ -173,6 +182,7 @@ def _train_step(
         training.optimizer,
         axis_name=parallel.AXIS,
         augment=training.augment,
+        accumulate=training.accumulate,
     )
     return parallel.map_step(
         steps.skip_nonfinite(step) if training.skips_nonfinite else step
@@ -211,7 +221,11 @@ def _interference_log(
     tasks, every = training.tasks, training.interference_every
     measure = parallel.map_evaluation(
         steps.interference_step(
-            training.model, tasks, axis_name=parallel.AXIS, augment=training.augment
+            training.model,
+            tasks,
+            axis_name=parallel.AXIS,
+            augment=training.augment,
+            accumulate=training.accumulate,
         )
     )
 

@@ -45,17 +45,22 @@ def is_first_process() -> bool:
     return jax.process_index() == 0
 
 
-def check_batch_size(batch_size: int) -> None:
+def check_batch_size(batch_size: int, accumulate: int = 1) -> None:
     """Refuses a batch that cannot be shared equally.
 
     Raises:
-      UserError: if the number of devices does not divide `batch_size`.
+      UserError: if the number of devices, times that of microbatches, does not divide
+        `batch_size`.
     """
     devices = jax.device_count()
-    if batch_size % devices:
+    shares, what = devices, f"{devices} devices"
+    if accumulate > 1:
+        shares, what = devices * accumulate, f"{accumulate} microbatches"
+        what += f" of {devices} devices" if devices > 1 else ""
+    if batch_size % shares:
         raise UserError(
-            f"config.batch_size is {batch_size}, which {devices} devices cannot share "
-            f"equally; make it a multiple of {devices}."
+            f"config.batch_size is {batch_size}, which {what} cannot share equally; "
+            f"make it a multiple of {shares}."
         )
 
 

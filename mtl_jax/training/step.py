@@ -20,7 +20,6 @@ from mtl_jax import optim
 from mtl_jax.models.layers import example_index
 from mtl_jax.tasks import Batch, Task
 from mtl_jax.training import gradients, views
-from mtl_jax.training.gradients import psum
 from mtl_jax.training.state import TrainState
 from mtl_jax.training.views import View
 
@@ -54,11 +53,17 @@ def train_step(
     axis_name: str | None = None,
     augment: Augment | None = None,
     backward: optim.Backward = "scan",
+    accumulate: int = 1,
 ) -> TrainStep:
     """`sequential_step` or `joint_step`, whichever the optimizer is made for."""
     if isinstance(optimizer, optim.SequentialOptimizer):
         return sequential_step(
-            model, tasks, optimizer, axis_name=axis_name, augment=augment
+            model,
+            tasks,
+            optimizer,
+            axis_name=axis_name,
+            augment=augment,
+            accumulate=accumulate,
         )
     return joint_step(
         model,
@@ -67,6 +72,7 @@ def train_step(
         axis_name=axis_name,
         augment=augment,
         backward=backward,
+        accumulate=accumulate,
     )
 
 
@@ -77,6 +83,7 @@ def sequential_step(
     *,
     axis_name: str | None = None,
     augment: Augment | None = None,
+    accumulate: int = 1,
 ) -> TrainStep:
     """One visit of every task, or group of tasks, in turn: gradient and update.
 
@@ -91,6 +98,8 @@ def sequential_step(
       augment: `(key, batch, index) -> batch` applied to the batch, images in [0, 1],
         index [B] of each example in the batch of all devices. It is given the examples
         of all tasks' own batches as one batch.
+      accumulate: number of microbatches that each gradient is summed over, one after
+        the other. It divides the images of a device.
 
     Returns:
       `step(state, batch)`; images are uint8, or float in [0, 1]. Its metrics are
@@ -103,7 +112,9 @@ def sequential_step(
             state, batch, tasks, axis_name, augment
         )
         params, opt_state, batch_stats, losses = optimizer.update(
-            gradients.task_gradients(model, tasks, batch, dropout_key, axis_name),
+            gradients.task_gradients(
+                model, tasks, batch, dropout_key, axis_name, accumulate
+            ),
             state.opt_state,
             state.params,
             state.batch_stats,
@@ -122,6 +133,7 @@ def joint_step(
     axis_name: str | None = None,
     augment: Augment | None = None,
     backward: optim.Backward = "scan",
+    accumulate: int = 1,
 ) -> TrainStep:
     """One update from the gradients of all tasks at one point.
 
@@ -138,6 +150,7 @@ def joint_step(
       axis_name: as for `sequential_step`.
       augment: as for `sequential_step`.
       backward: see `gradients.stacked_gradients`.
+      accumulate: as for `sequential_step`.
 
     Returns:
       As `sequential_step`.
@@ -150,7 +163,7 @@ def joint_step(
         )
         active = num_labels > 0
         compute = gradients.stacked_gradients(
-            model, tasks, batch, dropout_key, axis_name, backward
+            model, tasks, batch, dropout_key, axis_name, backward, accumulate
         )
 
         def update(params, batch_stats, opt_state):
@@ -214,6 +227,7 @@ def interference_step(
     *,
     axis_name: str | None = None,
     augment: Augment | None = None,
+    accumulate: int = 1,
 ) -> Callable[[TrainState, Batch], Metrics]:
     """How the tasks' gradients stand to each other where a step is about to begin.
 
@@ -222,6 +236,7 @@ def interference_step(
       tasks: in the order of the results.
       axis_name: as for `sequential_step`.
       augment: as for `sequential_step`.
+      accumulate: as for `sequential_step`.
 
     Returns:
       `step(state, batch)`, for the state and batch of a training step, gives `norm` [N]
@@ -232,7 +247,7 @@ def interference_step(
     def step(state: TrainState, batch: Batch) -> Metrics:
         batch, dropout_key, _ = _prepare(state, batch, tasks, axis_name, augment)
         _, stacked = gradients.stacked_gradients(
-            model, tasks, batch, dropout_key, axis_name
+            model, tasks, batch, dropout_key, axis_name, accumulate=accumulate
         )(state.params, state.batch_stats)
         norm, cosine = optim.interference(stacked)
         return {"norm": norm, "cosine": cosine}
@@ -281,13 +296,7 @@ def _prepare(
         index = example_index(examples["image"].shape[0], axis_name)
         examples = augment(augment_key, examples, index)
         batch = {k: v.reshape(*leading, *v.shape[1:]) for k, v in examples.items()}
-    labels = jnp.stack(
-        [
-            task.is_labelled(gradients.batch_of(index, batch))
-            for index, task in enumerate(tasks)
-        ]
-    )
-    return batch, dropout_key, psum(labels.sum(1), axis_name)
+    return batch, dropout_key, gradients.count_labels(tasks, batch, axis_name)
 
 
 def _finish(

@@ -1,4 +1,4 @@
-"""What is looked at while a run trains: metrics, and whether numbers are finite."""
+"""What is looked at while a run trains: metrics, odd losses, and the best score."""
 
 import sys
 import time
@@ -16,6 +16,8 @@ from mtl_jax.training.checkpoints import Checkpoints
 from mtl_jax.training.state import TrainState
 
 MAX_SKIPPED = 10
+# A spike is a loss of so many times the median of so many earlier steps of its epoch.
+SPIKE, MIN_STEPS = 10, 5
 
 
 class Watch:
@@ -26,6 +28,7 @@ class Watch:
       best: highest score so far; None before the first.
       stale: validations since then.
       skipped: steps in a row that were undone.
+      spikes: steps of the run at which a task's loss was a spike, by the task's name.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class Watch:
         self.steps: list[dict[str, Any]] = []
         self.best: float | None = None
         self.stale = self.skipped = 0
+        self.spikes: dict[str, list[int]] = {}
         vars(self).update(position or {})
         self._tasks = tasks
         self._checkpoints = checkpoints
@@ -50,6 +54,7 @@ class Watch:
             "best": self.best,
             "stale": self.stale,
             "skipped": self.skipped,
+            "spikes": self.spikes,
         }
 
     def begin_epoch(self) -> None:
@@ -62,48 +67,57 @@ class Watch:
         self.best, self.stale = (score, 0) if is_best else (self.best, self.stale + 1)
 
     def add(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
-        """Takes the metrics of a step, in host memory.
+        """Takes the metrics of a step, in host memory; those of a skipped one are 0.
 
         Raises:
           NotFinite: if one of the losses is not, or the last of `MAX_SKIPPED` steps in
             a row was undone.
         """
         self._times.append(time.perf_counter())
-        what = next(
-            (
-                f"The {task.name} loss of step {step} is {loss}"
-                for task, loss in zip(self._tasks, metrics["loss"], strict=True)
-                if not np.isfinite(loss)
-            ),
-            None,
-        )
-        if metrics.get("skipped"):
-            what = what or f"The parameters after step {step} are not finite"
-            self.skipped += 1
-            if self.skipped < MAX_SKIPPED:
-                if parallel.is_first_process():
-                    tqdm.tqdm.write(f"note: {what}; it is skipped.", file=sys.stderr)
+        is_skipped = bool(metrics.get("skipped"))
+        self.skipped = self.skipped + 1 if is_skipped else 0
+        if what := self._not_finite(step, metrics):
+            if self.skipped == MAX_SKIPPED:
+                what += f", the last of {MAX_SKIPPED} steps in a row"
+            elif is_skipped:
+                _say(f"{what}; it is skipped.")
                 # It has no part in the means.
                 metrics = {k: np.zeros_like(v) for k, v in metrics.items()}
                 metrics["skipped"] = np.array(True)
-                what = None
-            else:
-                what = f"{what}, the last of {MAX_SKIPPED} steps in a row"
-        else:
-            self.skipped = 0
+                what = ""
         if what:
             raise NotFinite(f"{what}; {_advice(self._checkpoints)}")
+        self._look_for_spikes(step, metrics["loss"])
         # JSON keeps every bit of a double.
         self.steps.append(
             {name: np.asarray(value, float).tolist() for name, value in metrics.items()}
         )
+
+    def _not_finite(self, step: int, metrics: Mapping[str, np.ndarray]) -> str:
+        """Says what of a step is not finite; empty for nothing."""
+        for task, loss in zip(self._tasks, metrics["loss"], strict=True):
+            if not np.isfinite(loss):
+                return f"The {task.name} loss of step {step} is {loss}"
+        if metrics.get("skipped"):
+            return f"The parameters after step {step} are not finite"
+        return ""
+
+    def _look_for_spikes(self, step: int, losses: np.ndarray) -> None:
+        for index, (task, loss) in enumerate(zip(self._tasks, losses, strict=True)):
+            # A loss without labels is 0.
+            before = [one["loss"][index] for one in self.steps if one["loss"][index]]
+            if len(before) >= MIN_STEPS and loss > SPIKE * np.median(before):
+                self.spikes.setdefault(task.name, []).append(step)
 
     def seconds_per_step(self) -> float:
         """The median over the steps that this process has seen."""
         return float(np.median(np.diff(self._times)))
 
     def summary(self, batch_size: int) -> dict[str, float | None]:
-        """Means over the epoch, and speed; null for a task without labels."""
+        """Means over the epoch, and speed; null for a task without labels.
+
+        The number of spikes is that of the run so far, of tasks that had any.
+        """
         losses, labels = (
             np.array([step[name] for step in self.steps])
             for name in ("loss", "num_labels")
@@ -116,6 +130,7 @@ class Watch:
                 f"train/loss_{task.name}": float(mean) if count else None
                 for task, mean, count in zip(self._tasks, means, counts, strict=True)
             },
+            **{f"train/spikes_{name}": len(at) for name, at in self.spikes.items()},
             **self._of_the_method(),
             "train/seconds_per_step": seconds,
             "train/images_per_second": batch_size / seconds,
@@ -166,12 +181,28 @@ def _advice(checkpoints: Checkpoints) -> str:
 
 def say_stale(stale: int) -> None:
     """Says that the patience ends a training, which stops before its last epoch."""
-    if parallel.is_first_process():
-        tqdm.tqdm.write(
-            f"note: validations without a new best score: {stale}; config.patience "
-            "ends the training here.",
-            file=sys.stderr,
+    _say(
+        f"validations without a new best score: {stale}; config.patience ends the "
+        "training here."
+    )
+
+
+def say_spikes(spikes: Mapping[str, Sequence[int]]) -> None:
+    """Says at the end of a training which of its losses had spikes, if any had."""
+    if spikes:
+        found = (
+            f"{task} {len(at)} (first, step {at[0]})" for task, at in spikes.items()
         )
+        _say(
+            f"losses of more than {SPIKE} times the median of their epoch so far: "
+            f"{', '.join(found)}; look at the data, or lower the learning rate."
+        )
+
+
+def _say(text: str) -> None:
+    """Prints a note above the progress bar."""
+    if parallel.is_first_process():
+        tqdm.tqdm.write(f"note: {text}", file=sys.stderr)
 
 
 def brief(summary: dict[str, float | None]) -> dict[str, str]:

@@ -60,7 +60,7 @@ def train(
       Interrupted: if a signal asked the process to end; what it did is saved.
     """
     configuration.check(config)
-    parallel.check_batch_size(config.batch_size)
+    parallel.check_batch_size(config.batch_size, config.accumulate)
     with locked(workdir := pathlib.Path(workdir)):
         _train(config, workdir, resume, accept_other_data)
 
@@ -183,6 +183,7 @@ def _train_network(
         checkpoint_every=config.checkpoint_every,
         patience=config.patience,
         skips_nonfinite=config.on_nonfinite == "skip",
+        accumulate=config.accumulate,
     )
     checkpoints = Checkpoints(folder)
     latest = checkpoints.latest()
@@ -302,7 +303,11 @@ def _validation(
         if split is None:
             return {}
         rows = scoring.score_split(
-            network, split, config.batch_size, classifier, post=experiment.post
+            network,
+            split,
+            config.batch_size // config.accumulate,
+            classifier,
+            post=experiment.post,
         )
         summary = scoring.summarize(rows)
         del summary["num_images"]

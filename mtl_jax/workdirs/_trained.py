@@ -293,13 +293,14 @@ def _network(
 ) -> TrainedNetwork:
     classifier = metadata["vcdr_classifier"]
     devices = jax.local_device_count()
+    microbatch = experiment.config.batch_size // experiment.config.accumulate
     step_function = evaluation_step(experiment.model, experiment.tasks, experiment.view)
     return TrainedNetwork(
         experiment=experiment,
         checkpoint=str(step),
         metadata=metadata,
         image_size=metadata["image_size"],
-        batch_size=-(-experiment.config.batch_size // devices) * devices,
+        batch_size=-(-microbatch // devices) * devices,
         classifier=classifier and VcdrClassifier(**classifier),
         num_parameters=sum(x.size for x in jax.tree.leaves(variables["params"])),
         networks=(

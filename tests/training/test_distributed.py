@@ -38,6 +38,8 @@ def start_two_processes(workdir, config, environment, job):
         "--config=configs/default.py",
         f"--workdir={workdir}",
         "--distributed",
+        # XLA refuses flags that it does not know; on CPUs this one changes nothing.
+        "--deterministic",
         "--resume",
         "--config.tasks=('glaucoma',)",
     ]

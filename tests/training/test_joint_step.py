@@ -107,6 +107,26 @@ def test_pcgrad_projects_the_networks_gradients(variables, tiny_batch, task_grad
     assert metrics["conflicts"] == told.num_conflicts
 
 
+def test_pcgrad_skips_a_step_that_is_not_finite(variables, tiny_batch):
+    tx = optax.chain(optim.pcgrad(KEY), SGD())
+    step = steps.joint_step(SmallNetwork(), tasks.build(), tx)
+    step = jax.jit(steps.skip_nonfinite(step))
+    before, metrics = step(start(tx, variables), tiny_batch)
+    assert not metrics["skipped"]
+    broken = {**tiny_batch, "fovea_xy": tiny_batch["fovea_xy"].copy()}
+    broken["fovea_xy"][1] = np.nan
+    after, metrics = step(before, broken)
+    assert metrics["skipped"]
+    np.testing.assert_array_equal(np.isfinite(metrics["loss"]), [1, 1, 1, 0])
+    assert after.step == before.step + 1
+    for field in ("params", "batch_stats", "opt_state"):
+        old, new = (flat(getattr(state, field)) for state in (before, after))
+        np.testing.assert_array_equal(old, new)
+    after, metrics = step(after, tiny_batch)
+    assert not metrics["skipped"]
+    assert np.abs(flat(after.params) - flat(before.params)).max() > 1e-4
+
+
 def test_gradnorm_is_told_losses_and_who_is_active(
     variables, tiny_batch, task_gradients
 ):

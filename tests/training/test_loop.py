@@ -10,8 +10,15 @@ import sys
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
+from run_files import (
+    TIMES,
+    assert_identical,
+    metric_lines,
+    saved,
+    saved_position,
+    saved_steps,
+)
 from training_fixtures import BATCH_SIZE, STEPS_PER_EPOCH, write_photographs
 
 from mtl_jax import configuration, tasks, workdirs
@@ -21,39 +28,11 @@ from mtl_jax.errors import Interrupted, UserError
 from mtl_jax.evaluation import calibrate, evaluate
 from mtl_jax.training import interruption
 from mtl_jax.training.checkpoints import Checkpoints
-from mtl_jax.training.watch import Watch
+from mtl_jax.training.watch import Watch, say_spikes
 
 pytest_plugins = ("training_fixtures",)
 
 ROOT = pathlib.Path(__file__).parents[2]
-TIMES = ("train/seconds_per_step", "train/images_per_second")
-
-
-def metric_lines(workdir, without=()):
-    rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in row.items() if k not in without} for row in rows]
-
-
-def saved_steps(workdir):
-    folder = workdir / "checkpoints"
-    if not folder.is_dir():
-        return []
-    # A process killed while it deletes a checkpoint leaves a folder `deleted`.
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
-
-
-def saved(workdir, step, item):
-    """An item of a checkpoint as Orbax finds it, without a template."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(workdir.absolute() / f"checkpoints/{step}/{item}")
-
-
-def assert_identical(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for (path, x), y in zip(
-        jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True
-    ):
-        assert np.asarray(x).tobytes() == np.asarray(y).tobytes(), path
 
 
 def contents(folder):
@@ -142,6 +121,37 @@ def test_ten_skipped_steps_in_a_row_stop_the_run(tmp_path):
         watch.add(5, bad)
 
 
+def test_spikes_of_a_loss_are_counted_and_told(tmp_path, capsys):
+    """Compared with the epoch's steps that had labels, also after a resumption."""
+    labels = np.full(4, 4)
+    watch = Watch(tasks.build(), Checkpoints(tmp_path))
+
+    def add(step, *loss):
+        watch.add(step, {"loss": np.array(loss), "num_labels": labels})
+
+    for step in range(1, 6):
+        add(step, 1.0, 30.0 if step == 4 else 2.0, 0.0, step)
+    add(6, 9.9, 2.0, 50.0, 30.0)
+    # The cup had no label but once, and too few fovea losses were before.
+    assert watch.spikes == {}
+    position = json.loads(json.dumps(watch.position()))
+    watch = Watch(tasks.build(), Checkpoints(tmp_path), position)
+    add(7, 10.1, 2.0, 50.0, 30.0)
+    add(8, 1.0, 21.0, 0.0, 36.0)
+    add(9, 11.0, 2.0, 0.0, 1.0)
+    assert watch.spikes == {"glaucoma": [7, 9], "disc": [8]}
+    summary = watch.summary(batch_size=4)
+    counts = {k: v for k, v in summary.items() if "spikes" in k}
+    assert counts == {"train/spikes_glaucoma": 2, "train/spikes_disc": 1}
+    watch.begin_epoch()
+    add(10, 1e9, 1e9, 1e9, 1e9)
+    say_spikes(watch.spikes)
+    said = capsys.readouterr().err
+    assert "so far: glaucoma 2 (first, step 7), disc 1 (first, step 8); look" in said
+    say_spikes({})
+    assert capsys.readouterr().err == ""
+
+
 KILLED_RUN = """
 import os, pathlib, signal, sys, time
 import small_encoder
@@ -193,8 +203,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tiny_run, compiled, interrupt, tm
             assert_identical(
                 saved(workdir, step, item), saved(tiny_run.workdir, step, item)
             )
-        data = f"checkpoints/{step}/data/process_0-of-1.json"
-        assert (workdir / data).read_text() == (tiny_run.workdir / data).read_text()
+        assert saved_position(workdir, step) == saved_position(tiny_run.workdir, step)
     assert metric_lines(workdir, TIMES) == metric_lines(tiny_run.workdir, TIMES)
     assert (workdir / "config.json").read_text() == (
         tiny_run.workdir / "config.json"

@@ -217,8 +217,18 @@ def make_own_batches(seed):
     return {key: np.stack([batch[key] for batch in own], axis=1) for key in own[0]}
 
 
-def method_losses(axis_name, make_batch=make_batch, augment=None):
-    """Three steps of one method of each kind.
+def make_broken_batch(seed):
+    """The second has a fovea that is not finite, on one device."""
+    batch = make_batch(seed)
+    if seed == 1:
+        batch["fovea_xy"][3] = np.nan
+    return batch
+
+
+def method_losses(
+    axis_name, make_batch=make_batch, names=None, wrap=lambda step: step, **options
+):
+    """Three steps of one method of each kind, or of some.
 
     Two sequential ones, of tasks and of groups, one of weighted losses, and a joint one
     that needs all of the gradients.
@@ -236,10 +246,13 @@ def method_losses(axis_name, make_batch=make_batch, augment=None):
         "pcgrad": optax.chain(optim.pcgrad(key), sgd),
     }
     found = {}
-    for name, optimizer in methods.items():
+    for name in names or methods:
+        optimizer = methods[name]
         state = fresh_state(model, optimizer)
-        step = steps.train_step(
-            model, tasks.build(), optimizer, axis_name=axis_name, augment=augment
+        step = wrap(
+            steps.train_step(
+                model, tasks.build(), optimizer, axis_name=axis_name, **options
+            )
         )
         step = jax.jit(step) if axis_name is None else parallel.map_step(step)
         state = state if axis_name is None else parallel.replicate(state)
@@ -253,6 +266,20 @@ def method_losses(axis_name, make_batch=make_batch, augment=None):
             )
         found[name] = history
     return as_lists(found)
+
+
+def all_method_losses(axis_name):
+    """Of the methods on shared and own batches, in microbatches, and skipping."""
+    return {
+        "methods": method_losses(axis_name),
+        "own": method_losses(axis_name, make_own_batches, augment=AUGMENT),
+        "microbatches": method_losses(
+            axis_name, names=["independent", "pcgrad"], accumulate=2
+        ),
+        "skipping": method_losses(
+            axis_name, make_broken_batch, ["pcgrad"], steps.skip_nonfinite
+        ),
+    }
 
 
 def trips():
@@ -321,8 +348,7 @@ def compute():
     ) as process:
         one = {
             **train_without_devices(),
-            "methods": method_losses(None),
-            "own": method_losses(None, make_own_batches, AUGMENT),
+            **all_method_losses(None),
             "real": real_network_outputs(None),
             "norm": norm_without_averages(None),
         }
@@ -369,12 +395,7 @@ def test_the_norm_without_averages_is_over_the_whole_batch(runs):
     np.testing.assert_allclose(np.std(one["y"]), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("batches", ["methods", "own"])
-@pytest.mark.parametrize(
-    "method", ["independent", "random_grouping", "gradnorm", "pcgrad"]
-)
-def test_every_kind_of_method_has_the_losses_of_one_device(runs, method, batches):
-    """On a shared batch and on batches of each task's own."""
+def assert_same_histories(runs, batches, method):
     histories = (run[batches][method] for run in (runs.four, runs.one))
     for step, (four, one) in enumerate(zip(*histories, strict=True)):
         assert set(four) == set(one)
@@ -382,6 +403,32 @@ def test_every_kind_of_method_has_the_losses_of_one_device(runs, method, batches
             np.testing.assert_allclose(
                 four[name], one[name], rtol=1e-5, atol=1e-5, err_msg=f"{step} {name}"
             )
+
+
+@pytest.mark.parametrize("batches", ["methods", "own"])
+@pytest.mark.parametrize(
+    "method", ["independent", "random_grouping", "gradnorm", "pcgrad"]
+)
+def test_every_kind_of_method_has_the_losses_of_one_device(runs, method, batches):
+    """On a shared batch and on batches of each task's own."""
+    assert_same_histories(runs, batches, method)
+
+
+@pytest.mark.parametrize("method", ["independent", "pcgrad"])
+def test_microbatches_have_the_losses_of_one_device(runs, method):
+    """The same images are in each, so that statistics and dropout are the same."""
+    assert_same_histories(runs, "microbatches", method)
+
+
+def test_all_devices_skip_the_step_that_one_of_them_spoils(runs):
+    assert_same_histories(runs, "skipping", "pcgrad")
+    history = runs.four["skipping"]["pcgrad"]
+    assert [metrics["skipped"] for metrics in history] == [0, 1, 0]
+    assert [np.isfinite(m["loss"]).tolist()[3] for m in history] == [True, False, True]
+    # The next step is from where the first one ended, not the second.
+    whole = runs.four["methods"]["pcgrad"]
+    assert history[0]["loss"] == whole[0]["loss"]
+    assert history[2]["loss"] != whole[2]["loss"]
 
 
 def test_all_devices_have_the_same_state_and_metrics(runs):
@@ -440,8 +487,7 @@ if __name__ == "__main__":
                 "devices": jax.local_device_count(),
                 "trips": trips(),
                 "refusals": refusals(),
-                "methods": method_losses(parallel.AXIS),
-                "own": method_losses(parallel.AXIS, make_own_batches, AUGMENT),
+                **all_method_losses(parallel.AXIS),
                 "real": real_network_outputs(parallel.AXIS),
                 "norm": norm_without_averages(parallel.AXIS),
                 **train_on_all_devices(),
