@@ -49,23 +49,30 @@ def check_num_tasks(n: int | None, expected: int) -> None:
 
 
 def gram(updates: optax.Updates) -> jax.Array:
-    """Inner products [N, N] of the task gradients, at least float32.
+    """Inner products [N, N] of the task gradients, see `inner_products`."""
+    return inner_products(updates, updates)
 
+
+def inner_products(first: optax.Updates, second: optax.Updates) -> jax.Array:
+    """Inner products [N, N] of the first's gradients (rows) and the second's.
+
+    At least float32.
     Nothing is rescaled. The squares of norms from 1e-15 to 1e15 are normal numbers of
     float32, and so are those of the elements of 1e7 equal parameters.
     """
 
-    def of_leaf(leaf):
+    def of_leaf(leaf, other):
         axes = tuple(range(1, leaf.ndim))
         return lax.dot_general(
             leaf,
-            leaf,
+            other,
             ((axes, axes), ((), ())),
             precision=lax.Precision.HIGHEST,
             preferred_element_type=_accumulator(leaf),
         )
 
-    return functools.reduce(jnp.add, map(of_leaf, jax.tree.leaves(updates)))
+    products = jax.tree.leaves(jax.tree.map(of_leaf, first, second))
+    return functools.reduce(jnp.add, products)
 
 
 def norms(updates: optax.Updates) -> jax.Array:
