@@ -126,6 +126,63 @@ register(
     )
 )
 register(Method("pcgrad", "PCGrad", lambda s: optax.chain(optim.pcgrad(s.key), s.tx)))
+register(Method("mgda", "MGDA", lambda s: optax.chain(optim.mgda(), s.tx)))
+register(
+    Method(
+        "cagrad",
+        "CAGrad",
+        lambda s: optax.chain(optim.cagrad(s.fields["cagrad_c"]), s.tx),
+        {"cagrad_c": Field(0.5, 0, 100)},
+    )
+)
+register(
+    Method(
+        "nash_mtl",
+        "Nash-MTL",
+        lambda s: optax.chain(
+            optim.nash_mtl(
+                s.num_tasks,
+                s.fields["nash_mtl_max_norm"],
+                s.fields["nash_mtl_update_weights_every"],
+            ),
+            s.tx,
+        ),
+        {
+            "nash_mtl_max_norm": Field(1.0, 0),  # 0: no limit
+            "nash_mtl_update_weights_every": Field(1, 1),  # steps
+        },
+    )
+)
+register(
+    Method(
+        "moco",
+        "MoCo",
+        lambda s: optax.chain(
+            optim.moco(
+                s.num_tasks,
+                s.fields["moco_beta"],
+                s.fields["moco_gamma"],
+                s.fields["moco_rho"],
+            ),
+            s.tx,
+        ),
+        {
+            "moco_beta": Field(0.5, 1e-12, 1),
+            "moco_gamma": Field(0.1, 1e-12, 1e6),
+            "moco_rho": Field(0.0, 0, 1e6),
+        },
+    )
+)
+register(
+    Method(
+        "fairgrad",
+        "FairGrad",
+        lambda s: optax.chain(optim.fairgrad(s.fields["fairgrad_alpha"]), s.tx),
+        {"fairgrad_alpha": Field(1.0, 0.01, 100)},
+    )
+)
+register(Method("upgrad", "UPGrad", lambda s: optax.chain(optim.upgrad(), s.tx)))
+register(Method("dualproj", "DualProj", lambda s: optax.chain(optim.dualproj(), s.tx)))
 register(
     Method("per_task", "Per-task states", lambda s: optim.per_task(s.tx, s.num_tasks))
 )
