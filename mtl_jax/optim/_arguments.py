@@ -18,6 +18,35 @@ def require(condition: Any, sentence: str) -> None:
         raise ValueError(sentence)
 
 
+def require_range(name: str, value: Any, low: float, high: float = jnp.inf) -> None:
+    """Raises a ValueError unless a number, or all of an array, lies in a closed range.
+
+    As `require`, it knows nothing of a traced value.
+    """
+    values = jnp.asarray(value)
+    possible = f"lie between {low} and {high}"
+    if high == jnp.inf:
+        possible = f"be at least {low}"
+    require(
+        ((values >= low) & (values <= high)).all(),
+        f"{name} must {possible}, got {value}",
+    )
+
+
+def one_per_task(name: str, values: Any, num_tasks: int) -> jax.Array:
+    """The values as an array [N].
+
+    Raises:
+      ValueError: if there is not one for each task.
+    """
+    values = jnp.asarray(values)
+    require(
+        values.shape == (num_tasks,),
+        f"{name} {values.shape} must be one number per task, ({num_tasks},)",
+    )
+    return values
+
+
 def checked_preferences(pref_vector: Preferences) -> jax.Array | None:
     """A preference vector as an array, or None.
 
@@ -52,8 +81,5 @@ def preferences(
     """
     if vector is None:
         return active / jnp.maximum(active.sum(), 1).astype(dtype)
-    require(
-        vector.shape == active.shape,
-        f"pref_vector {vector.shape} must be one number per task, {active.shape}",
-    )
+    vector = one_per_task("pref_vector", vector, len(active))
     return jnp.where(active, vector, 0).astype(dtype)
