@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+from optax.experimental import aggregating
 
 from mtl_jax import optim
 
@@ -63,12 +65,14 @@ class Method:
       create: makes the optimizer; None if the method trains several networks, see
         `configuration.part_configs`.
       fields: its own fields in `config.method`, by name.
+      fewest_tasks: maps `config.method` to the number of tasks that it needs.
     """
 
     name: str
     heading: str
     create: Callable[[Setting], Optimizer] | None = None
     fields: Mapping[str, Field] = dataclasses.field(default_factory=dict)
+    fewest_tasks: Callable[[Mapping[str, Any]], int] = lambda fields: 1
 
 
 # Tables list the methods in this order.
@@ -204,6 +208,116 @@ register(
             "states": Field("slot", choices=("slot", "task")),
         },
     )
+)
+
+
+# Aggregators of which `cr_mogm` can smooth the weights, by name.
+_WEIGHTED: dict[str, Callable[[Setting], aggregating.Aggregator]] = {
+    "mgda": lambda s: optim.mgda(),
+    "cagrad": lambda s: optim.cagrad(s.fields["cagrad_c"]),
+    "pcgrad": lambda s: optim.pcgrad(s.key),
+    "aligned_mtl": lambda s: optim.aligned_mtl(
+        scale_mode=s.fields["aligned_mtl_scale_mode"]
+    ),
+    "conflict_free": lambda s: optim.conflict_free(),
+    "excess_mtl": lambda s: optim.excess_mtl(
+        s.num_tasks, s.fields["robust_step_size"], s.fields["n_warmup_steps"]
+    ),
+    "gradvac": lambda s: optim.gradvac(s.num_tasks, s.key, s.fields["gradvac_beta"]),
+    "imtl_g": lambda s: optim.imtl_g(),
+    "krum": lambda s: optim.krum(s.fields["n_byzantine"], s.fields["n_selected"]),
+    "pcd": lambda s: optim.pcd(
+        s.num_tasks, s.fields["pcd_tau"], s.fields["pcd_beta"], s.fields["pcd_eps"]
+    ),
+    "random_weighting": lambda s: optim.random_weighting(s.key),
+}
+
+
+def _register_aggregator(
+    name: str,
+    heading: str,
+    create: Callable[[Setting], aggregating.Aggregator] | None = None,
+    fields: Mapping[str, Field] | None = None,
+    fewest_tasks: Callable[[Mapping[str, Any]], int] = lambda fields: 1,
+) -> None:
+    """Registers an aggregator, by default that of `_WEIGHTED`, with `tx` after it."""
+    first = create or _WEIGHTED[name]
+    register(
+        Method(
+            name,
+            heading,
+            lambda s: optax.chain(first(s), s.tx),
+            fields or {},
+            fewest_tasks,
+        )
+    )
+
+
+_register_aggregator("imtl_g", "IMTL-G")
+_register_aggregator(
+    "aligned_mtl",
+    "Aligned-MTL",
+    fields={"aligned_mtl_scale_mode": Field("min", choices=("min", "median", "rmse"))},
+)
+_register_aggregator("conflict_free", "ConFIG")
+_register_aggregator("gradvac", "GradVac", fields={"gradvac_beta": Field(0.5, 0, 1)})
+_register_aggregator(
+    "cr_mogm",
+    "CR-MOGM",
+    lambda s: optim.cr_mogm(
+        _WEIGHTED[s.fields["smoothed"]](s), s.num_tasks, s.fields["cr_mogm_alpha"]
+    ),
+    {
+        # The method whose weights it smooths.
+        "smoothed": Field("pcgrad", choices=tuple(_WEIGHTED)),
+        "cr_mogm_alpha": Field(0.9, 0, 1),
+    },
+)
+# The first of config.tasks is the primary one.
+_register_aggregator(
+    "pcd",
+    "PCD",
+    fields={
+        "pcd_tau": Field(0.02, 0, 1),
+        "pcd_beta": Field(0.999, 0, 0.999999),
+        "pcd_eps": Field(1e-8, 0),
+    },
+)
+_register_aggregator(
+    "krum",
+    "Krum",
+    fields={"n_byzantine": Field(1, 0), "n_selected": Field(1, 1)},
+    fewest_tasks=lambda fields: max(fields["n_byzantine"] + 3, fields["n_selected"]),
+)
+_register_aggregator("random_weighting", "RGW")
+_register_aggregator(
+    "graddrop",
+    "GradDrop",
+    lambda s: optim.graddrop(
+        s.key, leak=jnp.full(s.num_tasks, s.fields["graddrop_leak"])
+    ),
+    # Of every task.
+    {"graddrop_leak": Field(0.0, 0, 1)},
+)
+_register_aggregator(
+    "trimmed_mean",
+    "Trimmed mean",
+    lambda s: optim.trimmed_mean(s.fields["trim_number"]),
+    {"trim_number": Field(1, 0)},
+    lambda fields: 2 * fields["trim_number"] + 1,
+)
+_register_aggregator(
+    "excess_mtl",
+    "ExcessMTL",
+    fields={"robust_step_size": Field(1.0, 0), "n_warmup_steps": Field(0, 0)},
+)
+_register_aggregator(
+    "db_mtl",
+    "DB-MTL",
+    lambda s: optim.db_mtl(
+        s.num_tasks, s.fields["db_mtl_beta"], s.fields["db_mtl_beta_sigma"]
+    ),
+    {"db_mtl_beta": Field(0.9, 0, 1), "db_mtl_beta_sigma": Field(0.0, 0)},
 )
 # It finds the optic disc on the whole image, then disc and cup in a crop around it. The
 # classifications join the second stage, and the localisations the first.

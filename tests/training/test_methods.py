@@ -119,6 +119,9 @@ def test_gradnorm_looks_at_the_deepest_convolution_of_the_encoder(encoder):
         ({"method.name": "random_grouping", "method.num_groups": 0}, "from 1 to"),
         ({"method.gradnorm_learning_rate": 0.0}, "must lie between 1e-12 and"),
         ({"method.gradnorm_alpha": -1.0}, "must lie between"),
+        ({"method.name": "krum", "method.n_byzantine": 2}, "needs at least 5"),
+        ({"method.name": "trimmed_mean", "method.trim_number": 2}, "at least 5"),
+        ({"method.smoothed": "vanilla"}, "choose from mgda, cagrad, pcgrad"),
         ({"interference_every": -1}, "must be at least 0"),
     ],
 )
