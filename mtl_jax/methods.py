@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from optax.experimental import aggregating
 
 from mtl_jax import optim
 
@@ -64,12 +65,14 @@ class Method:
       create: makes the optimizer; None if the method trains several networks, see
         `configuration.part_configs`.
       fields: its own fields in `config.method`, by name.
+      fewest_tasks: maps `config.method` to the number of tasks that it needs.
     """
 
     name: str
     heading: str
     create: Callable[[Setting], Optimizer] | None = None
     fields: Mapping[str, Field] = dataclasses.field(default_factory=dict)
+    fewest_tasks: Callable[[Mapping[str, Any]], int] = lambda fields: 1
 
 
 # Tables list the methods in this order.
@@ -98,21 +101,37 @@ def fields() -> dict[str, Field]:
     return {k: f for method in METHODS.values() for k, f in method.fields.items()}
 
 
-def _weighted(
+def _aggregator(
     name: str,
     heading: str,
-    weighting: Callable[[Setting], optim.LossWeighting],
-    fields: Mapping[str, Field] | None = None,
-) -> Method:
-    """A method that weighs the losses, at the price of one backward pass."""
-    return Method(
-        name, heading, lambda s: optim.weighted(weighting(s), s.tx), fields or {}
+    create: Callable[[Setting], aggregating.Aggregator],
+    fewest_tasks: Callable[[Mapping[str, Any]], int] = lambda fields: 1,
+    **fields: Field,
+) -> None:
+    """Registers an aggregator, with `tx` after it."""
+    _AGGREGATORS[name] = create
+    register(
+        Method(
+            name, heading, lambda s: optax.chain(create(s), s.tx), fields, fewest_tasks
+        )
     )
+
+
+def _weighting(
+    name: str,
+    heading: str,
+    create: Callable[[Setting], optim.LossWeighting],
+    **fields: Field,
+) -> None:
+    """Registers a weighting of the losses, at the price of one backward pass."""
+    register(Method(name, heading, lambda s: optim.weighted(create(s), s.tx), fields))
 
 
 def _equal_preferences(setting: Setting) -> np.ndarray:
     return np.full(setting.num_tasks, 1 / setting.num_tasks)
 
+
+_AGGREGATORS: dict[str, Callable[[Setting], aggregating.Aggregator]] = {}
 
 register(Method("single", "STL"))
 register(
@@ -123,23 +142,19 @@ register(Method("alternating", "Alternating", lambda s: optim.alternating(s.tx))
 register(
     Method("vanilla", "Vanilla MTL", lambda s: optim.random_grouping(s.tx, 1, s.key))
 )
-register(
-    _weighted(
-        "gradnorm",
-        "GradNorm",
-        lambda s: optim.gradnorm_weighting(
-            s.num_tasks,
-            s.fields["gradnorm_alpha"],
-            s.fields["gradnorm_learning_rate"],
-            shared=lambda path: path == s.last_shared,
-        ),
-        {
-            "gradnorm_alpha": Field(1.5, 0, 100),
-            "gradnorm_learning_rate": Field(0.025, 1e-12, 1e6),
-        },
-    )
+_weighting(
+    "gradnorm",
+    "GradNorm",
+    lambda s: optim.gradnorm_weighting(
+        s.num_tasks,
+        s.fields["gradnorm_alpha"],
+        s.fields["gradnorm_learning_rate"],
+        shared=lambda path: path == s.last_shared,
+    ),
+    gradnorm_alpha=Field(1.5, 0, 100),
+    gradnorm_learning_rate=Field(0.025, 1e-12, 1e6),
 )
-register(Method("pcgrad", "PCGrad", lambda s: optax.chain(optim.pcgrad(s.key), s.tx)))
+_aggregator("pcgrad", "PCGrad", lambda s: optim.pcgrad(s.key))
 register(
     Method("per_task", "Per-task states", lambda s: optim.per_task(s.tx, s.num_tasks))
 )
@@ -162,88 +177,189 @@ register(
         },
     )
 )
-register(
-    _weighted(
-        "uncertainty_weighting",
-        "Uncertainty weighting",
-        lambda s: optim.uncertainty_weighting(
-            s.num_tasks, optax.adam(s.fields["uncertainty_learning_rate"])
-        ),
-        {"uncertainty_learning_rate": Field(0.025, 1e-12, 1e6)},
-    )
+
+# Weighted sums of the gradients.
+_aggregator("mgda", "MGDA", lambda s: optim.mgda())
+_aggregator(
+    "cagrad",
+    "CAGrad",
+    lambda s: optim.cagrad(s.fields["cagrad_c"]),
+    cagrad_c=Field(0.5, 0, 100),
 )
-register(
-    _weighted(
-        "dwa",
-        "DWA",
-        lambda s: optim.dwa(
-            s.num_tasks,
-            s.fields["dwa_temperature"],
-            steps_per_epoch=s.fields["dwa_steps"],
-        ),
-        {
-            "dwa_temperature": Field(2.0, 1e-6, 1e6),
-            # Steps whose losses are averaged: in the paper, an epoch.
-            "dwa_steps": Field(50, 1, 10**9),
-        },
-    )
+_aggregator("imtl_g", "IMTL-G", lambda s: optim.imtl_g())
+_aggregator(
+    "gradvac",
+    "GradVac",
+    lambda s: optim.gradvac(s.num_tasks, s.key, s.fields["gradvac_beta"]),
+    gradvac_beta=Field(0.5, 0, 1),
 )
-register(
-    _weighted(
-        "famo",
-        "FAMO",
-        lambda s: optim.famo(
-            s.num_tasks,
-            learning_rate=s.fields["famo_learning_rate"],
-            weight_decay=s.fields["famo_weight_decay"],
-        ),
-        {
-            "famo_learning_rate": Field(0.025, 1e-12, 1e6),
-            "famo_weight_decay": Field(1e-3, 0, 1e6),
-        },
-    )
+_aggregator(
+    "nash_mtl",
+    "Nash-MTL",
+    lambda s: optim.nash_mtl(
+        s.num_tasks,
+        s.fields["nash_mtl_max_norm"],
+        s.fields["nash_mtl_update_weights_every"],
+    ),
+    nash_mtl_max_norm=Field(1.0, 0),  # 0: no limit
+    nash_mtl_update_weights_every=Field(1, 1),  # steps
 )
-register(_weighted("geometric_mean", "GLS", lambda s: optim.geometric_mean()))
-register(
-    _weighted(
-        "imtl_l",
-        "IMTL-L",
-        lambda s: optim.imtl_l(
-            s.num_tasks, optax.adam(s.fields["imtl_l_learning_rate"])
-        ),
-        {"imtl_l_learning_rate": Field(0.025, 1e-12, 1e6)},
-    )
+_aggregator(
+    "moco",
+    "MoCo",
+    lambda s: optim.moco(
+        s.num_tasks,
+        s.fields["moco_beta"],
+        s.fields["moco_gamma"],
+        s.fields["moco_rho"],
+    ),
+    moco_beta=Field(0.5, 1e-12, 1),
+    moco_gamma=Field(0.1, 1e-12, 1e6),
+    moco_rho=Field(0.0, 0, 1e6),
+)
+_aggregator(
+    "aligned_mtl",
+    "Aligned-MTL",
+    lambda s: optim.aligned_mtl(scale_mode=s.fields["aligned_mtl_scale_mode"]),
+    aligned_mtl_scale_mode=Field("min", choices=("min", "median", "rmse")),
+)
+_aggregator(
+    "fairgrad",
+    "FairGrad",
+    lambda s: optim.fairgrad(s.fields["fairgrad_alpha"]),
+    fairgrad_alpha=Field(1.0, 0.01, 100),
+)
+_aggregator("upgrad", "UPGrad", lambda s: optim.upgrad())
+_aggregator("dualproj", "DualProj", lambda s: optim.dualproj())
+_aggregator("conflict_free", "ConFIG", lambda s: optim.conflict_free())
+# The first of config.tasks is the primary one.
+_aggregator(
+    "pcd",
+    "PCD",
+    lambda s: optim.pcd(
+        s.num_tasks, s.fields["pcd_tau"], s.fields["pcd_beta"], s.fields["pcd_eps"]
+    ),
+    pcd_tau=Field(0.02, 0, 1),
+    pcd_beta=Field(0.999, 0, 0.999999),
+    pcd_eps=Field(1e-8, 0),
+)
+_aggregator(
+    "krum",
+    "Krum",
+    lambda s: optim.krum(s.fields["krum_n_byzantine"], s.fields["krum_n_selected"]),
+    lambda fields: max(fields["krum_n_byzantine"] + 3, fields["krum_n_selected"]),
+    krum_n_byzantine=Field(1, 0),
+    krum_n_selected=Field(1, 1),
+)
+_aggregator(
+    "excess_mtl",
+    "ExcessMTL",
+    lambda s: optim.excess_mtl(
+        s.num_tasks,
+        s.fields["excess_mtl_robust_step_size"],
+        s.fields["excess_mtl_n_warmup_steps"],
+    ),
+    excess_mtl_robust_step_size=Field(1.0, 0),
+    excess_mtl_n_warmup_steps=Field(0, 0),
+)
+_aggregator("random_weighting", "RGW", lambda s: optim.random_weighting(s.key))
+_aggregator(
+    "cr_mogm",
+    "CR-MOGM",
+    lambda s: optim.cr_mogm(
+        _AGGREGATORS[s.fields["cr_mogm_smoothed"]](s),
+        s.num_tasks,
+        s.fields["cr_mogm_alpha"],
+    ),
+    # The method whose weights it smooths.
+    cr_mogm_smoothed=Field("pcgrad", choices=tuple(_AGGREGATORS)),
+    cr_mogm_alpha=Field(0.9, 0, 1),
+)
+
+# Aggregators that go element by element.
+_aggregator(
+    "graddrop",
+    "GradDrop",
+    lambda s: optim.graddrop(
+        s.key, leak=np.full(s.num_tasks, s.fields["graddrop_leak"], np.float32)
+    ),
+    # Of every task.
+    graddrop_leak=Field(0.0, 0, 1),
+)
+_aggregator(
+    "trimmed_mean",
+    "Trimmed mean",
+    lambda s: optim.trimmed_mean(s.fields["trimmed_mean_trim_number"]),
+    lambda fields: 2 * fields["trimmed_mean_trim_number"] + 1,
+    trimmed_mean_trim_number=Field(1, 0),
+)
+_aggregator(
+    "db_mtl",
+    "DB-MTL",
+    lambda s: optim.db_mtl(
+        s.num_tasks, s.fields["db_mtl_beta"], s.fields["db_mtl_beta_sigma"]
+    ),
+    db_mtl_beta=Field(0.9, 0, 1),
+    db_mtl_beta_sigma=Field(0.0, 0),
+)
+
+_weighting(
+    "uncertainty_weighting",
+    "Uncertainty weighting",
+    lambda s: optim.uncertainty_weighting(
+        s.num_tasks, optax.adam(s.fields["uncertainty_learning_rate"])
+    ),
+    uncertainty_learning_rate=Field(0.025, 1e-12, 1e6),
+)
+_weighting(
+    "dwa",
+    "DWA",
+    lambda s: optim.dwa(
+        s.num_tasks, s.fields["dwa_temperature"], steps_per_epoch=s.fields["dwa_steps"]
+    ),
+    dwa_temperature=Field(2.0, 1e-6, 1e6),
+    # Steps whose losses are averaged: in the paper, an epoch.
+    dwa_steps=Field(50, 1, 10**9),
+)
+_weighting("geometric_mean", "GLS", lambda s: optim.geometric_mean())
+_weighting(
+    "imtl_l",
+    "IMTL-L",
+    lambda s: optim.imtl_l(s.num_tasks, optax.adam(s.fields["imtl_l_learning_rate"])),
+    imtl_l_learning_rate=Field(0.025, 1e-12, 1e6),
+)
+_weighting("random_loss_weighting", "RLW", lambda s: optim.random_loss_weighting(s.key))
+_weighting(
+    "famo",
+    "FAMO",
+    lambda s: optim.famo(
+        s.num_tasks,
+        learning_rate=s.fields["famo_learning_rate"],
+        weight_decay=s.fields["famo_weight_decay"],
+    ),
+    famo_learning_rate=Field(0.025, 1e-12, 1e6),
+    famo_weight_decay=Field(1e-3, 0, 1e6),
 )
 # In these three, all tasks are preferred alike.
-register(
-    _weighted(
-        "stch",
-        "STCH",
-        lambda s: optim.stch(s.fields["stch_mu"]),
-        {"stch_mu": Field(0.1, 1e-6, 1e6)},
-    )
+_weighting(
+    "stch",
+    "STCH",
+    lambda s: optim.stch(s.fields["stch_mu"]),
+    stch_mu=Field(0.1, 1e-6, 1e6),
 )
-register(
-    _weighted(
-        "cosmos",
-        "COSMOS",
-        lambda s: optim.cosmos(s.fields["cosmos_lambda"], _equal_preferences(s)),
-        {"cosmos_lambda": Field(1.0, 0, 1e6)},
-    )
+_weighting(
+    "cosmos",
+    "COSMOS",
+    lambda s: optim.cosmos(s.fields["cosmos_lambda"], _equal_preferences(s)),
+    cosmos_lambda=Field(1.0, 0, 1e6),
 )
-register(
-    _weighted(
-        "pbi",
-        "PBI",
-        lambda s: optim.pbi(s.fields["pbi_theta"], _equal_preferences(s)),
-        {"pbi_theta": Field(5.0, 0, 1e6)},
-    )
+_weighting(
+    "pbi",
+    "PBI",
+    lambda s: optim.pbi(s.fields["pbi_theta"], _equal_preferences(s)),
+    pbi_theta=Field(5.0, 0, 1e6),
 )
-register(
-    _weighted(
-        "random_loss_weighting", "RLW", lambda s: optim.random_loss_weighting(s.key)
-    )
-)
+
 # It finds the optic disc on the whole image, then disc and cup in a crop around it. The
 # classifications join the second stage, and the localisations the first.
 register(

@@ -59,6 +59,23 @@ def test_a_name_is_taken_once(registered):
         )
 
 
+def setting_of(fields):
+    return methods.Setting(optax.sgd(0.1), 3, jax.random.key(0), "encoder", fields)
+
+
+@pytest.mark.parametrize("name", [k for k, m in methods.METHODS.items() if m.create])
+def test_every_method_is_made_of_its_fields(name):
+    """By default, and with the last choice or the lowest value of each."""
+    create, own = methods.METHODS[name].create, methods.METHODS[name].fields
+    default = {key: field.default for key, field in methods.fields().items()}
+    other = {
+        key: field.choices[-1] if field.choices else min(max(field.low, 1), field.high)
+        for key, field in own.items()
+    }
+    for fields in (default, default | other):
+        assert callable(create(setting_of(fields)).update)
+
+
 @pytest.mark.slow
 def test_a_new_method_from_config_to_report(registered, make_config, tmp_path):
     assert defaults.get_config().method.temperature == 1.0

@@ -165,6 +165,12 @@ def _check_together(config: Config) -> None:
             f"config.method.num_groups is {groups}; it must be from 1 to the number of "
             f"tasks, {len(config.tasks)}."
         )
+    fewest = methods.METHODS[config.method.name].fewest_tasks(config.method)
+    if len(config.tasks) < fewest:
+        raise UserError(
+            f"config.tasks has {len(config.tasks)} tasks; with these fields of "
+            f"config.method, the method {config.method.name} needs at least {fewest}."
+        )
 
 
 def _check_views(config: Config) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from optax.experimental import aggregating
@@ -10,11 +11,24 @@ from optax.experimental import aggregating
 from mtl_jax.optim import _paths, _task_axis
 
 
+class WeightedAggregator(aggregating.Aggregator):
+    """An aggregator whose update is a weighted sum of the task gradients.
+
+    Attributes:
+      init: maps params to the state.
+      update: maps gradients with a leading task axis to updates without it.
+      weights: maps the arguments of `update` to `(weights, state)`: the weights [N] of
+        the sum instead of the sum. Wrappers such as `cr_mogm` change them.
+    """
+
+    weights: Callable[..., tuple[jax.Array, optax.OptState]]
+
+
 def from_gram(
     weights: Callable[..., Any],
     init: Callable[[optax.Params], optax.OptState] | None = None,
     shared: _paths.Predicate | None = None,
-) -> aggregating.Aggregator:
+) -> WeightedAggregator:
     """Makes an aggregator of a function from the Gram matrix to task weights.
 
     The Gram matrix G holds the inner products of the task gradients, G[j, k] =
@@ -46,7 +60,7 @@ def from_gram(
         parameters in any case.
 
     Returns:
-      An `optax.experimental.aggregating.Aggregator`. Its state is that of `weights`.
+      A `WeightedAggregator`. Its state is that of `weights`.
 
     Raises:
       ValueError: by `init` if `shared` selects no parameter; by `update` if the
@@ -87,24 +101,56 @@ def from_gram(
         _paths.choose(params, shared)
         return optax.EmptyState() if init is None else init(params)
 
-    def update_fn(per_elt_updates, state, params=None, *, active=None, **extra_args):
-        n = _task_axis.num_tasks(per_elt_updates, params)
-        if n is None:
-            return per_elt_updates, state
+    def weights_fn(per_elt_updates, state, *, active, **extra_args):
         gram = _task_axis.gram(_paths.choose(per_elt_updates, shared)[0])
         if active is not None:
             # Before the product, zeros in the gradients would be a copy of all of them;
             # after it, XLA fuses them into the weighted sum.
             gram = jnp.where(jnp.outer(active, active), gram, 0)
-            per_elt_updates = _task_axis.of_active(active, per_elt_updates)
-        active = jnp.broadcast_to(True if active is None else active, (n,))
         if init is None:
-            values = weights(gram)
-        else:
-            values, state = weights(gram, state, active=active, **extra_args)
+            return weights(gram), state
+        active = jnp.broadcast_to(True if active is None else active, len(gram))
+        return weights(gram, state, active=active, **extra_args)
+
+    return from_weights(weights_fn, init_fn)
+
+
+def from_weights(
+    weights: Callable[..., Any],
+    init: optax.TransformInitFn = optax.init_empty_state,
+) -> WeightedAggregator:
+    """Makes an aggregator of a function from the task gradients to their weights.
+
+    Args:
+      weights: maps `(per_elt_updates, state, *, active, **extra_args)` to `(weights,
+        state)`. `active` is None or bool [N]; what the weight of a task that is not
+        active is does not matter, and its gradient may be anything.
+      init: maps params to the state of `weights`.
+
+    Returns:
+      A `WeightedAggregator`.
+
+    Raises:
+      ValueError: by `update` if the gradients have no task axis or the weights are not
+        [N].
+    """
+
+    def weights_fn(per_elt_updates, state, params=None, *, active=None, **extra_args):
+        n = _task_axis.num_tasks(per_elt_updates, params)
+        values, state = weights(per_elt_updates, state, active=active, **extra_args)
         if jnp.shape(values) != (n,):
             raise ValueError(f"the weights of {n} tasks have shape {jnp.shape(values)}")
-        values = jnp.where(active, values, 0)
+        return (values if active is None else jnp.where(active, values, 0)), state
+
+    def update_fn(per_elt_updates, state, params=None, *, active=None, **extra_args):
+        if _task_axis.num_tasks(per_elt_updates) is None:
+            return per_elt_updates, state
+        values, state = weights_fn(
+            per_elt_updates, state, params, active=active, **extra_args
+        )
+        per_elt_updates = _task_axis.of_active(active, per_elt_updates)
         return _task_axis.combine(values, per_elt_updates), state
 
-    return aggregating.Aggregator(init_fn, update_fn)
+    aggregator = WeightedAggregator(init, update_fn)
+    aggregator.weights = weights_fn
+    return aggregator

@@ -6,10 +6,9 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
-from optax.experimental import aggregating
 
 from mtl_jax.optim import _paths, _task_axis
-from mtl_jax.optim._from_gram import from_gram
+from mtl_jax.optim._from_gram import WeightedAggregator, from_gram
 from mtl_jax.optim._weighted import LossWeighting
 
 # Before the weights are renormalised. A step of Adam has the size of the learning rate
@@ -41,7 +40,7 @@ def gradnorm(
     alpha: float | jax.Array = 1.5,
     learning_rate: optax.ScalarOrSchedule = 0.025,
     shared: _paths.Predicate | None = None,
-) -> aggregating.Aggregator:
+) -> WeightedAggregator:
     """Learns task weights w_k for which all tasks train at similar rates.
 
     This form needs the gradients of all tasks. `weighted` with `gradnorm_weighting`
@@ -57,6 +56,10 @@ def gradnorm(
     with the target mean(G) r_k^alpha held constant. The weights are then raised to 1e-3
     at least, which the paper leaves open, and scaled to sum N. The update is
     sum_k w_k g_k with the weights from before this step.
+
+    The weights, their own learning rate and the targets r_k^alpha, which pull slow
+    tasks up, are those of the paper. LibMTL instead learns the logits of a softmax at
+    the network's learning rate. TorchJD does not have the method.
 
     `update` takes the extra arguments `task_losses` (float [N], not weighted, not
     negative; required) and `active` (bool [N], None for all). A task that is not active
@@ -76,7 +79,7 @@ def gradnorm(
         `static_args=("num_tasks", "shared")`.
 
     Returns:
-      An `optax.experimental.aggregating.Aggregator`.
+      A `WeightedAggregator`.
 
     Raises:
       ValueError: by `init` if `shared` selects no parameter; by `update` if

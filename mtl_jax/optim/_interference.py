@@ -1,7 +1,6 @@
 """Norms of the task gradients and the angles between them."""
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from mtl_jax.optim import _task_axis
@@ -33,8 +32,4 @@ def interference(updates: optax.Updates) -> tuple[jax.Array, jax.Array]:
     """
     if _task_axis.num_tasks(updates) is None:
         raise ValueError("there are no gradients in an empty tree")
-    gram = _task_axis.gram(updates)
-    norm = jnp.sqrt(jnp.diagonal(gram))
-    product = norm[:, None] * norm
-    is_zero = product == 0
-    return norm, jnp.where(is_zero, 0, gram / jnp.where(is_zero, 1, product))
+    return _task_axis.norms_and_cosines(_task_axis.gram(updates))

@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from optax.experimental import aggregating
 
-from mtl_jax.optim._from_gram import from_gram
+from mtl_jax.optim._from_gram import WeightedAggregator, from_gram
 
 
 class PCGradState(NamedTuple):
@@ -27,13 +26,16 @@ class PCGradState(NamedTuple):
         return {"conflicts": self.num_conflicts}
 
 
-def pcgrad(key: jax.Array) -> aggregating.Aggregator:
+def pcgrad(key: jax.Array) -> WeightedAggregator:
     """Projects each task's gradient off the gradients that it conflicts with.
 
     For every task i, the other tasks j are visited in a random order, which is drawn
     anew for each task and step. If the gradient of task i, as the visits so far have
     left it, has a negative inner product with g_j, its component along g_j is removed.
     The results are summed. A gradient of zero conflicts with nothing.
+
+    The orders are those of the paper and of TorchJD. The official code visits the tasks
+    in one order for all, and LibMTL may also project a gradient off its own original.
 
     The projections are computed on the coefficients of g_1..g_N, see `from_gram`: no
     projected gradient is stored. The range of norms is that of `from_gram`, and so is
@@ -45,7 +47,7 @@ def pcgrad(key: jax.Array) -> aggregating.Aggregator:
         `optax.inject_hyperparams` needs `static_args="key"`.
 
     Returns:
-      An `optax.experimental.aggregating.Aggregator`.
+      A `WeightedAggregator`.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -70,7 +72,7 @@ def pcgrad(key: jax.Array) -> aggregating.Aggregator:
 
     def weights_fn(gram, state, **extra_args):
         del extra_args
-        orders = _random_orders(key, state.count, len(gram))
+        orders = random_orders(key, state.count, len(gram))
         coefficients, conflicts = _project(gram, orders)
         state = PCGradState(optax.safe_increment(state.count), conflicts)
         return coefficients.sum(0), state
@@ -78,7 +80,7 @@ def pcgrad(key: jax.Array) -> aggregating.Aggregator:
     return from_gram(weights_fn, init_fn)
 
 
-def _random_orders(key: jax.Array, count: jax.Array, n: int) -> jax.Array:
+def random_orders(key: jax.Array, count: jax.Array, n: int) -> jax.Array:
     """For each task (row), all tasks in random order; its own turn is passed over."""
     tasks = jnp.broadcast_to(jnp.arange(n), (n, n))
     key = jax.random.fold_in(key, count)

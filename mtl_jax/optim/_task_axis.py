@@ -49,23 +49,38 @@ def check_num_tasks(n: int | None, expected: int) -> None:
 
 
 def gram(updates: optax.Updates) -> jax.Array:
-    """Inner products [N, N] of the task gradients, at least float32.
+    """Inner products [N, N] of the task gradients, see `inner_products`."""
+    return inner_products(updates, updates)
 
+
+def inner_products(first: optax.Updates, second: optax.Updates) -> jax.Array:
+    """Inner products [N, N] of the first's gradients (rows) and the second's.
+
+    At least float32.
     Nothing is rescaled. The squares of norms from 1e-15 to 1e15 are normal numbers of
     float32, and so are those of the elements of 1e7 equal parameters.
     """
 
-    def of_leaf(leaf):
+    def of_leaf(leaf, other):
         axes = tuple(range(1, leaf.ndim))
         return lax.dot_general(
             leaf,
-            leaf,
+            other,
             ((axes, axes), ((), ())),
             precision=lax.Precision.HIGHEST,
-            preferred_element_type=_accumulator(leaf),
+            preferred_element_type=accumulator(leaf),
         )
 
-    return functools.reduce(jnp.add, map(of_leaf, jax.tree.leaves(updates)))
+    products = jax.tree.leaves(jax.tree.map(of_leaf, first, second))
+    return functools.reduce(jnp.add, products)
+
+
+def norms_and_cosines(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Norms [N] and cosines [N, N] of the gradients, by `gram`; 0 for one of zero."""
+    norm = jnp.sqrt(jnp.diagonal(gram))
+    product = norm[:, None] * norm
+    is_zero = product == 0
+    return norm, jnp.where(is_zero, 0, gram / jnp.where(is_zero, 1, product))
 
 
 def norms(updates: optax.Updates) -> jax.Array:
@@ -74,7 +89,7 @@ def norms(updates: optax.Updates) -> jax.Array:
     On a CPU this takes a tenth of the time of `gram`.
     """
     squares = [
-        jnp.square(leaf.astype(_accumulator(leaf))).sum(tuple(range(1, leaf.ndim)))
+        jnp.square(widened(leaf)).sum(tuple(range(1, leaf.ndim)))
         for leaf in jax.tree.leaves(updates)
     ]
     return jnp.sqrt(functools.reduce(jnp.add, squares))
@@ -87,13 +102,29 @@ def scale(weights: jax.Array, updates: optax.Updates) -> optax.Updates:
     )
 
 
+def rounding(gram: jax.Array) -> float:
+    """N eps, the relative size of what may be rounding in sums over the matrix."""
+    return len(gram) * float(jnp.finfo(gram.dtype).eps)
+
+
+def inverse(values: jax.Array) -> jax.Array:
+    """1 / x, or 0 where x is 0 or below."""
+    return jnp.where(values <= 0, 0, 1 / jnp.where(values <= 0, 1, values))
+
+
 def combine(weights: jax.Array, updates: optax.Updates) -> optax.Updates:
     """sum_k weights[k] g_k without the task axis, added in float32; dtypes stay."""
-    # A product and a sum rather than a matrix product: XLA makes one pass of them, and
-    # no accelerator rounds their operands to fewer bits.
+    # Products and a sum rather than a matrix product, for which an accelerator rounds
+    # the operands to fewer bits. XLA makes one pass of them.
     return jax.tree.map(
-        lambda leaf: _weighted(weights, leaf).sum(0).astype(leaf.dtype), updates
+        lambda leaf: total(_weighted(weights, leaf)).astype(leaf.dtype), updates
     )
+
+
+def total(leaf: jax.Array) -> jax.Array:
+    """The sum over the task axis."""
+    # XLA's own reduction over a first axis takes five times as long on a CPU.
+    return functools.reduce(jnp.add, [leaf[k] for k in range(len(leaf))])
 
 
 def of_active(active: Any, updates: optax.Updates) -> optax.Updates:
@@ -113,7 +144,15 @@ def of_active(active: Any, updates: optax.Updates) -> optax.Updates:
 
 def select(which: jax.Array, chosen: Any, other: Any) -> Any:
     """Task k's part of `chosen` where which[k], else its part of `other`."""
-    return jax.tree.map(lambda a, b: jnp.where(_along(which, a), a, b), chosen, other)
+    return jax.tree.map(lambda a, b: jnp.where(along(which, a), a, b), chosen, other)
+
+
+def zeros(params: optax.Params, n: int) -> optax.Updates:
+    """Zeros with a leading axis of n tasks, in the dtype of sums."""
+    return jax.tree.map(
+        lambda leaf: jnp.zeros((n, *jnp.shape(leaf)), accumulator(jnp.asarray(leaf))),
+        params,
+    )
 
 
 def init_stacked(
@@ -136,13 +175,20 @@ def step_active(
     return select(active, (stepped, new_state), (values, state))
 
 
-def _accumulator(leaf):
+def accumulator(leaf: jax.Array) -> jnp.dtype:
+    """The dtype of sums, at least float32."""
     return jnp.promote_types(leaf.dtype, jnp.float32)
 
 
-def _along(vector, leaf):
+def widened(leaf: jax.Array) -> jax.Array:
+    """The leaf in the dtype of sums."""
+    return leaf.astype(accumulator(leaf))
+
+
+def along(vector: jax.Array, leaf: jax.Array) -> jax.Array:
+    """A vector [N] as an array that multiplies a leaf [N, ...]."""
     return vector.reshape(-1, *(1,) * (leaf.ndim - 1))
 
 
 def _weighted(weights, leaf):
-    return _along(weights, leaf) * leaf.astype(_accumulator(leaf))
+    return along(weights, leaf) * widened(leaf)

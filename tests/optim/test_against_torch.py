@@ -224,7 +224,7 @@ def torchjd_pcgrad(seed, gradients):
 @pytest.fixture
 def pcgrad_in_orders(monkeypatch):
     """A step of `pcgrad` in given orders, which take the place of its key."""
-    monkeypatch.setattr(_pcgrad, "_random_orders", lambda key, count, n: key)
+    monkeypatch.setattr(_pcgrad, "random_orders", lambda key, count, n: key)
 
     def update(orders, gradients):
         state = optim.PCGradState(jnp.int32(0), jnp.int32(0))

