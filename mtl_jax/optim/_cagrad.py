@@ -20,9 +20,10 @@ def cagrad(c: float | jax.Array) -> aggregating.Aggregator:
     call SciPy's SLSQP, and TorchJD a cone solver. The official code and LibMTL then
     divide d by 1 + c^2 (rescale 1, the default) or 1 + c (rescale 2). As in the paper's
     algorithm and TorchJD, d stays as it is here; `optax.scale(1 / (1 + c**2))` behind
-    it does the same. If the dual problem's convex combination of gradients is
-    zero, no d has a positive minimum, and TorchJD's update is zero; ours is still a d
-    of the problem above.
+    it does the same. If the dual problem's convex combination of gradients is zero, no
+    d has a positive minimum, and TorchJD's update is zero; ours is still a d of the
+    problem above. With zero inside the gradients' convex hull and c >= 1 it is zero but
+    for roundings, in float32 some percent of the gradients.
 
     A gradient of zero enters the mean, but not the minimum, which it would make at most
     zero for all d. The range of norms is that of `from_gram`, and so is the extra

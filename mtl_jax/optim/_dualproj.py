@@ -17,7 +17,7 @@ def dualproj(pref_vector: _arguments.Preferences = None) -> aggregating.Aggregat
 
     TorchJD adds 1e-4 of the trace to the diagonal of the Gram matrix before it
     projects, which its `QuadprogProjector(reg_eps=...)` changes. Here it is a few
-    epsilons of each element, and the projection is exact. The range of norms is that of
+    epsilons of each square, and the projection is exact. The range of norms is that of
     `from_gram`, and so is the extra argument `active`.
 
     Args:

@@ -29,7 +29,8 @@ def fairgrad(alpha: float | jax.Array) -> aggregating.Aggregator:
 
     If zero is in the convex hull of the gradients there is no solution: the weights
     grow until roundings stop them. A gradient of zero takes no part. The range of norms
-    is that of `from_gram`, and so is the extra argument `active`.
+    is that of `from_gram`, but unless alpha is 1 the tasks' norms must not differ by
+    more than 1e6. The extra argument `active` is that of `from_gram`.
 
     Args:
       alpha: positive; 1 and 2 in the paper.

@@ -12,15 +12,15 @@ from mtl_jax.optim._from_gram import from_gram
 def mgda() -> aggregating.Aggregator:
     """Takes the point of the gradients' convex hull that is nearest to zero.
 
-    A step against it lowers all losses, the smallest gradient's rate most of all: its
-    inner product with each gradient is at least its own square. It is zero where the
-    parameters are Pareto stationary, and so if the gradient of an active task is zero.
+    Its inner product with each gradient is at least its own square, so that a small
+    step against it lowers all losses. It is zero where the parameters are Pareto
+    stationary, and so if the gradient of an active task is zero.
 
-    The weights are those of the exact minimum. Sener and Koltun, the official code of
-    theirs, LibMTL and TorchJD stop after some steps of Frank and Wolfe's method or of a
-    projected gradient, at weights that can be a few percent away. LibMTL and the
-    official code can divide the gradients by their norms or losses first; that is
-    `optim.from_gram` of another function. The range of norms is that of `from_gram`,
+    The minimum is exact. Sener and Koltun's official code, LibMTL and TorchJD stop
+    after some steps of Frank and Wolfe's method or of a projected gradient, at a vector
+    that is longer, by percents if the gradients conflict much. LibMTL and the official
+    code can divide the gradients by their norms or losses first; here that would be
+    another function for `optim.from_gram`. The range of norms is that of `from_gram`,
     and so is the extra argument `active`.
 
     Returns:

@@ -17,7 +17,7 @@ def upgrad(pref_vector: _arguments.Preferences = None) -> aggregating.Aggregator
 
     TorchJD adds 1e-4 of the trace to the diagonal of the Gram matrix before it
     projects, which its `QuadprogProjector(reg_eps=...)` changes. Here it is a few
-    epsilons of each element, and the projections are exact. The range of norms is that
+    epsilons of each square, and the projections are exact. The range of norms is that
     of `from_gram`, and so is the extra argument `active`.
 
     Args:

@@ -6,7 +6,6 @@ PyTorch and TorchJD are no dependencies; `.ci/run` installs them.
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from mtl_jax import optim
@@ -92,7 +91,7 @@ def test_fairgrad_is_the_same_where_theirs_solves_the_equation():
 
 @pytest.mark.filterwarnings("ignore:You are solving a parameterized problem")
 def test_the_bargain_is_the_same_where_theirs_is_one():
-    rows = random_gradients(batch=25)
+    rows = random_gradients(batch=12)
     num_solved = 0
     for j, update in zip(
         rows, ours(optim.nash_mtl(N, max_norm=0.0), rows), strict=True
@@ -103,7 +102,7 @@ def test_the_bargain_is_the_same_where_theirs_is_one():
         if np.abs(parts - 1).max() < 1e-6:
             num_solved += 1
             np.testing.assert_allclose(update, expected, atol=1e-5)
-    assert num_solved > 15
+    assert num_solved > 8
     limited = ours(optim.nash_mtl(N), rows)
     np.testing.assert_allclose(np.linalg.norm(limited, axis=1), 1, rtol=1e-9)
 
@@ -143,12 +142,3 @@ def test_weights_from_samples_are_equal(tx, weighting):
             np.testing.assert_allclose(state.weights, own.numpy(), atol=1e-6)
             # Roundings are not to grow from step to step.
             state = state._replace(weights=own.numpy())
-
-
-def test_an_update_of_a_tree_is_that_of_the_matrix():
-    rows = np.float32(random_gradients()[0])
-    tree = {"a": rows[:, :2], "b": rows[:, 2:].reshape(N, 2, 2)}
-    tx = optim.upgrad()
-    updates, _ = tx.update(tree, optax.EmptyState())
-    flat = np.concatenate([updates["a"], updates["b"].ravel()])
-    np.testing.assert_allclose(flat, ours(tx, rows[None])[0], rtol=1e-4, atol=1e-5)

@@ -230,7 +230,7 @@ def test_in_32_bits_at_scales_from_1e_15_to_1e15(name):
         assert (gains_of(rows, updates) > -1e-5 * size).all()
 
 
-@every_method
+@pytest.mark.parametrize("name", ["upgrad", "nash_mtl"])
 def test_in_16_bits(name):
     rows = jnp.asarray(gradients(), jnp.bfloat16)
     updates = compiled(name, N)(rows, ALL)
