@@ -8,6 +8,7 @@ import ml_collections
 from flax import traverse_util
 
 from mtl_jax.configuration.values import Config
+from mtl_jax import methods
 from mtl_jax.errors import UserError
 
 
@@ -18,6 +19,8 @@ def to_json(config: Config) -> str:
 
 def from_json(text: str, path: pathlib.Path | None = None) -> Config:
     """Reads a config from the text of `to_json`; its tuples have become lists.
+
+    Methods that were registered since have their fields' defaults.
 
     Args:
       text: text of a config.
@@ -33,6 +36,12 @@ def from_json(text: str, path: pathlib.Path | None = None) -> Config:
             f"{path or 'The text'} has {text[:40]} where a config is expected, a JSON "
             "object; name another folder."
         )
+    method = fields.get("method")
+    if isinstance(method, dict) and method.get("name") in methods.METHODS:
+        own = methods.METHODS[method["name"]].fields
+        for name, field in methods.fields().items():
+            if name not in own:
+                method.setdefault(name, field.default)
     return ml_collections.ConfigDict(fields)
 
 
