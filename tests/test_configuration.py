@@ -174,6 +174,19 @@ def test_differences_are_named():
     assert configuration.differences(a, older) == ["optimizer.schedule"]
 
 
+def test_a_run_outlives_methods_that_are_registered_later():
+    """It lacks their fields; its own method's are missed."""
+    text = json.loads(configuration.to_json(make({"method.name": "cagrad"})))
+    text["method"] = {"name": "cagrad", "cagrad_c": 0.25}
+    older = configuration.from_json(json.dumps(text))
+    configuration.check(older)
+    assert older.method.cagrad_c == 0.25
+    assert older.method.gradnorm_alpha == 1.5
+    del text["method"]["cagrad_c"]
+    with pytest.raises(UserError, match="cagrad_c"):
+        configuration.check(configuration.from_json(json.dumps(text)))
+
+
 def learning_rates(fields, steps_per_epoch, counts):
     """What a step of plain gradient descent on a gradient of one subtracts."""
     config = make({"optimizer.name": "sgd", "tasks": ("disc",), **fields})

@@ -7,8 +7,8 @@ from typing import Any
 import ml_collections
 from flax import traverse_util
 
-from mtl_jax.configuration.values import Config
 from mtl_jax import methods
+from mtl_jax.configuration.values import Config
 from mtl_jax.errors import UserError
 
 
