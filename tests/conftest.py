@@ -12,7 +12,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # they take ten times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # For the processes that tests start.
-os.environ["PYTHONPATH"] = os.path.dirname(__file__)
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")]
+)
 
 import hypothesis
 import jax

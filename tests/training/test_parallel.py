@@ -335,9 +335,6 @@ def compute():
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}",
-        "PYTHONPATH": os.pathsep.join(
-            [str(pathlib.Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-        ),
     }
     with subprocess.Popen(
         [sys.executable, __file__],
