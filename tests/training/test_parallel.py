@@ -7,7 +7,6 @@ as a script it trains on four, and prints what the tests compare.
 import functools
 import json
 import os
-import pathlib
 import subprocess
 import sys
 import types
