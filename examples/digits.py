@@ -59,6 +59,23 @@ def methods(num_tasks: int, steps: int, key: jax.Array) -> dict[str, dict[str, A
         "weighted_sum": optim.weighted_sum(),
         "pcgrad": optim.pcgrad(key),
         "gradnorm": optim.gradnorm(num_tasks, shared=lambda path: path == "trunk"),
+        "mgda": optim.mgda(),
+        "cagrad": optim.cagrad(0.5),
+        "imtl_g": optim.imtl_g(),
+        "gradvac": optim.gradvac(num_tasks, key),
+        "nash_mtl": optim.nash_mtl(num_tasks),
+        "moco": optim.moco(num_tasks),
+        "aligned_mtl": optim.aligned_mtl(),
+        "fairgrad": optim.fairgrad(1.0),
+        "upgrad": optim.upgrad(),
+        "dualproj": optim.dualproj(),
+        "conflict_free": optim.conflict_free(),
+        "pcd": optim.pcd(num_tasks),
+        "excess_mtl": optim.excess_mtl(num_tasks),
+        "random_weighting": optim.random_weighting(key),
+        "cr_mogm": optim.cr_mogm(optim.pcgrad(key), num_tasks),
+        "graddrop": optim.graddrop(key),
+        "db_mtl": optim.db_mtl(num_tasks),
     }
     chains = {name: optax.chain(first, tx) for name, first in aggregators.items()}
     return {

@@ -1,6 +1,8 @@
 """Times training steps: [--methods=vanilla,independent] [--image_sizes=64] ....
 
-It measures every combination of the lists; see mtl_jax/experiments/benchmark.py.
+It measures every combination of the lists; see mtl_jax/experiments/benchmark.py. With
+--aggregators=all, or the names of some, it times these methods' aggregators alone,
+beside TorchJD's where that is installed.
 """
 
 import itertools
@@ -29,6 +31,9 @@ WIDTH = flags.DEFINE_float("width", 1.0, "Multiplier of the number of channels."
 IMAGE_SIZES = flags.DEFINE_list("image_sizes", ["64"], "Image sizes, pixels a side.")
 BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["8"], "Batch sizes, in images.")
 DTYPES = flags.DEFINE_list("dtypes", ["float32"], "Some of float32, bfloat16.")
+AGGREGATORS = flags.DEFINE_list(
+    "aggregators", [], "Methods whose aggregators to time without a network, or all."
+)
 STEPS = flags.DEFINE_integer("steps", 3, "Timed steps in each of 3 rounds.")
 OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
 # The compilation is timed too, so no programs are kept.
@@ -37,6 +42,29 @@ flags.set_default(_compilation_cache.FOLDER, "")
 
 def main() -> None:
     """Prints a table and writes the results."""
+    if AGGREGATORS.value:
+        _time_aggregators()
+    else:
+        _time_steps()
+
+
+def _time_aggregators() -> None:
+    from mtl_jax import files
+    from mtl_jax.experiments import aggregator_benchmark as benchmark
+
+    every = benchmark.aggregators(benchmark.SETTINGS[0][0])
+    if AGGREGATORS.value != ["all"]:
+        _flags.check_list(AGGREGATORS, every)
+        every = AGGREGATORS.value
+    results = []
+    for num_tasks, width in benchmark.SETTINGS:
+        results += benchmark.measure(list(every), num_tasks, width, 3 * STEPS.value)
+    if OUTPUT.value:
+        files.write_json(pathlib.Path(OUTPUT.value), results)
+    print(benchmark.table(results))
+
+
+def _time_steps() -> None:
     from mtl_jax import files
     from mtl_jax.experiments import benchmark
     from mtl_jax.models import encoders
