@@ -60,6 +60,10 @@ def trimmed_mean(trim_number: int) -> aggregating.Aggregator:
                 f"tasks, the gradients are of {n}"
             )
         number = n if active is None else jnp.asarray(active).sum()
+        if trim_number == 0:  # Nothing to sort.
+            weights = jnp.full(n, 1 / jnp.maximum(number, 1))
+            own = _task_axis.of_active(active, per_elt_updates)
+            return _task_axis.combine(weights, own), state
         trim = jnp.minimum(trim_number, jnp.maximum(number - 1, 0) // 2)
         is_kept = (jnp.arange(n) >= trim) & (jnp.arange(n) < number - trim)
 

@@ -246,8 +246,8 @@ def test_what_graddrop_leaks():
         update([1.0, 0.0])
 
 
-# A network of minima and maxima, and a loop of them.
-@pytest.mark.parametrize("tasks", [5, 20])
+# The mean, a network of minima and maxima, and a loop of them.
+@pytest.mark.parametrize("tasks", [2, 5, 20])
 def test_the_trimmed_mean_is_that_of_sorted_values(tasks):
     trim = (tasks - 1) // 3
     update = jax.jit(optim.trimmed_mean(trim).update)
