@@ -33,6 +33,14 @@ def require_range(name: str, value: Any, low: float, high: float = jnp.inf) -> N
     )
 
 
+def require_positive(name: str, value: Any) -> None:
+    """Raises a ValueError unless a number, or all of an array, is positive.
+
+    As `require`, it knows nothing of a traced value.
+    """
+    require((jnp.asarray(value) > 0).all(), f"{name} must be positive, got {value}")
+
+
 def one_per_task(name: str, values: Any, num_tasks: int) -> jax.Array:
     """The values as an array [N].
 

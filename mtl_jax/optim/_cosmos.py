@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from mtl_jax.optim import _arguments
 from mtl_jax.optim._scalarization import (
     Vector,
-    check_preferences,
     scalarization,
     vector,
 )
@@ -51,7 +51,8 @@ def cosmos(lambda_: float | jax.Array, weights: Vector) -> LossWeighting:
       Ruchte and Grabocka, `Scalable Pareto Front Approximation for Deep Multi-Objective
       Learning <https://arxiv.org/abs/2103.13392>`_, ICDM 2021, equation 5.
     """
-    check_preferences(weights)
+    _arguments.require_range("lambda_", lambda_, 0)
+    _arguments.require_positive("weights", weights)
 
     def scalar(losses, active):
         c = jnp.where(active, vector("weights", weights, losses), 0)

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from mtl_jax.optim import _arguments
 from mtl_jax.optim._scalarization import (
     Vector,
-    check_preferences,
     scalarization,
     vector,
 )
@@ -53,7 +53,8 @@ def pbi(
       Zhang and Li, `MOEA/D: A Multiobjective Evolutionary Algorithm Based on
       Decomposition <https://doi.org/10.1109/TEVC.2007.892759>`_, 2007, section II.C.
     """
-    check_preferences(weights)
+    _arguments.require_range("theta", theta, 0)
+    _arguments.require_positive("weights", weights)
 
     def scalar(losses, active):
         c = jnp.where(active, vector("weights", weights, losses), 0)

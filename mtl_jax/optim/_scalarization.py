@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mtl_jax.optim import _task_axis
+from mtl_jax.optim import _arguments, _task_axis
 from mtl_jax.optim._weighted import LossWeighting
 
 # One number for each task.
@@ -132,22 +132,4 @@ def vector(name: str, values: Vector | None, losses: jax.Array) -> jax.Array:
     """Values for each task, zeros by default; a ValueError if they are not [N]."""
     if values is None:
         return jnp.zeros_like(losses)
-    found = jnp.asarray(values, losses.dtype)
-    if found.shape != losses.shape:
-        raise ValueError(
-            f"{name} {found.shape} must be one number per task, {losses.shape}"
-        )
-    return found
-
-
-def check_preferences(weights: Vector | None) -> None:
-    """Raises a ValueError if known preferences are not all positive.
-
-    Under `jax.jit` the numbers of a traced array are not known, and pass.
-    """
-    if weights is None or isinstance(weights, jax.core.Tracer):
-        return
-    if not (np.asarray(weights) > 0).all():
-        raise ValueError(
-            f"the preferences {np.asarray(weights).tolist()} must all be positive"
-        )
+    return _arguments.one_per_task(name, values, len(losses)).astype(losses.dtype)

@@ -2,9 +2,9 @@
 
 import jax
 
+from mtl_jax.optim import _arguments
 from mtl_jax.optim._scalarization import (
     Vector,
-    check_preferences,
     scalarization,
     vector,
 )
@@ -55,7 +55,9 @@ def stch(
       Lin et al., `Smooth Tchebycheff Scalarization for Multi-Objective Optimization
       <https://arxiv.org/abs/2402.19078>`_, ICML 2024, section 3.
     """
-    check_preferences(weights)
+    _arguments.require_positive("mu", mu)
+    if weights is not None:
+        _arguments.require_positive("weights", weights)
 
     def scalar(losses, active):
         shifted = losses - vector("reference", reference, losses)

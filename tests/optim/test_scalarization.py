@@ -346,7 +346,7 @@ def test_losses_that_are_no_vector_are_named():
 @pytest.mark.parametrize("preferences", [(0.5, 0.0), (1.0, -1.0)])
 def test_preferences_must_be_positive(preferences):
     for make in (optim.stch, optim.cosmos, optim.pbi):
-        with pytest.raises(ValueError, match=re.escape(f"{list(preferences)} must")):
+        with pytest.raises(ValueError, match="weights must be positive"):
             make(0.1, preferences)
         # Traced ones are not known, and pass.
         jax.eval_shape(lambda c, make=make: make(0.1, c) and c, jnp.array(preferences))
