@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+# Columns of a block that a CPU multiplies at once.
+_BLOCK = 16384
+
 
 def num_tasks(updates: optax.Updates, params: optax.Params | None = None) -> int | None:
     """Length of the task axis.
@@ -56,23 +59,49 @@ def gram(updates: optax.Updates) -> jax.Array:
 def inner_products(first: optax.Updates, second: optax.Updates) -> jax.Array:
     """Inner products [N, N] of the first's gradients (rows) and the second's.
 
-    At least float32.
-    Nothing is rescaled. The squares of norms from 1e-15 to 1e15 are normal numbers of
-    float32, and so are those of the elements of 1e7 equal parameters.
+    At least float32. Nothing is rescaled. The squares of norms from 1e-15 to 1e15 are
+    normal numbers of float32, and so are those of the elements of 1e7 equal parameters.
     """
 
-    def of_leaf(leaf, other):
-        axes = tuple(range(1, leaf.ndim))
-        return lax.dot_general(
-            leaf,
-            other,
-            ((axes, axes), ((), ())),
-            precision=lax.Precision.HIGHEST,
-            preferred_element_type=accumulator(leaf),
+    def of_leaf(*leaves):
+        matrices = [leaf.reshape(len(leaf), -1) for leaf in leaves]
+        if matrices[0].shape[1] < 2 * _BLOCK:
+            return _product(*matrices)
+        return lax.platform_dependent(
+            *matrices, cpu=_product_in_blocks, default=_product
         )
 
     products = jax.tree.leaves(jax.tree.map(of_leaf, first, second))
     return functools.reduce(jnp.add, products)
+
+
+def _product(first: jax.Array, second: jax.Array) -> jax.Array:
+    """Inner products [N, N] of the rows of two matrices."""
+    return lax.dot_general(
+        first,
+        second,
+        (((1,), (1,)), ((), ())),
+        precision=lax.Precision.HIGHEST,
+        preferred_element_type=accumulator(first),
+    )
+
+
+def _product_in_blocks(first: jax.Array, second: jax.Array) -> jax.Array:
+    """As `_product`, by blocks of columns, which stay in the cache of a CPU.
+
+    XLA's product of 16 rows of 1e6 numbers takes 4 times as long at once.
+    """
+    whole = first.shape[1] // _BLOCK * _BLOCK
+    rest = _product(first[:, whole:], second[:, whole:])
+
+    def add(total, start):
+        parts = (
+            lax.dynamic_slice_in_dim(matrix, start, _BLOCK, axis=1)
+            for matrix in (first, second)
+        )
+        return total + _product(*parts), None
+
+    return lax.scan(add, rest, jnp.arange(0, whole, _BLOCK))[0]
 
 
 def norms_and_cosines(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
