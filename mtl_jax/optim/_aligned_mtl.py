@@ -28,10 +28,11 @@ def aligned_mtl(
 
     Args:
       pref_vector: p, [N], not negative. By default it is 1 / n for n active tasks, as
-        in TorchJD. LibMTL takes 1, which is N times as much.
-      scale_mode: what s^2 is of the eigenvalues that are not zero. `min` is the paper's
-        and LibMTL's, `rmse` (the mean) the default of the official code. Of an even
-        number, `median` is the lower of the two in the middle, as in PyTorch.
+        in TorchJD. The official code and LibMTL take 1, which is N times as much.
+      scale_mode: what s^2 is of the eigenvalues that are not zero. `min` is the default
+        of the official code and of TorchJD, and what LibMTL does; `rmse` is the mean.
+        Of an even number, `median` is the lower of the two in the middle, as in
+        PyTorch.
 
     Returns:
       A `WeightedAggregator`.

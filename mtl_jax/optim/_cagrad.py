@@ -16,8 +16,8 @@ def cagrad(c: float | jax.Array) -> aggregating.Aggregator:
     where g_0 is the mean of the gradients. With c = 0 it is the mean; for c < 1, it is
     zero only where the mean is.
 
-    The problem is solved to the rounding of its objective. The official code and LibMTL
-    call SciPy's SLSQP, and TorchJD a cone solver. The official code and LibMTL then
+    The problem is solved to the rounding of its objective. LibMTL and the official
+    program for NYUv2 call SciPy's SLSQP, and TorchJD a cone solver. The first two then
     divide d by 1 + c^2 (rescale 1, the default) or 1 + c (rescale 2). As in the paper's
     algorithm and TorchJD, d stays as it is here; `optax.scale(1 / (1 + c**2))` behind
     it does the same. If the dual problem's convex combination of gradients is zero, no
@@ -30,8 +30,8 @@ def cagrad(c: float | jax.Array) -> aggregating.Aggregator:
     argument `active`.
 
     Args:
-      c: radius of the ball relative to the mean's norm, not negative. The paper has 0.2
-        to 0.5.
+      c: radius of the ball relative to the mean's norm, not negative. The paper has it
+        below 1. The default of LibMTL and of the official program for NYUv2 is 0.5.
 
     Returns:
       An `optax.experimental.aggregating.Aggregator` without state.

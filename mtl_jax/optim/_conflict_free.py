@@ -21,8 +21,9 @@ def conflict_free(
     update. Solutions shorter than 1e-3 are not told from 0 in float32.
 
     x is computed by a pseudo-inverse of the Gram matrix of the unit gradients, and so
-    is stable for gradients of any lengths. The official code and TorchJD take the
-    pseudo-inverse of the [N, D] matrix itself, with the same result.
+    is stable for gradients of any lengths. TorchJD takes the pseudo-inverse of the
+    [N, D] matrix itself, and so can the official code, which by default has a formula
+    for two gradients and least squares for more.
 
     The range of norms is that of `from_gram`, and so is the extra argument `active`.
 

@@ -78,7 +78,7 @@ def cr_mogm(
     References:
       Zhou et al., `On the Convergence of Stochastic Multi-Objective Gradient
       Manipulation and Beyond <https://openreview.net/forum?id=ScwfQ7hdwyP>`_, NeurIPS
-      2022, algorithm 1.
+      2022.
     """
     weigh = getattr(aggregator, "weights", None)
     if weigh is None:

@@ -37,9 +37,10 @@ def db_mtl(
     (L_k + 1e-8), where b = beta / t^beta_sigma. It starts from 0. The update is
     max_j |a_j| sum_k a_k / |a_k|. An average of 0 takes no part.
 
-    LibMTL adds 1e-8 to |a_k| too; here nothing is added, so that the update scales with
-    the averages. The paper takes sigma 0.5, and beta by a search; the defaults are
-    those of LibMTL. TorchJD does not have the method.
+    The paper's algorithm and LibMTL add 1e-8 to |a_k| too; here nothing is added, so
+    that the update scales with the averages. The paper searches beta among 0.1, 0.5 and
+    0.9, and sigma among 0 and 0.5; the defaults are those of LibMTL. TorchJD 0.18 does
+    not have the method.
 
     `update` takes the extra arguments `task_losses` (float [N], not weighted, required)
     and `active` (bool [N], None for all). A task that is not active is not read, and

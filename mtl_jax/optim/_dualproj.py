@@ -44,7 +44,7 @@ def dualproj(pref_vector: _arguments.Preferences = None) -> aggregating.Aggregat
       <https://arxiv.org/abs/1706.08840>`_, NeurIPS 2017, equation 11.
 
       Quinton and Rey, `Jacobian Descent for Multi-Objective Optimization
-      <https://arxiv.org/abs/2406.16232>`_, 2024, section 3.2.
+      <https://arxiv.org/abs/2406.16232>`_, 2024, section 4.
     """
     pref_vector = _arguments.checked_preferences(pref_vector)
 

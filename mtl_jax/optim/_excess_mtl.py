@@ -9,7 +9,8 @@ import optax
 from mtl_jax.optim import _arguments, _task_axis
 from mtl_jax.optim._from_gram import WeightedAggregator, from_weights
 
-# As in the official code: of a square of a gradient, and of a risk.
+# Added to the sums of squares, as in the official code, and to the baselines, as in
+# TorchJD.
 _EPS = 1e-7
 
 
@@ -48,9 +49,10 @@ def excess_mtl(
     Without a warm-up, the baseline is the first e_k, which itself counts undivided.
     With one, it is the mean over the warm-up, in whose steps the weights are equal.
 
-    In the official code and LibMTL the weights start from 1, and LibMTL leaves out the
-    first step; they start from 1 / N in the paper, in TorchJD and here. The logarithms
-    are kept, so that a weight that has become 0 in float32 can come back.
+    In the official code and LibMTL the weights start from 1 and have the sum N, and the
+    first step leaves them as they are; they start from 1 / N in the paper, in TorchJD
+    and here. The logarithms are kept, so that a weight that has become 0 in float32 can
+    come back.
 
     `update` takes the extra argument `active`, bool [N] (None for all). A task that is
     not active is not read, and keeps its part of the state. The weights of the others

@@ -18,13 +18,15 @@ def fairgrad(alpha: float | jax.Array) -> aggregating.Aggregator:
 
     With alpha = 1 the shares are proportionally fair, as in Nash-MTL; the larger alpha
     is, the more the gains <g_k, d> = (G w)_k are alike. The equation is that of the
-    paper and of all other code, and the Gram matrix is not scaled before. So s times
-    the gradients gives s^((1 - alpha) / (1 + alpha)) times the update: the same one for
-    alpha = 1, a longer one from shorter gradients for alpha > 1.
+    paper, the official code, LibMTL and TorchJD, and the Gram matrix is not scaled
+    before. So s times the gradients gives s^((1 - alpha) / (1 + alpha)) times the
+    update: the same one for alpha = 1, and a longer one from shorter gradients for a
+    larger alpha.
 
     The official code, LibMTL and TorchJD minimise the squared residual of the equation
-    by SciPy, to 1e-8 of its change. Newton's method solves it here to the rounding.
-    TorchJD takes alpha = 0 as the mean of the gradients, which the paper calls linear
+    by SciPy's `least_squares`. Newton's method solves it here to the rounding. The
+    official code then multiplies the update by N and clips it to the norm 1. TorchJD
+    takes alpha = 0 as the mean of the gradients, which the paper calls linear
     scalarisation; that is `optim.weighted_sum`.
 
     If zero is in the convex hull of the gradients there is no solution: the weights
@@ -33,7 +35,7 @@ def fairgrad(alpha: float | jax.Array) -> aggregating.Aggregator:
     more than 1e6. The extra argument `active` is that of `from_gram`.
 
     Args:
-      alpha: positive; 1 and 2 in the paper.
+      alpha: positive; 1 by default in the official code.
 
     Returns:
       An `optax.experimental.aggregating.Aggregator` without state.

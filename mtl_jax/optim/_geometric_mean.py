@@ -18,9 +18,6 @@ def geometric_mean() -> LossWeighting:
     mean, and has the weight 0. A negative loss makes all weights NaN: values cannot be
     checked under `jax.jit`. (TorchJD raises a ValueError.)
 
-    The paper multiplies the first losses alone after a while (focused loss strategy);
-    that is left out here, as in LibMTL and TorchJD.
-
     Returns:
       A `LossWeighting` without state.
 

@@ -33,9 +33,9 @@ def graddrop(
     negative gradients of this element are dropped, and if f(P) < U the positive ones. A
     share of what is dropped leaks through. Where all gradients are 0, so is the update.
 
-    The paper and LibMTL apply the rule to the gradients of a layer's features, with
-    the sum over the batch and the sign of the features in P. Here, as in TorchJD, it is
-    applied to the gradients of the parameters, lines 10 to 15 of algorithm 1.
+    LibMTL applies the rule to the gradients of the shared features, with the sum over
+    the batch and the sign of the features in P. Here, as in TorchJD, it is applied to
+    the gradients of the parameters, lines 10 to 15 of algorithm 1.
 
     `update` takes the extra argument `active`, bool [N] (None for all). The gradient of
     a task that is not active is not read.

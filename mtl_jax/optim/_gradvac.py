@@ -41,12 +41,11 @@ def gradvac(
     visited, and its averages stay. A target of 1 asks for infinitely much of g_j, so
     that targets above 1 - eps are taken for 1 - eps.
 
-    The average is updated at every visit, as in equation 4 of the paper and in TorchJD.
-    LibMTL updates it only where the gradient is turned. TorchJD and LibMTL add 1e-8 to
-    the norms, so that gradients smaller than that have no cosines; here nothing is
-    added. The paper's beta is 0.01; 0.5 is the default of both libraries. All
-    parameters form one group, the paper's `whole_model`; for groups see
-    `optax.multi_transform`.
+    The average is updated at every visit, as in TorchJD. LibMTL updates it only where
+    the gradient is turned. Both add 1e-8 to the product of the norms, so that gradients
+    much shorter than 1e-4 have no cosines; here nothing is added. The default of both
+    for beta is 0.5. All parameters form one group, the paper's `whole_model`; for
+    groups see `optax.multi_transform`.
 
     The range of norms is that of `from_gram`, and so is the extra argument `active`.
 
@@ -79,7 +78,7 @@ def gradvac(
     References:
       Wang et al., `Gradient Vaccine: Investigating and Improving Multi-task
       Optimization in Massively Multilingual Models
-      <https://arxiv.org/abs/2010.05874>`_, ICLR 2021, equations 3 and 4, algorithm 1.
+      <https://arxiv.org/abs/2010.05874>`_, ICLR 2021, algorithm 1.
     """
     _arguments.require_range("beta", beta, 0, 1)
 
@@ -116,7 +115,7 @@ def _turn(gram, orders, targets, beta):
         target = targets[tasks, others]
         reachable = jnp.minimum(target, 1 - jnp.finfo(gram.dtype).eps)
         sine, target_sine = (jnp.sqrt(1 - c**2) for c in (cosine, reachable))
-        # Equation 3.
+        # What of g_j makes the cosine the target.
         added = own * (reachable * sine - cosine * target_sine)
         added /= jnp.where(is_pair, other, 1) * target_sine
         added = jnp.where(is_pair & (cosine < target), added, 0)

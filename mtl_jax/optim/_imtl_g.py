@@ -19,7 +19,7 @@ def imtl_g() -> WeightedAggregator:
     this is their mean. If no direction has equal projections other than 0, as with two
     opposite gradients, the update is 0.
 
-    The paper inverts a matrix of N - 1 differences, and LibMTL does, which fails for
+    LibMTL inverts a matrix of the products of N - 1 differences, which fails for
     dependent gradients. TorchJD takes a pseudo-inverse of the Gram matrix of the
     gradients, and here it is one of the unit gradients. The two agree on independent
     gradients. Ours has the same direction for gradients of any lengths, in float32 too.
@@ -41,7 +41,7 @@ def imtl_g() -> WeightedAggregator:
 
     References:
       Liu et al., `Towards Impartial Multi-task Learning
-      <https://openreview.net/forum?id=IMPnRXEWpvr>`_, ICLR 2021, equation 4.
+      <https://openreview.net/forum?id=IMPnRXEWpvr>`_, ICLR 2021, on IMTL-G.
     """
     return from_gram(_equal_projections)
 

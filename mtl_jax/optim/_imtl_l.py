@@ -45,8 +45,8 @@ def imtl_l(num_tasks: int, tx: optax.GradientTransformation) -> LossWeighting:
 
     Args:
       num_tasks: N.
-      tx: trains the scales. Each has its own state, so `tx` sees scalars. The paper
-        trains them with the network's optimizer.
+      tx: trains the scales. Each has its own state, so `tx` sees scalars.
+        TorchJD's example trains them with the network's optimizer.
 
     Returns:
       A `LossWeighting`; its state is an `IMTLLState`.
@@ -74,7 +74,7 @@ def imtl_l(num_tasks: int, tx: optax.GradientTransformation) -> LossWeighting:
 
     References:
       Liu et al., `Towards Impartial Multi-task Learning
-      <https://openreview.net/forum?id=IMPnRXEWpvr>`_, ICLR 2021, section 3.2.
+      <https://openreview.net/forum?id=IMPnRXEWpvr>`_, ICLR 2021, equation 6.
     """
     return learned_scalarization(
         num_tasks, tx, lambda s, losses: jnp.exp(s) * losses - s, IMTLLState

@@ -14,7 +14,7 @@ def krum(n_byzantine: int, n_selected: int = 1) -> WeightedAggregator:
     The update is the mean of the m gradients with the smallest scores, of equal ones
     the first.
 
-    The distances are not squared, as in TorchJD; those of the paper are. They are
+    As in TorchJD, the distances are not squared; those of the paper are. They are
     computed from the Gram matrix, so that distances below 1e-3 times the norms are lost
     in float32.
 
@@ -44,7 +44,7 @@ def krum(n_byzantine: int, n_selected: int = 1) -> WeightedAggregator:
 
     References:
       Blanchard et al., `Machine Learning with Adversaries: Byzantine Tolerant Gradient
-      Descent <https://arxiv.org/abs/1703.02757>`_, NeurIPS 2017, section 4.
+      Descent <https://arxiv.org/abs/1703.02757>`_, NeurIPS 2017.
     """
     _arguments.require_range("n_byzantine", n_byzantine, 0)
     _arguments.require_range("n_selected", n_selected, 1)

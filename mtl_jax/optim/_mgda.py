@@ -16,12 +16,12 @@ def mgda() -> aggregating.Aggregator:
     step against it lowers all losses. It is zero where the parameters are Pareto
     stationary, and so if the gradient of an active task is zero.
 
-    The minimum is exact. Sener and Koltun's official code, LibMTL and TorchJD stop
-    after some steps of Frank and Wolfe's method or of a projected gradient, at a vector
-    that is longer, by percents if the gradients conflict much. LibMTL and the official
-    code can divide the gradients by their norms or losses first; here that would be
-    another function for `optim.from_gram`. The range of norms is that of `from_gram`,
-    and so is the extra argument `active`.
+    The minimum is exact. TorchJD takes up to 100 steps of Frank and Wolfe's method.
+    Sener and Koltun's official code and LibMTL solve two tasks in closed form, but with
+    0.001 in the place of a weight of 0, and more tasks by steps of a projected gradient
+    until the weights change by less than 1e-5. Both can divide the gradients by their
+    norms or losses first; here that would be another function for `optim.from_gram`.
+    The range of norms is that of `from_gram`, and so is the extra argument `active`.
 
     Returns:
       An `optax.experimental.aggregating.Aggregator` without state.
@@ -38,7 +38,7 @@ def mgda() -> aggregating.Aggregator:
 
     References:
       Désidéri, `Multiple-gradient descent algorithm (MGDA) for multiobjective
-      optimization <https://doi.org/10.1016/j.crma.2012.03.014>`_, 2012, definition 2.
+      optimization <https://doi.org/10.1016/j.crma.2012.03.014>`_, 2012.
 
       Sener and Koltun, `Multi-Task Learning as Multi-Objective Optimization
       <https://arxiv.org/abs/1810.04650>`_, NeurIPS 2018, equation 3.

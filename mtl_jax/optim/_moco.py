@@ -48,13 +48,13 @@ def moco(
     as the samples do for `modo` and `sdmgrad`. They cost N times the parameters'
     memory.
 
-    This is the official code without its options of normalisation, at constant rates.
-    The paper also projects each y_k onto a ball. LibMTL takes a softmax in the place of
-    P, which pulls the weights to equality; it divides each gradient by its norm and
-    multiplies it by its loss; its beta and gamma fall as t^(-1/2) over the steps t = 1,
-    2, …, for which schedules serve here. The defaults are its first step's; the
-    official code has 0.1 for all three. The products are not scaled, so gamma goes with
-    the square of the gradients' length. TorchJD has no MoCo.
+    This is the program of the authors' repository Trade-Off-MOL without its options of
+    normalisation, at constant rates. LibMTL takes a softmax in the place of P, which
+    pulls the weights to equality; it divides each gradient by its norm and multiplies
+    it by its loss; its beta and gamma fall as t^(-1/2) over the steps t = 1, 2, and so
+    on, for which schedules serve here. The defaults are its first step's; the authors'
+    program has 0.1 for all three. The products are not scaled, so gamma goes with the
+    square of the gradients' length. TorchJD 0.18 has no MoCo.
 
     `update` takes `active`, see `from_gram`. What was tracked of an absent task stays,
     as its weight does, and is no part of the update. The other weights keep their sum;

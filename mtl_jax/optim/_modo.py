@@ -74,7 +74,7 @@ def modo(
     References:
       Chen et al., `Three-Way Trade-Off in Multi-Objective Learning: Optimization,
       Generalization and Conflict-Avoidance <https://arxiv.org/abs/2305.20057>`_,
-      NeurIPS 2023 and JMLR 2024, algorithm 2, equation 2.9.
+      NeurIPS 2023 and JMLR 2024, algorithm 2 and equation 2.9 of the latter.
     """
     _arguments.require(num_tasks >= 1, f"num_tasks is {num_tasks}, it must be positive")
     _arguments.require(gamma > 0, f"gamma is {gamma}, it must be positive")

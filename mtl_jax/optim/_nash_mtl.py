@@ -57,9 +57,9 @@ def nash_mtl(
 
     Args:
       num_tasks: N.
-      max_norm: the update is shortened to this norm; 0 for no limit. The official
-        code's clip is of all parameters' gradients, here and in TorchJD it is of this
-        aggregator's.
+      max_norm: the update is shortened to this norm; 0 for no limit. The official code
+        and LibMTL clip what the shared parameters get, here and in TorchJD it is what
+        this aggregator gets.
       update_weights_every: steps for which the weights of one bargain serve.
 
     Returns:

@@ -35,10 +35,11 @@ def pcd(
     n_1 with <n_k, d> >= tau |n_k|^2 for all other k, scaled to the length of g_1.
 
     The problem is solved in terms of the unit gradients and of N - 1 multipliers, by an
-    interior point method instead of the paper's enumeration and TorchJD's active sets,
-    which give the same. As in TorchJD, the update is g_1 if no d meets all conditions
-    (in float32 they must miss by 3e-4), and 0 if g_1 or d is 0. A gradient of zero sets
-    no condition. If the first task is not active, the update is 0.
+    interior point method instead of the official code's enumeration and TorchJD's
+    active sets, which have the same minimum. As in both, the update is g_1 if no d
+    meets all conditions (in float32 they must miss by 3e-4), and 0 if g_1 or d is 0. A
+    gradient of zero sets no condition. If the first task is not active, the update is
+    0.
 
     The range of norms is that of `from_gram`, and so is the extra argument `active`. A
     task that is not active keeps its average.
@@ -68,9 +69,9 @@ def pcd(
       [-3.536, -3.536]
 
     References:
-      `Not All Objectives Are Born Equal: Priority-Constrained Descent for Hierarchical
-      Multi-Objective Optimization <https://openreview.net/forum?id=HT01yGHLEt>`_,
-      TMLR 2026.
+      Varam and AlHajri, `Not All Objectives Are Born Equal: Priority-Constrained
+      Descent for Hierarchical Multi-Objective Optimization
+      <https://openreview.net/forum?id=HT01yGHLEt>`_, TMLR 2026.
     """
     tau = jnp.asarray(tau)
     _arguments.require_range("tau", tau, 0, 1)

@@ -11,8 +11,8 @@ from mtl_jax.optim._weighted import LossWeighting
 def random_loss_weighting(key: jax.Array) -> LossWeighting:
     """Draws new weights at every step: the softmax of normal numbers, of sum 1.
 
-    The sum is over the active tasks. The paper compares several distributions. This is
-    the one of its algorithm 2, and the default of LibMTL and TorchJD.
+    The sum is over the active tasks. This is the distribution of the paper, of TorchJD
+    and the default of LibMTL, which has others.
 
     Args:
       key: for the draws. It is not part of the state, which is the number of steps.
@@ -34,7 +34,7 @@ def random_loss_weighting(key: jax.Array) -> LossWeighting:
 
     References:
       Lin et al., `Reasonable Effectiveness of Random Weighting: A Litmus Test for
-      Multi-Task Learning <https://arxiv.org/abs/2111.10603>`_, TMLR 2022, algorithm 2.
+      Multi-Task Learning <https://arxiv.org/abs/2111.10603>`_, TMLR 2022, algorithm 1.
     """
 
     def init_fn(params):

@@ -48,8 +48,9 @@ def sdmgrad(
     trees like the gradients. The gradients themselves are those of a third batch.
 
     The defaults are those of TorchJD. LibMTL has lr = 5; the official code has lambda =
-    0.6 in its class and 0.3 in its experiments. All of them add 1e-8 to s^2; here w
-    stays if s is 0, and s^2 is as it is, so that the gradients' scale does not matter.
+    0.6 in its class and 0.3 for NYUv2. LibMTL and TorchJD add 1e-8 to s^2, and the
+    official code 1e-4 to the elements of the diagonal; here w stays if s is 0, and s^2
+    is as it is, so that the gradients' scale does not matter.
 
     `update` also takes `active`, see `from_gram`. The weights of absent tasks stay, and
     those of the others keep their sum. The sum in the update is by weights of sum 1.
@@ -83,8 +84,8 @@ def sdmgrad(
 
     References:
       Xiao et al., `Direction-oriented Multi-objective Learning: Simple and Provable
-      Stochastic Algorithms <https://arxiv.org/abs/2305.18409>`_, NeurIPS 2023,
-      algorithm 1, section 6.1.
+      Stochastic Algorithms <https://arxiv.org/abs/2305.18409>`_, NeurIPS 2023, for s
+      section 6.1.
     """
     _arguments.require(num_tasks >= 1, f"num_tasks is {num_tasks}, it must be positive")
     _arguments.require(lr > 0, f"lr is {lr}, it must be positive")

@@ -26,9 +26,9 @@ def stch(
     falls. Sum and preferences are of the active tasks.
 
     This is the paper's equation, as in TorchJD. LibMTL and the official program for
-    networks put log L_k in the place of L_k, its mean in a warm-up epoch in the place
-    of z_k (the nadir), and N in the place of c_k. In that epoch they reduce the sum of
-    log L_k.
+    multi-task networks put log L_k in the place of L_k, the logarithm of the mean of
+    L_k over one epoch in the place of z_k, and 1 in the place of c_k, and multiply the
+    scalar by N. Up to the end of that epoch they reduce the sum of log L_k.
 
     Args:
       mu: smoothness, positive. The paper tries 0.01 to 1.
@@ -53,7 +53,7 @@ def stch(
 
     References:
       Lin et al., `Smooth Tchebycheff Scalarization for Multi-Objective Optimization
-      <https://arxiv.org/abs/2402.19078>`_, ICML 2024, section 3.
+      <https://arxiv.org/abs/2402.19078>`_, ICML 2024, equation 9.
     """
     _arguments.require_positive("mu", mu)
     if weights is not None:

@@ -47,8 +47,8 @@ def uncertainty_weighting(
 
     Args:
       num_tasks: N.
-      tx: trains the log variances. Each has its own state, so `tx` sees scalars. The
-        paper trains them with the network's optimizer.
+      tx: trains the log variances. Each has its own state, so `tx` sees scalars.
+        TorchJD's example trains them with the network's optimizer.
 
     Returns:
       A `LossWeighting`; its state is an `UncertaintyWeightingState`.

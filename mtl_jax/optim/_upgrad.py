@@ -45,7 +45,7 @@ def upgrad(pref_vector: _arguments.Preferences = None) -> aggregating.Aggregator
 
     References:
       Quinton and Rey, `Jacobian Descent for Multi-Objective Optimization
-      <https://arxiv.org/abs/2406.16232>`_, 2024, equations 3 and 5, proposition 1.
+      <https://arxiv.org/abs/2406.16232>`_, 2024, equations 3 and 4, proposition 1.
     """
     pref_vector = _arguments.checked_preferences(pref_vector)
 
