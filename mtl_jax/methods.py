@@ -271,8 +271,11 @@ _aggregator(
         s.num_tasks,
         s.fields["cr_mogm_alpha"],
     ),
-    # The method whose weights it smooths.
-    cr_mogm_smoothed=Field("pcgrad", choices=tuple(_AGGREGATORS)),
+    lambda fields: METHODS[fields["cr_mogm_smoothed"]].fewest_tasks(fields),
+    # The method whose weights it smooths. MoCo's are weights of what it has tracked.
+    cr_mogm_smoothed=Field(
+        "pcgrad", choices=tuple(name for name in _AGGREGATORS if name != "moco")
+    ),
     cr_mogm_alpha=Field(0.9, 0, 1),
 )
 

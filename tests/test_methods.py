@@ -76,6 +76,15 @@ def test_every_method_is_made_of_its_fields(name):
         assert callable(create(setting_of(fields)).update)
 
 
+@pytest.mark.parametrize("name", methods.fields()["cr_mogm_smoothed"].choices)
+def test_cr_mogm_smooths_every_method_that_it_may_be_given(name):
+    method = methods.METHODS["cr_mogm"]
+    fields = {key: field.default for key, field in methods.fields().items()}
+    fields["cr_mogm_smoothed"] = name
+    assert callable(method.create(setting_of(fields)).update)
+    assert method.fewest_tasks(fields) == methods.METHODS[name].fewest_tasks(fields)
+
+
 @pytest.mark.slow
 def test_a_new_method_from_config_to_report(registered, make_config, tmp_path):
     assert defaults.get_config().method.temperature == 1.0

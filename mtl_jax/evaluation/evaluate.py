@@ -162,7 +162,9 @@ def _trained_on(
         return {}
     seen = set(" ".join(filter(None, known)).split())
     images = zip(split.image_ids(), split.digests(), strict=True)
-    return {"trained_on": sorted(name for name, digest in images if digest in seen)}
+    found = sorted(name for name, digest in images if digest in seen)
+    # Those that do not know may have seen others.
+    return {"trained_on": found} if found or all(known) else {}
 
 
 def brief(names: Sequence[str]) -> str:

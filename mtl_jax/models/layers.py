@@ -4,6 +4,7 @@ Images are NHWC. Under `jax.pmap` the modules take the name of the mapped axis. 
 statistics and dropout then depend on the whole batch, and not on its division.
 """
 
+import functools
 import math
 from typing import Any, Literal, get_args
 
@@ -214,27 +215,32 @@ class ConvNorm(nn.Module):
         return nn.relu(x) if self.relu else x
 
 
-@jax.custom_jvp
 def max_pool(x: jax.Array) -> jax.Array:
     """2x2 max pooling of [B, H, W, C], H and W even; ties share the gradient."""
-    return _windows(x).max((2, 4))
-
-
-def _windows(x: jax.Array) -> jax.Array:
     b, h, w, c = x.shape
-    return x.reshape(b, h // 2, 2, w // 2, 2, c)
+    return _largest(x.reshape(b, h // 2, 2, w // 2, 2, c), (2, 4))
 
 
-@max_pool.defjvp
-def _max_pool_jvp(primals, tangents):
+def global_max_pool(x: jax.Array) -> jax.Array:
+    """Maximum [B, C] over the pixels of [B, H, W, C]; ties share the gradient."""
+    return _largest(x, (1, 2))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _largest(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    return x.max(axes)
+
+
+@_largest.defjvp
+def _largest_jvp(axes, primals, tangents):
     (x,), (tangent,) = primals, tangents
-    largest = max_pool(x)
-    is_largest = _windows(x) == largest[:, :, None, :, None]
+    largest = _largest(x, axes)
+    is_largest = x == jnp.expand_dims(largest, axes)
     # XLA may compute `x` a second time, with other last bits than in `largest`. A
     # window then has no largest element, and JAX's own derivative divides by zero:
     # the whole gradient becomes NaN.
-    ties = jnp.maximum(is_largest.sum((2, 4), dtype=x.dtype), 1)
-    return largest, (_windows(tangent) * is_largest).sum((2, 4)) / ties
+    ties = jnp.maximum(is_largest.sum(axes, dtype=x.dtype), 1)
+    return largest, (tangent * is_largest).sum(axes) / ties
 
 
 def upsample(x: jax.Array) -> jax.Array:

@@ -147,7 +147,7 @@ class MultiTaskUNet(nn.Module):
 
         logits = {}
         if any(head in wanted for head in self.classification_heads):
-            pooled = jnp.max(features[-1], axis=(1, 2))
+            pooled = layers.global_max_pool(features[-1])
             pooled = layers.Dropout(self.dropout, self.axis_name)(pooled, train=train)
             for head in self.classification_heads:
                 logits[head] = self._head(head, pooled)

@@ -524,6 +524,27 @@ def test_photographs_that_were_trained_on_are_named(
     )
 
 
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [
+        (("1", "2"), {"trained_on": []}),
+        (("1", None), {}),
+        (("1 b", None), {"trained_on": ["second"]}),
+        ((None, None), {}),
+    ],
+)
+def test_networks_that_do_not_know_are_not_said_to_have_seen_none(known, expected):
+    networks = [
+        SimpleNamespace(metadata={"training_photographs": one} if one else {})
+        for one in known
+    ]
+    split = SimpleNamespace(
+        image_ids=lambda: ["first", "second"], digests=lambda: ["a", "b"]
+    )
+    average = SimpleNamespace(averaged=networks)
+    assert evaluate._trained_on(average, split) == expected
+
+
 def test_at_most_five_names_are_given():
     assert evaluate.brief(list("abcde")) == "a, b, c, d, e"
     assert evaluate.brief(list("abcdef")) == "a, b, c, d, e and 1 more"
