@@ -13,7 +13,7 @@ from typing import NamedTuple
 ROOT = pathlib.Path(__file__).parents[1]
 
 _FORK = """
-import glob, importlib, json, os, runpy, sys, time, traceback
+import glob, importlib, json, os, runpy, signal, sys, time, traceback
 import small_encoder
 from mtl_jax import commands
 import mtl_jax.data.folder, mtl_jax.data.synthetic
@@ -25,6 +25,9 @@ ENDED = os.WEXITED | os.WNOHANG | os.WNOWAIT
 
 def run(argv, stem, signalled):
     if (child := os.fork()) == 0:
+        # A test session in the background, or under nohup, ignores them.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         for number, ending in ((1, "out"), (2, "err")):
             file = os.open(f"{stem}.{ending}", os.O_WRONLY | os.O_CREAT)
             os.dup2(file, number)

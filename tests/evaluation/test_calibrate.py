@@ -58,6 +58,7 @@ def drawn(make_config, random_variables, tmp_path_factory):
     """A function that writes a workdir with a network of random weights."""
 
     def write(fields=None, seed=0, **top_level):
+        fields = {"model.encoder": "vgg13", **(fields or {})}
         config = make_config(fields, **top_level)
         place = tmp_path_factory.mktemp("drawn") / "run"
         workdirs.write_network(

@@ -118,7 +118,7 @@ def test_a_state_comes_back(tmp_path, batch_stats):
 
 def test_a_step_that_is_not_there(tmp_path):
     save(tmp_path, [0.1])
-    with pytest.raises(Absent, match="no checkpoint .*checkpoints/7; name another"):
+    with pytest.raises(Absent, match="no checkpoint .*checkpoints/7; use another"):
         Checkpoints(tmp_path).restore_metadata(7)
 
 
