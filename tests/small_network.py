@@ -3,7 +3,7 @@
 import flax.linen as nn
 
 from mtl_jax import tasks
-from mtl_jax.models.layers import Dropout
+from mtl_jax.models.layers import Dropout, global_max_pool
 
 
 class SmallNetwork(nn.Module):
@@ -26,6 +26,6 @@ class SmallNetwork(nn.Module):
         decoded = nn.relu(nn.Dense(4, name="decoder")(x))
         logits = {}
         for head in tasks.TASKS:
-            features = x.max((1, 2)) if head == "glaucoma" else decoded
+            features = global_max_pool(x) if head == "glaucoma" else decoded
             logits[head] = nn.Dense(1, name=f"head_{head}")(features)[..., 0]
         return {head: logits[head] for head in heads}

@@ -16,8 +16,9 @@ from mtl_jax.training.checkpoints import Checkpoints
 from mtl_jax.training.state import TrainState
 
 MAX_SKIPPED = 10
-# A spike is a loss of so many times the median of so many earlier steps of its epoch.
-SPIKE, MIN_STEPS = 10, 5
+# A spike is a loss of so many times the median of the epoch's last steps before it, of
+# so many at least and at most.
+SPIKE, MIN_STEPS, MAX_STEPS = 10, 5, 100
 
 
 class Watch:
@@ -102,10 +103,11 @@ class Watch:
             return f"The parameters after step {step} are not finite"
         return ""
 
-    def _look_for_spikes(self, step: int, losses: np.ndarray) -> None:
-        for index, (task, loss) in enumerate(zip(self._tasks, losses, strict=True)):
+    def _look_for_spikes(self, step: int, found: np.ndarray) -> None:
+        for index, (task, loss) in enumerate(zip(self._tasks, found, strict=True)):
             # A loss without labels is 0.
-            before = [one["loss"][index] for one in self.steps if one["loss"][index]]
+            losses = (one["loss"][index] for one in self.steps[-MAX_STEPS:])
+            before = [one for one in losses if one]
             if len(before) >= MIN_STEPS and loss > SPIKE * np.median(before):
                 self.spikes.setdefault(task.name, []).append(step)
 
