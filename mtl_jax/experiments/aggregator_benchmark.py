@@ -26,7 +26,7 @@ TORCHJD: dict[str, Callable[[Any, int], Any]] = {
     "mgda": lambda aggregation, n: aggregation.MGDA(),
     "cagrad": lambda aggregation, n: aggregation.CAGrad(0.5),
     "nash_mtl": lambda aggregation, n: aggregation.NashMTL(n),
-    "fairgrad": lambda aggregation, n: aggregation.FairGrad(),
+    "fairgrad": lambda aggregation, n: aggregation.FairGrad(1.0),
     "upgrad": lambda aggregation, n: aggregation.UPGrad(),
     "dualproj": lambda aggregation, n: aggregation.DualProj(),
     "imtl_g": lambda aggregation, n: aggregation.IMTLG(),
