@@ -277,7 +277,7 @@ def test_every_import_is_declared_and_its_extra_known():
 
 
 @pytest.mark.slow
-def test_the_second_command_finds_compiled_programs(glaucoma_run, tmp_path):
+def test_the_second_command_finds_compiled_programs(tiny_run, tmp_path):
     # As the user's: importing JAX has set TF_CPP_MIN_LOG_LEVEL.
     env = {
         name: value
@@ -286,7 +286,7 @@ def test_the_second_command_finds_compiled_programs(glaucoma_run, tmp_path):
     }
     env |= {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path / "cache")}
     programs = tmp_path / "cache" / "mtl_jax" / "programs"
-    workdir = glaucoma_run.copy(tmp_path / "run")
+    workdir = tiny_run.copy(tmp_path / "run")
 
     def evaluate():
         finished = python(PROGRAM, "evaluate", f"--workdir={workdir}", env=env)

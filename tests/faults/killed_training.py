@@ -24,6 +24,7 @@ import traceback
 
 import jax
 import orbax.checkpoint as ocp
+import small_encoder  # noqa: F401
 import tensorboardX  # noqa: F401
 from orbax.checkpoint._src.path import deleter
 
