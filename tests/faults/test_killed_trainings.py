@@ -53,7 +53,6 @@ def train(config, place, kills, env):
         cwd=PROGRAM.parents[2],
         env={
             **env,
-            "PYTHONPATH": str(PROGRAM.parents[2]),
             # Small programs too are compiled once for all processes.
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         },
