@@ -3,6 +3,7 @@
 The floor is the time in which the device reads all gradients once.
 """
 
+import functools
 import os
 import statistics
 import time
@@ -182,9 +183,12 @@ def _of_torchjd(
             axis=1,
         )
     )
-    calls = {}
-    for name in set(names) & set(TORCHJD):
-        aggregator = TORCHJD[name](aggregation, num_tasks)
-        aggregator(matrix)
-        calls[f"torchjd {name}"] = lambda aggregator=aggregator: aggregator(matrix)
+    calls = {
+        f"torchjd {name}": functools.partial(
+            TORCHJD[name](aggregation, num_tasks), matrix
+        )
+        for name in set(names) & set(TORCHJD)
+    }
+    for call in calls.values():
+        call()
     return calls
