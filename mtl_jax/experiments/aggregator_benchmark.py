@@ -183,7 +183,7 @@ def _of_torchjd(
             axis=1,
         )
     )
-    calls = {
+    calls: dict[str, Callable[[], Any]] = {
         f"torchjd {name}": functools.partial(
             TORCHJD[name](aggregation, num_tasks), matrix
         )
