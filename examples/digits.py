@@ -7,7 +7,7 @@ left and the right one. The four tasks add the sum of both numbers, and a pictur
 right digit alone. All tasks share a trunk of 24 units, which is too narrow for all of
 them. Every method is trained with three seeds by the same Adam; the reference is a
 network for each task alone (STL). It needs scikit-learn and matplotlib, which come with
-`pip install 'mtl_jax[data,report]'`, and takes under three minutes on two cores.
+`pip install 'mtl_jax[data,report]'`, and took five minutes on one core.
 
 Printed are the mean and standard deviation over the seeds, in percent: accuracies of
 the digits, and explained variances of the sum and of the picture. The last column is
