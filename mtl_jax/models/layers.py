@@ -4,13 +4,13 @@ Images are NHWC. Under `jax.pmap` the modules take the name of the mapped axis. 
 statistics and dropout then depend on the whole batch, and not on its division.
 """
 
-import functools
 import math
 from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 Norm = Literal["batch", "batch_no_average", "group", "none"]
@@ -215,32 +215,48 @@ class ConvNorm(nn.Module):
         return nn.relu(x) if self.relu else x
 
 
+@jax.custom_jvp
 def max_pool(x: jax.Array) -> jax.Array:
-    """2x2 max pooling of [B, H, W, C], H and W even; ties share the gradient."""
+    """2x2 max pooling of [B, H, W, C], H and W even.
+
+    The first of equal elements has the whole gradient, as in PyTorch. It is found by
+    comparisons in pairs. Equality with the maximum would not do: XLA may compute `x` a
+    second time, with other last bits, and a window without a largest element would lose
+    its gradient.
+    """
+    return _windows(x).max((2, 4))
+
+
+@max_pool.defjvp
+def _max_pool_jvp(primals, tangents):
+    windows = _windows(*primals)
+    rows = windows.max(4)
+    is_right = windows[:, :, :, :, 1] > windows[:, :, :, :, 0]
+    is_below = rows[:, :, 1] > rows[:, :, 0]
+    second = np.arange(2).astype(bool)
+    is_largest = (is_right[:, :, :, :, None] == second[:, None]) & (
+        is_below[:, :, None, :, None] == second[:, None, None, None]
+    )
+    return rows.max(2), (_windows(*tangents) * is_largest).sum((2, 4))
+
+
+def _windows(x: jax.Array) -> jax.Array:
     b, h, w, c = x.shape
-    return _largest(x.reshape(b, h // 2, 2, w // 2, 2, c), (2, 4))
+    return x.reshape(b, h // 2, 2, w // 2, 2, c)
 
 
+@jax.custom_jvp
 def global_max_pool(x: jax.Array) -> jax.Array:
-    """Maximum [B, C] over the pixels of [B, H, W, C]; ties share the gradient."""
-    return _largest(x, (1, 2))
+    """Maximum [B, C] over the pixels of [B, H, W, C]; its gradient as in `max_pool`."""
+    return x.max((1, 2))
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _largest(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    return x.max(axes)
-
-
-@_largest.defjvp
-def _largest_jvp(axes, primals, tangents):
-    (x,), (tangent,) = primals, tangents
-    largest = _largest(x, axes)
-    is_largest = x == jnp.expand_dims(largest, axes)
-    # XLA may compute `x` a second time, with other last bits than in `largest`. A
-    # window then has no largest element, and JAX's own derivative divides by zero:
-    # the whole gradient becomes NaN.
-    ties = jnp.maximum(is_largest.sum(axes, dtype=x.dtype), 1)
-    return largest, (tangent * is_largest).sum(axes) / ties
+@global_max_pool.defjvp
+def _global_max_pool_jvp(primals, tangents):
+    b, _, _, c = primals[0].shape
+    pixels, tangent = (v.reshape(b, -1, c) for v in (*primals, *tangents))
+    is_largest = jnp.arange(pixels.shape[1])[:, None] == pixels.argmax(1)[:, None]
+    return pixels.max(1), (tangent * is_largest).sum(1)
 
 
 def upsample(x: jax.Array) -> jax.Array:
