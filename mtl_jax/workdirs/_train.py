@@ -27,11 +27,19 @@ from mtl_jax.workdirs._claim import claim, locked
 
 
 class _Data(NamedTuple):
-    """What all networks of a run are trained on."""
+    """What all networks of a run are trained on.
+
+    Attributes:
+      dataset: the data set.
+      train: its training split.
+      validation: its validation split, if any.
+      may_be_other: whether a run may go on with other records than it began with.
+    """
 
     dataset: tfds.core.DatasetBuilder
     train: pipeline.Split
     validation: pipeline.Split | None
+    may_be_other: bool
 
 
 def train(
@@ -62,26 +70,16 @@ def train(
     configuration.check(config)
     parallel.check_batch_size(config.batch_size, config.accumulate)
     with locked(workdir := pathlib.Path(workdir)):
-        _train(config, workdir, resume, accept_other_data)
+        _train(config, workdir, _open(config, accept_other_data), resume)
 
 
 def _train(
-    config: configuration.Config,
-    workdir: pathlib.Path,
-    resume: bool,
-    accept_other_data: bool,
+    config: configuration.Config, workdir: pathlib.Path, data: _Data, resume: bool
 ) -> None:
-    data = _open(config)
     config = _of_labelled_tasks(config, data.train)
     parts = configuration.part_configs(config)
     if not parts:
-        _train_network(
-            config,
-            workdir,
-            data,
-            lambda: claim(workdir, config, resume),
-            accept_other_data,
-        )
+        _train_network(config, workdir, data, lambda: claim(workdir, config, resume))
     for number, (name, part) in enumerate(parts.items()):
 
         def claim_folders(number=number, name=name, part=part):
@@ -92,15 +90,16 @@ def _train(
             # A finished network is kept.
             claim(workdir / name, part, resume=True)
 
-        _train_network(part, workdir / name, data, claim_folders, accept_other_data)
+        _train_network(part, workdir / name, data, claim_folders)
 
 
-def _open(config: configuration.Config) -> _Data:
+def _open(config: configuration.Config, may_be_other: bool) -> _Data:
     dataset = pipeline.open_dataset(config.data.data_dir, config.data.dataset)
     fold = configuration.build(config).fold
     return _Data(
         dataset,
         *pipeline.open_training_splits(dataset, fold, config.data.pixel_origin),
+        may_be_other,
     )
 
 
@@ -154,11 +153,10 @@ def _train_network(
     folder: pathlib.Path,
     data: _Data,
     claim_folder: Callable[[], None],
-    accept_other_data: bool,
 ) -> None:
     """Trains one network; claims its folder after all other checks."""
     experiment = configuration.build(config)
-    dataset, train, validation = data
+    dataset, train, validation, may_be_other = data
     side, fingerprint = pipeline.image_size(dataset), pipeline.fingerprint(dataset)
     if experiment.view is None:
         configuration.check_image_size(config, side, f"{train.name} has images of")
@@ -193,7 +191,7 @@ def _train_network(
         stored: Mapping[str, Any] = {}
         if latest is not None:
             stored = checkpoints.restore_metadata(latest)
-            _check_data(train, None if accept_other_data else fingerprint, stored)
+            _check_data(train, None if may_be_other else fingerprint, stored)
             stale = stored.get("watch", {}).get("stale", 0)
             is_stale = 0 < config.patience <= stale
             is_at_end = latest >= config.num_epochs * steps_per_epoch
