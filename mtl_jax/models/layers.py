@@ -10,7 +10,6 @@ from typing import Any, Literal, get_args
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 Norm = Literal["batch", "batch_no_average", "group", "none"]
@@ -90,7 +89,7 @@ def _conv_by_products_forward(x, kernel):
 def _conv_by_products_backward(residuals, gradient):
     x, kernel = residuals
     x_gradient = _convolve(gradient, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
-    few = min(x.shape[-1], gradient.shape[-1]) < 16
+    few = min(x.shape[-1], gradient.shape[-1]) < 32
     of_kernel = _canonical_kernel_gradient if few else _blocked_kernel_gradient
     return x_gradient, of_kernel(x, gradient)
 
@@ -264,48 +263,57 @@ class ConvNorm(nn.Module):
         return nn.relu(x) if self.relu else x
 
 
-@jax.custom_jvp
+@jax.custom_vjp
 def max_pool(x: jax.Array) -> jax.Array:
     """2x2 max pooling of [B, H, W, C], H and W even.
 
-    The first of equal elements has the whole gradient, as in PyTorch. It is found by
-    comparisons in pairs. Equality with the maximum would not do: XLA may compute `x` a
-    second time, with other last bits, and a window without a largest element would lose
-    its gradient.
+    The first of equal elements has the whole gradient, as in PyTorch. Comparisons find
+    its index. Equality with the maximum would not do: XLA may compute `x` a second
+    time, with other last bits, and a window without a largest element would lose its
+    gradient.
     """
-    return _windows(x).max((2, 4))
+    return _max_pool_forward(x)[0]
 
 
-@max_pool.defjvp
-def _max_pool_jvp(primals, tangents):
-    windows = _windows(*primals)
-    rows = windows.max(4)
-    is_right = windows[:, :, :, :, 1] > windows[:, :, :, :, 0]
-    is_below = rows[:, :, 1] > rows[:, :, 0]
-    second = np.arange(2).astype(bool)
-    is_largest = (is_right[:, :, :, :, None] == second[:, None]) & (
-        is_below[:, :, None, :, None] == second[:, None, None, None]
-    )
-    return rows.max(2), (_windows(*tangents) * is_largest).sum((2, 4))
-
-
-def _windows(x: jax.Array) -> jax.Array:
+def _max_pool_forward(x):
     b, h, w, c = x.shape
-    return x.reshape(b, h // 2, 2, w // 2, 2, c)
+    windows = x.reshape(b, h // 2, 2, w // 2, 2, c)
+    first, second, third, fourth = (
+        windows[:, :, i, :, j] for i in range(2) for j in range(2)
+    )
+    above, below = jnp.maximum(first, second), jnp.maximum(third, fourth)
+    index = jnp.where(below > above, 2 + (fourth > third), second > first)
+    return jnp.maximum(above, below), index.astype(jnp.int8)
 
 
-@jax.custom_jvp
+def _max_pool_backward(index, gradient):
+    b, h, w, c = index.shape
+    element = jnp.arange(4, dtype=jnp.int8).reshape(2, 1, 2, 1)
+    is_largest = index[:, :, None, :, None] == element
+    spread = jnp.where(is_largest, gradient[:, :, None, :, None], 0)
+    return (spread.reshape(b, 2 * h, 2 * w, c),)
+
+
+max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+@jax.custom_vjp
 def global_max_pool(x: jax.Array) -> jax.Array:
     """Maximum [B, C] over the pixels of [B, H, W, C]; its gradient as in `max_pool`."""
     return x.max((1, 2))
 
 
-@global_max_pool.defjvp
-def _global_max_pool_jvp(primals, tangents):
-    b, _, _, c = primals[0].shape
-    pixels, tangent = (v.reshape(b, -1, c) for v in (*primals, *tangents))
-    is_largest = jnp.arange(pixels.shape[1])[:, None] == jnp.argmax(pixels, 1)[:, None]
-    return pixels.max(1), (tangent * is_largest).sum(1)
+def _global_max_pool_forward(x):
+    b, h, w, c = x.shape
+    index = jnp.argmax(x.reshape(b, h * w, c), 1)
+    return x.max((1, 2)), index[:, None, None] == jnp.arange(h * w).reshape(h, w, 1)
+
+
+def _global_max_pool_backward(is_largest, gradient):
+    return (jnp.where(is_largest, gradient[:, None, None], 0),)
+
+
+global_max_pool.defvjp(_global_max_pool_forward, _global_max_pool_backward)
 
 
 def upsample(x: jax.Array) -> jax.Array:

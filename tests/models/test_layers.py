@@ -11,8 +11,8 @@ from mtl_jax.models import layers
 SHAPES = [
     *[(2, 8, 8, 3, 5), (1, 6, 10, 4, 4), (3, 5, 3, 1, 7), (2, 1, 4, 6, 2)],
     # In blocks: one, of some images each, of some rows each, of a row each.
-    *[(3, 6, 10, 17, 16), (6, 16, 12, 16, 20), (2, 32, 32, 18, 16)],
-    (2, 2, 600, 16, 16),
+    *[(3, 6, 10, 33, 32), (6, 16, 12, 32, 34), (2, 32, 32, 32, 32)],
+    (2, 2, 600, 32, 32),
 ]
 
 
@@ -47,9 +47,9 @@ def test_conv_by_products_has_the_values_and_gradients_of_lax(shape):
 
 def test_conv_by_products_in_bfloat16_is_near_float32():
     arrays = [
-        random_array(2, 32, 32, 16),
-        random_array(3, 3, 16, 17),
-        random_array(2, 32, 32, 17),
+        random_array(2, 32, 32, 32),
+        random_array(3, 3, 32, 33),
+        random_array(2, 32, 32, 33),
     ]
     half = [jnp.asarray(a, jnp.bfloat16) for a in arrays]
     actual = convolution_and_gradients(layers.conv_by_products, *half)
@@ -114,9 +114,6 @@ def test_maxima_have_the_values_and_gradients_of_flax(window):
     np.testing.assert_array_equal(actual, expected)
     cotangent = random_array(*expected.shape)
     np.testing.assert_array_equal(*pull_back(cotangent), *flax_pull_back(cotangent))
-    np.testing.assert_array_equal(
-        jax.jvp(ours, (x,), (x,))[1], expected, err_msg="the largest x moves by itself"
-    )
 
 
 def test_gradient_of_a_maximum_that_xla_computes_twice():
