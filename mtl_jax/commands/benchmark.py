@@ -34,6 +34,12 @@ DTYPES = flags.DEFINE_list("dtypes", ["float32"], "Some of float32, bfloat16.")
 AGGREGATORS = flags.DEFINE_list(
     "aggregators", [], "Methods whose aggregators to time without a network, or all."
 )
+COMPARE = flags.DEFINE_enum(
+    "compare",
+    None,
+    ["torch"],
+    "torch times PyTorch's forms of an MTL-IO step beside ours, on the same machine.",
+)
 STEPS = flags.DEFINE_integer("steps", 3, "Timed steps in each of 3 rounds.")
 OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
 # The compilation is timed too, so no programs are kept.
@@ -81,6 +87,17 @@ def _time_steps() -> None:
                 f"--image_sizes has {size}, which does not fit {encoder}; name a "
                 f"multiple of {stride}, at least 32."
             )
+    others = None
+    if COMPARE.value:
+        try:
+            from mtl_jax.experiments import torch_steps
+        except ImportError as error:
+            raise UserError(
+                "--compare=torch needs PyTorch; install it with pip install torch."
+            ) from error
+        if "resnet34" in ENCODERS.value:
+            raise UserError("--compare=torch has no resnet34; name VGG encoders.")
+        others = torch_steps.programs
     results = []
     for encoder, size, batch, dtype in itertools.product(
         ENCODERS.value,
@@ -89,7 +106,7 @@ def _time_steps() -> None:
         DTYPES.value,
     ):
         setting = benchmark.Setting(encoder, WIDTH.value, size, batch, dtype)
-        results += benchmark.measure(setting, METHODS.value, STEPS.value)
+        results += benchmark.measure(setting, METHODS.value, STEPS.value, others)
         if OUTPUT.value:
             files.write_json(pathlib.Path(OUTPUT.value), results)
     print(benchmark.table(results))

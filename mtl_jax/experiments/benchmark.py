@@ -7,7 +7,7 @@ machine.
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -142,8 +142,26 @@ METHODS = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A program that is timed.
+
+    Attributes:
+      run: makes one step, and returns when it is finished.
+      num_parameters: number of the network's parameters.
+      method: method of which it is a program.
+    """
+
+    run: Callable[[], None]
+    num_parameters: int
+    method: str
+
+
 def measure(
-    setting: Setting, methods: Sequence[str], num_steps: int
+    setting: Setting,
+    methods: Sequence[str],
+    num_steps: int,
+    others: Callable[[Setting, tasks_lib.Batch], Mapping[str, Program]] | None = None,
 ) -> list[dict[str, Any]]:
     """Times steps of several methods in one process.
 
@@ -153,6 +171,7 @@ def measure(
       setting: network and batch of all methods.
       methods: names from `METHODS`.
       num_steps: timed steps of each method in each of `ROUNDS` rounds.
+      others: makes programs of another library, which take part in the turns.
 
     Returns:
       For each method: the setting, `parameters`, `compile_seconds` (the first step),
@@ -169,28 +188,18 @@ def measure(
     tasks = tasks_lib.build()
     batch = _random_batch(setting.batch_size, setting.image_size)
     routes, whole = _forward_flops(model, tasks, batch["image"])
-    programs, states, compile_seconds = {}, {}, {}
-    for name in methods:
-        step, optimizer = METHODS[name].create(model, tasks)
-        programs[name] = jax.jit(step, donate_argnums=0)
-        state = steps.create_train_state(model, optimizer, jax.random.key(0))
-        start = time.perf_counter()
-        states[name], metrics = programs[name](state, batch)
-        jax.block_until_ready(metrics)
-        compile_seconds[name] = time.perf_counter() - start
-    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    programs = {name: _program(name, model, tasks, batch) for name in methods}
+    programs |= others(setting, batch) if others else {}
+    compile_seconds = {name: _seconds(it.run) for name, it in programs.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(ROUNDS):
         for name, program in programs.items():
-            for _ in range(num_steps):
-                start = time.perf_counter()
-                states[name], metrics = program(states[name], batch)
-                jax.block_until_ready(metrics)
-                seconds[name].append(time.perf_counter() - start)
+            seconds[name] += [_seconds(program.run) for _ in range(num_steps)]
     matmul = _matmul_flops_per_second(jnp.dtype(setting.dtype))
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     results = []
     for name, times in seconds.items():
-        floor = METHODS[name].floor(routes, whole)
+        floor = METHODS[programs[name].method].floor(routes, whole)
         speed = floor / medians[name]
         vanilla = medians.get("vanilla")
         results.append(
@@ -198,7 +207,7 @@ def measure(
                 "method": name,
                 **dataclasses.asdict(setting),
                 "device": jax.devices()[0].device_kind,
-                "parameters": sum(x.size for x in jax.tree.leaves(states[name].params)),
+                "parameters": programs[name].num_parameters,
                 "compile_seconds": compile_seconds[name],
                 "step_seconds": medians[name],
                 "step_seconds_quartiles": np.quantile(times, [0.25, 0.75]).tolist(),
@@ -210,6 +219,27 @@ def measure(
             }
         )
     return results
+
+
+def _program(
+    name: str, model: nn.Module, tasks: Sequence[tasks_lib.Task], batch: tasks_lib.Batch
+) -> Program:
+    step, optimizer = METHODS[name].create(model, tasks)
+    program = jax.jit(step, donate_argnums=0)
+    state = steps.create_train_state(model, optimizer, jax.random.key(0))
+
+    def run() -> None:
+        nonlocal state
+        state, metrics = program(state, batch)
+        jax.block_until_ready(metrics)
+
+    return Program(run, sum(x.size for x in jax.tree.leaves(state.params)), name)
+
+
+def _seconds(run: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:

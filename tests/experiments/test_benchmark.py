@@ -68,11 +68,19 @@ def test_floors():
 
 
 @pytest.mark.slow
-def test_a_measurement_and_its_table(monkeypatch):
+def test_a_measurement_beside_torch_and_its_table(monkeypatch):
+    torch_steps = pytest.importorskip("mtl_jax.experiments.torch_steps")
     monkeypatch.setitem(benchmark.MATRIX, "cpu", 256)
     setting = benchmark.Setting("vgg13", 1 / 16, 32, 2, "float32")
-    (row,) = benchmark.measure(setting, ["vanilla"], num_steps=1)
-    assert row["parameters"] == 68376
+    rows = benchmark.measure(setting, ["vanilla"], 1, torch_steps.programs)
+    assert [row["method"] for row in rows] == [
+        "vanilla",
+        "torch",
+        "torch, channels last",
+    ]
+    assert [row["parameters"] for row in rows] == [68376] * 3
+    assert rows[1]["floor_over_vanilla"] == rows[2]["floor_over_vanilla"] > 3
+    row = rows[0]
     assert row["time_over_vanilla"] == row["floor_over_vanilla"] == 1
     low, high = row["step_seconds_quartiles"]
     assert 0 < low <= row["step_seconds"] <= high

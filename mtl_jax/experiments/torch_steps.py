@@ -1,0 +1,146 @@
+"""Steps of MTL-IO in PyTorch, which the benchmark times beside ours.
+
+It is the same network with the same losses. A task's step computes only its own route,
+and each task has its own Adam, as in the authors' program.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mtl_jax import losses
+from mtl_jax.experiments.benchmark import Program, Setting
+from mtl_jax.models import vgg
+from mtl_jax.tasks import Batch
+
+DENSE = ("disc", "cup", "fovea")
+
+
+class _Network(nn.Module):
+    """The U-Net with a VGG encoder and the four heads, as `models.MultiTaskUNet`."""
+
+    def __init__(self, depths: Sequence[int], widths: Sequence[int]) -> None:
+        super().__init__()
+        before = (3, *widths)
+        self.encoder = nn.ModuleList(
+            _convolutions([before[i]] + [width] * depths[i])
+            for i, width in enumerate(widths)
+        )
+        self.decoder = nn.ModuleList(
+            _convolutions([2 * widths[i], widths[i], widths[max(i - 1, 0)]])
+            for i in reversed(range(len(widths) - 1))
+        )
+        self.classifier = nn.Sequential(nn.Dropout(0.8), nn.Linear(widths[-1], 1))
+        self.heads = nn.ModuleDict({n: nn.Conv2d(widths[0], 1, 1) for n in DENSE})
+
+    def forward(self, x: torch.Tensor, head: str) -> torch.Tensor:
+        features: list[torch.Tensor] = []
+        for block in self.encoder:
+            x = block(F.max_pool2d(features[-1], 2) if features else x)
+            features.append(x)
+        if head not in self.heads:
+            return self.classifier(x.amax((2, 3)))[:, 0]
+        for stage, skip in zip(self.decoder, reversed(features[:-1]), strict=True):
+            x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+            x = stage(torch.cat([skip, x], 1))
+        return self.heads[head](x)[:, 0]
+
+
+def _convolutions(channels: Sequence[int]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for before, after in zip(channels, channels[1:], strict=False):
+        layers.append(nn.Conv2d(before, after, 3, padding=1))
+        layers.append(nn.BatchNorm2d(after, momentum=0.01))
+        layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)
+
+
+def programs(setting: Setting, batch: Batch) -> Mapping[str, Program]:
+    """Makes PyTorch's forms of a step of MTL-IO.
+
+    Args:
+      setting: network; its dtype is that of the fastest form on a GPU.
+      batch: batch of NumPy arrays, images uint8 [B, H, W, 3].
+
+    Returns:
+      The plain form and the one with channels last. On a GPU, the latter is compiled,
+      with TensorFloat-32, a fused Adam and automatic mixed precision.
+    """
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    is_fast = device == "cuda"
+    widths = [max(1, round(setting.width * width)) for width in vgg.WIDTHS]
+    found = {}
+    for name in ("torch", "torch, channels last"):
+        is_plain = name == "torch"
+        torch.manual_seed(0)
+        network = _Network(vgg.DEPTHS[setting.encoder], widths).to(device)
+        run = _step(
+            network,
+            batch,
+            device,
+            layout=torch.contiguous_format if is_plain else torch.channels_last,
+            is_compiled=is_fast and not is_plain,
+            mixed=is_fast and not is_plain and setting.dtype == "bfloat16",
+        )
+        size = sum(p.numel() for p in network.parameters())
+        found[name] = Program(run, size, "independent")
+    return found
+
+
+def _step(
+    network: nn.Module,
+    batch: Batch,
+    device: str,
+    *,
+    layout: torch.memory_format,
+    is_compiled: bool,
+    mixed: bool,
+) -> Callable[[], None]:
+    network = network.to(memory_format=layout)
+    forward: Callable[..., Any] = torch.compile(network) if is_compiled else network
+    optimizers = {
+        head: torch.optim.Adam(network.parameters(), lr=1e-4, fused=is_compiled)
+        for head in ("glaucoma", *DENSE)
+    }
+    images = torch.from_numpy(batch["image"]).to(device).permute(0, 3, 1, 2)
+    side = images.shape[-2:]
+    targets = {
+        "glaucoma": batch["glaucoma"],
+        "disc": batch["disc_mask"].astype("float32"),
+        "cup": batch["cup_mask"].astype("float32"),
+        "fovea": losses.fovea_map(batch["fovea_xy"], side).__array__().copy(),
+    }
+    targets = {n: torch.from_numpy(v).to(device) for n, v in targets.items()}
+    precision = torch.autocast(device, torch.bfloat16) if mixed else None
+
+    def run() -> None:
+        # It is global, and the plain form is to run without.
+        torch.backends.cuda.matmul.allow_tf32 = is_compiled
+        torch.backends.cudnn.allow_tf32 = is_compiled
+        x = (images.float() / 255).contiguous(memory_format=layout)
+        for head, optimizer in optimizers.items():
+            optimizer.zero_grad(set_to_none=True)
+            with precision or contextlib.nullcontext():
+                logits = forward(x, head)
+            _loss(head, logits.float(), targets[head]).backward()
+            optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return run
+
+
+def _loss(head: str, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    if head == "fovea":
+        return (logits.sigmoid() - target).abs().mean()
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    if head == "glaucoma":
+        # The focal loss, gamma 2.
+        return (cross_entropy * (1 - torch.exp(-cross_entropy)) ** 2).mean()
+    return cross_entropy.mean()
