@@ -107,7 +107,12 @@ def test_no_folder_and_damage(tmp_path, imported):
         file = torn / name
         # By the umask, as of any file.
         assert file.stat().st_mode == (torn / "weights.json").stat().st_mode
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        content = file.read_bytes()
+        file.write_bytes(content[: len(content) // 2])
+        with pytest.raises(UserError, match=r"torn is damaged; make it again"):
+            weights.load(torn)
+        # A bit of the last number, or of what follows the record.
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
         with pytest.raises(UserError, match=r"torn is damaged; make it again"):
             weights.load(torn)
 
