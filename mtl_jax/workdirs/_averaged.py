@@ -1,7 +1,6 @@
 """Reads trained networks that are averaged, and their calibration."""
 
 import dataclasses
-import json
 import math
 import pathlib
 from collections.abc import Sequence
@@ -184,7 +183,7 @@ def _say(arrangement: dict[str, Any]) -> str:
 def _read(path: pathlib.Path) -> tuple[Calibration, dict[str, Any]]:
     """Reads a calibration and its arrangement; refuses numbers that cannot be."""
     try:
-        content = json.loads(path.read_text())
+        content = files.parse_json(path.read_text())
         calibration = Calibration(**content["calibration"])
         arrangement = content["arrangement"]
         _say(arrangement)

@@ -133,7 +133,7 @@ def read(folder: pathlib.Path) -> list[Stored]:
 def _entries(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     path = folder / _RECORD
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = files.parse_json(path.read_text(encoding="utf-8"))
         if record["format"] != _FORMAT:
             raise UserError(
                 f"{path} has the format {record['format']!r} of mtl_jax "

@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import hashlib
-import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -337,7 +336,7 @@ def encoder_of(network: TrainedNetwork) -> weights.EncoderWeights:
 
 def _read_classifier(path: pathlib.Path) -> dict[str, float]:
     try:
-        return VcdrClassifier(**json.loads(path.read_text()))._asdict()
+        return VcdrClassifier(**files.parse_json(path.read_text()))._asdict()
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"{path} cannot be read ({error}); delete it, and evaluate again."
