@@ -10,7 +10,7 @@ import numpy as np
 from flax import traverse_util
 
 from mtl_jax import files
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, check_access
 from mtl_jax.models import unet
 
 _TENSORS, _RECORD = "encoder.safetensors", "weights.json"
@@ -129,6 +129,7 @@ def load(folder: pathlib.Path) -> EncoderWeights:
         )
     # A record and a table of tensors may say anything.
     except Exception as error:
+        check_access(folder, error)
         raise UserError(
             f"{folder} is damaged; make it again by scripts/import_weights.py "
             f"({type(error).__name__}: {error})."

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, check_access
 
 Tensors = dict[str, np.ndarray]
 
@@ -328,6 +328,7 @@ def _floats(tensors: Tensors) -> Tensors:
 
 
 def _damaged(path: pathlib.Path, error: Exception) -> UserError:
+    check_access(path, error)
     reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
     return UserError(
         f"{path} is damaged, incomplete, or not what its name says; download it again "

@@ -17,7 +17,7 @@ import numpy as np
 from flax import traverse_util
 
 from mtl_jax import files
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, check_access
 from mtl_jax.weights import tensors
 
 Dtype = Literal["float32", "float16"]
@@ -148,6 +148,7 @@ def _entries(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
         if not entries:
             raise ValueError("it lists no network")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        check_access(path, error)
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise UserError(
             f"{path} is damaged; export the network again, or install mtl_jax again if "
