@@ -20,9 +20,9 @@ def to_json(config: Config) -> str:
 def from_json(text: str, path: pathlib.Path | None = None) -> Config:
     """Reads a config from the text of `to_json`; its tuples have become lists.
 
-    Methods that were registered since have their fields' defaults. The fields of the
-    run's own method have not: the run did not say what it was trained with. Nor have
-    those of a method that it names in its fields, as `cr_mogm` does.
+    Absent fields of methods that were registered since get their defaults. Those of the
+    run's own method do not, since the run does not say what it was trained with. Nor do
+    those of a method that its own method names, as `cr_mogm` does.
 
     Args:
       text: text of a config.
