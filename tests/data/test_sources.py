@@ -257,7 +257,6 @@ def test_a_name_of_smdg_that_no_file_can_have(trees, tmp_path):
     root = shutil.copytree(trees["smdg"][0], tmp_path / "copy")
     (table,) = root.rglob("metadata*standardized.csv")
     text = table.read_text()
-    assert text.count("\nPAPILA-1,") == 1
     table.write_text(text.replace(",PAPILA-1,", ",../PAPILA-1,"))
     with pytest.raises(UserError, match=r"'\.\./PAPILA-1' cannot be a file name"):
         checks.check([sources.read("smdg", root)])
