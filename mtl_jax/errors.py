@@ -82,6 +82,19 @@ def no_access(error: BaseException | None) -> str | None:
     return _reason(error, _NO_ACCESS)
 
 
+def check_access(path: object, error: BaseException) -> None:
+    """Keeps a file that could not be read from being called damaged.
+
+    Raises:
+      UserError: if the error says nothing of the file's content.
+    """
+    if reason := no_access(error):
+        raise UserError(
+            f"{path} cannot be read ({reason}); that says nothing of its content, so "
+            "see to the cause, or name another."
+        ) from error
+
+
 def _reason(error: BaseException | None, numbers: tuple[int, ...]) -> str | None:
     """Returns what the system calls one of some errors, if that is the cause.
 

@@ -54,6 +54,18 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Parses JSON that somebody else may have written.
+
+    Raises:
+      ValueError: if it is not JSON, or nested so deeply that Python gives up.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def write_csv(
     path: pathlib.Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]
 ) -> None:
@@ -231,23 +243,39 @@ class Growing:
         Raises:
           UserError: if somebody else has made such a file.
         """
-        line = _csv_line(map(row.get, columns))
-        if name not in self._tables:
-            self._note(name, hashlib.sha256())
-            try:
-                file = self._stack.enter_context(
-                    self._place(name).open("xb", buffering=0)
-                )
-            except FileExistsError:
-                raise _not_ours(self._path / name) from None
-            self._tables[name] = file, hashlib.sha256()
-            line = _csv_line(columns) + line
-        file, digest = self._tables[name]
-        digest = digest.copy()
-        digest.update(line.encode())
-        self._note(name, digest)
-        _append(file, line.encode())
-        self._tables[name] = file, digest
+        self.add_rows({name: (columns, row)})
+
+    def add_rows(
+        self, rows: Mapping[str, tuple[Sequence[str], Mapping[str, Any]]]
+    ) -> None:
+        """Adds a row to each of several tables, or to none of them; see `add_row`.
+
+        Only a process that is killed between two writes that follow at once can leave
+        the first table a row longer.
+
+        Args:
+          rows: columns and row by the table's name.
+        """
+        added = []
+        for name, (columns, row) in rows.items():
+            line = _csv_line(map(row.get, columns))
+            if name not in self._tables:
+                self._note(name, hashlib.sha256())
+                try:
+                    file = self._stack.enter_context(
+                        self._place(name).open("xb", buffering=0)
+                    )
+                except FileExistsError:
+                    raise _not_ours(self._path / name) from None
+                self._tables[name] = file, hashlib.sha256()
+                line = _csv_line(columns) + line
+            file, digest = self._tables[name]
+            digest = digest.copy()
+            digest.update(line.encode())
+            self._note(name, digest)
+            added.append((name, file, digest, line.encode()))
+        _append(*((file, line) for _, file, _, line in added))
+        self._tables |= {name: (file, digest) for name, file, digest, _ in added}
 
     def _place(self, name: str) -> pathlib.Path:
         path = inside(self._path, name)
@@ -271,7 +299,7 @@ class Growing:
             os.replace(partial, record)
             self._record = self._stack.enter_context(record.open("ab", buffering=0))
         entry = {"files": {name: digest.hexdigest()}}
-        _append(self._record, (json.dumps(entry) + "\n").encode())
+        _append((self._record, (json.dumps(entry) + "\n").encode()))
 
 
 @contextlib.contextmanager
@@ -320,7 +348,7 @@ def add_to_record(path: pathlib.Path) -> None:
     if place.exists():
         with place.open("ab", buffering=0) as file:
             entry = {"files": {escape(path.name): _digest(path)}}
-            _append(file, ("\n" + json.dumps(entry) + "\n").encode())
+            _append((file, ("\n" + json.dumps(entry) + "\n").encode()))
 
 
 @contextlib.contextmanager
@@ -363,14 +391,16 @@ def _locked(folder: pathlib.Path) -> Iterator[bool]:
         os.close(handle)
 
 
-def _append(file: io.FileIO, line: bytes) -> None:
-    """Appends a line, completely or not at all."""
-    end = os.fstat(file.fileno()).st_size
+def _append(*lines: tuple[io.FileIO, bytes]) -> None:
+    """Appends a line to each of some files, completely or not at all."""
+    ends = [(file, os.fstat(file.fileno()).st_size) for file, _ in lines]
     try:
-        while line:
-            line = line[file.write(line) :]
+        for file, line in lines:
+            while line:
+                line = line[file.write(line) :]
     except BaseException:
-        file.truncate(end)
+        for file, end in ends:
+            file.truncate(end)
         raise
 
 

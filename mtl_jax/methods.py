@@ -302,7 +302,7 @@ _aggregator(
     lambda s: optim.db_mtl(
         s.num_tasks, s.fields["db_mtl_beta"], s.fields["db_mtl_beta_sigma"]
     ),
-    db_mtl_beta=Field(0.9, 0, 1),
+    db_mtl_beta=Field(0.9, 0, 0.999999),
     db_mtl_beta_sigma=Field(0.0, 0),
 )
 

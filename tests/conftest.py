@@ -33,6 +33,14 @@ pytest.register_assert_rewrite("training_fixtures", "run_files", "browser")
 hypothesis.settings.register_profile(
     "mtl_jax", deadline=None, derandomize=True, max_examples=25
 )
+# As --hypothesis-profile=long: a search for new defects, not a test.
+hypothesis.settings.register_profile(
+    "long",
+    deadline=None,
+    max_examples=2000,
+    phases=[p for p in hypothesis.Phase if p != hypothesis.Phase.shrink],
+    suppress_health_check=[*hypothesis.HealthCheck],
+)
 hypothesis.settings.load_profile("mtl_jax")
 
 

@@ -162,6 +162,26 @@ def test_json_that_is_no_config(text, tmp_path):
     assert str(caught.value).startswith(sentence)
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"tasks": [["disc"]]}, r"config\.tasks has \['disc'\]; choose from"),
+        ({"method": {"name": ["single"]}}, "config"),
+        ({"model.width": 1.0}, "has names that no field can have"),
+        ({"__class__": 1}, "has names that no field can have"),
+    ],
+)
+def test_json_with_values_that_no_config_has(fields, said):
+    text = json.dumps(default.get_config().to_dict() | fields)
+    with pytest.raises(UserError, match=said):
+        configuration.check(configuration.from_json(text))
+
+
+def test_json_that_is_too_deep():
+    with pytest.raises(ValueError, match="nested too deeply"):
+        configuration.from_json("[" * 100_000)
+
+
 def test_differences_are_named():
     a = make()
     b = make({"model.width": 0.5, "tasks": ("disc",), "num_epochs": 2})
@@ -184,6 +204,13 @@ def test_a_run_outlives_methods_that_are_registered_later():
     assert older.method.gradnorm_alpha == 1.5
     del text["method"]["cagrad_c"]
     with pytest.raises(UserError, match="cagrad_c"):
+        configuration.check(configuration.from_json(json.dumps(text)))
+    # So are those of a method that it names.
+    own = {"cr_mogm_smoothed": "cagrad", "cr_mogm_alpha": 0.9, "cagrad_c": 0.25}
+    text["method"] = {"name": "cr_mogm", **own}
+    configuration.check(configuration.from_json(json.dumps(text)))
+    del text["method"]["cagrad_c"]
+    with pytest.raises(UserError, match="cagrad_c is missing"):
         configuration.check(configuration.from_json(json.dumps(text)))
 
 

@@ -227,6 +227,23 @@ def test_a_growing_folder_holds_what_is_made_so_far(tmp_path):
     assert names(place.parent) == ["out"]
 
 
+def test_rows_of_several_tables_come_together(tmp_path):
+    def rows(*names):
+        return {name: (["number"], {"number": 1}) for name in names}
+
+    with files.growing_directory(tmp_path / "out") as folder:
+        folder.add_rows(rows("a.csv", "b.csv"))
+        (tmp_path / "out/c.csv").write_text("mine")
+        with pytest.raises(UserError, match=r"c\.csv is there already"):
+            folder.add_rows(rows("a.csv", "c.csv"))
+        folder.add_rows(rows("b.csv"))
+    assert contents(tmp_path / "out") == {
+        "a.csv": "number\n1\n",
+        "b.csv": "number\n1\n1\n",
+        "c.csv": "mine",
+    }
+
+
 def test_a_folder_in_which_nothing_grew_is_not_there(tmp_path):
     grow(tmp_path / "new")
     fill(tmp_path / "old", "x")

@@ -66,7 +66,6 @@ def run(verb: str) -> NoReturn:
       verb: name of a command's module in this package. No other command's module is
         imported, because several commands define flags of the same name.
     """
-    _end_on_signals()
     # The name of a file may not be valid text; it is then printed with escapes.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -82,6 +81,7 @@ def run(verb: str) -> NoReturn:
         sys.exit()
     advice = "continue with --resume" if verb == "train" else "repeat the command"
     try:
+        _end_on_signals()
         command = importlib.import_module(f"mtl_jax.commands.{verb}")
         _prepare_help(command)
 

@@ -267,7 +267,8 @@ def _check_fields(config: Config) -> None:
 
 
 def _check_choice(field: str, value: Any, choices: Collection[Any]) -> None:
-    if value not in choices:
+    # A list cannot be looked up in a dict.
+    if value not in [*choices]:
         raise UserError(
             f"config.{field} has {value!r}; choose from "
             f"{', '.join(str(choice) or repr(choice) for choice in choices)}."

@@ -7,7 +7,7 @@ from typing import Any
 import ml_collections
 from flax import traverse_util
 
-from mtl_jax import methods
+from mtl_jax import files, methods
 from mtl_jax.configuration.values import Config
 from mtl_jax.errors import UserError
 
@@ -20,7 +20,9 @@ def to_json(config: Config) -> str:
 def from_json(text: str, path: pathlib.Path | None = None) -> Config:
     """Reads a config from the text of `to_json`; its tuples have become lists.
 
-    Methods that were registered since have their fields' defaults.
+    Absent fields of methods that were registered since get their defaults. Those of the
+    run's own method do not, since the run does not say what it was trained with. Nor do
+    those of a method that its own method names, as `cr_mogm` does.
 
     Args:
       text: text of a config.
@@ -28,21 +30,28 @@ def from_json(text: str, path: pathlib.Path | None = None) -> Config:
 
     Raises:
       ValueError: if the text is not JSON.
-      UserError: if it is JSON, but not an object.
+      UserError: if it is JSON, but not an object, or has names that no field can have.
     """
-    fields = json.loads(text)
+    fields = files.parse_json(text)
+    where = path or "The text"
     if not isinstance(fields, dict):
         raise UserError(
-            f"{path or 'The text'} has {text[:40]} where a config is expected, a JSON "
-            "object; name another folder."
+            f"{where} has {text[:40]} where a config is expected, a JSON object; name "
+            "another folder."
         )
     method = fields.get("method")
-    if isinstance(method, dict) and method.get("name") in methods.METHODS:
-        own = methods.METHODS[method["name"]].fields
+    if isinstance(method, dict) and method.get("name") in [*methods.METHODS]:
+        named = map(method.get, methods.METHODS[method["name"]].fields)
+        own = [methods.METHODS.get(str(one)) for one in (method["name"], *named)]
         for name, field in methods.fields().items():
-            if name not in own:
+            if not any(one and name in one.fields for one in own):
                 method.setdefault(name, field.default)
-    return ml_collections.ConfigDict(fields)
+    try:
+        return ml_collections.ConfigDict(fields)
+    except (AttributeError, ValueError) as error:
+        raise UserError(
+            f"{where} has names that no field can have ({error}); name another folder."
+        ) from error
 
 
 def flatten(config: Config) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from tensorflow_datasets.core.utils import tqdm_utils
 
 from mtl_jax.data import images, schema
 from mtl_jax.data.field_of_view import Shape
-from mtl_jax.errors import UserError, no_room
+from mtl_jax.errors import UserError, check_access, no_room
 
 # With fewer items, starting processes takes longer than they save.
 PROCESSES_FROM = 32
@@ -127,7 +127,8 @@ def read_metadata(version_dir: pathlib.Path, *keys: str) -> dict[str, Any]:
     try:
         metadata = schema.open_built(version_dir).info.metadata
         return {**metadata, **{key: metadata[key] for key in keys}}
-    except (OSError, KeyError, ValueError, TypeError):
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        check_access(version_dir, error)
         raise UserError(
             f"{version_dir} is not a complete data set; delete this folder and build"
             " again."

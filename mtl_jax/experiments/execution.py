@@ -190,7 +190,7 @@ def _claim_directory(
 def _is_ours(path: pathlib.Path, kind: str, config: configuration.Config) -> bool:
     """Whether the record exists; refuses the record of another experiment."""
     try:
-        theirs = json.loads(path.read_text())
+        theirs = files.parse_json(path.read_text())
         their_kind = theirs["kind"]
         their_config = configuration.from_json(json.dumps(theirs["config"]), path)
     except (FileNotFoundError, NotADirectoryError):

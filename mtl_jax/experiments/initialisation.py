@@ -5,7 +5,6 @@ and the others by the rule of PyTorch's layers (`kaiming_uniform`).
 """
 
 import copy
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax import configuration, metrics, workdirs
+from mtl_jax import configuration, files, metrics, workdirs
 from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluate
@@ -98,7 +97,7 @@ def ablate(
             result = workdir / results.RESULT
             if result.exists():
                 workdirs.claim(workdir, one, resume=True)
-                rows.append(json.loads(result.read_text()))
+                rows.append(files.parse_json(result.read_text()))
                 continue
             _train(one, workdir, variant)
             _, found = evaluate.evaluate(workdir)

@@ -1,6 +1,5 @@
 """Reads and writes the results of an experiment: one row for each run and metric."""
 
-import json
 import pathlib
 import statistics
 from collections.abc import Iterable, Sequence
@@ -89,7 +88,7 @@ def read(directory: pathlib.Path) -> list[Row]:
 def finished(workdir: pathlib.Path) -> list[Row] | None:
     """Reads the rows of a run; None if it is not finished."""
     path = workdir / RESULT
-    return json.loads(path.read_text()) if path.exists() else None
+    return files.parse_json(path.read_text()) if path.exists() else None
 
 
 def best_rates(rows: Sequence[Row]) -> dict[str, float]:

@@ -50,7 +50,8 @@ def db_mtl(
 
     Args:
       num_tasks: N.
-      beta: share of the average in the first step, from 0 to 1.
+      beta: share of the average in the first step, from 0 to 1; less than 1 if
+        beta_sigma is 0.
       beta_sigma: how fast this share falls, not negative.
 
     Returns:
@@ -79,6 +80,11 @@ def db_mtl(
     """
     _arguments.require_range("beta", beta, 0, 1)
     _arguments.require_range("beta_sigma", beta_sigma, 0)
+    _arguments.require(
+        jnp.all((jnp.asarray(beta) < 1) | (jnp.asarray(beta_sigma) > 0)),
+        f"beta must be less than 1 where beta_sigma is 0, got {beta}: the averages "
+        "would stay 0, and so would all updates",
+    )
 
     def init_fn(params):
         return DBMTLState(

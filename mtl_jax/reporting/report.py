@@ -103,7 +103,7 @@ def write(
 def _open(directory: pathlib.Path) -> _Experiment:
     path = directory / "experiment.json"
     try:
-        record = json.loads(path.read_text())
+        record = files.parse_json(path.read_text())
         everything = results.read(directory)
         kind = record["kind"]
         config = configuration.from_json(json.dumps(record["config"]), path)

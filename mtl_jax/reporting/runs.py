@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import itertools
-import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -113,7 +112,7 @@ def trained_on(directory: pathlib.Path, run: RunKey) -> list[str]:
       UserError: if its evaluation cannot be read.
     """
     with _evaluation(directory, run) as folder:
-        found = json.loads((folder / "metrics.json").read_text("utf-8"))
+        found = files.parse_json((folder / "metrics.json").read_text("utf-8"))
         return found.get("trained_on", [])
 
 
@@ -160,7 +159,7 @@ def readings(
         for name, row in numbers.to_dict("index").items()
     }
     with _evaluation(directory, run) as folder:
-        outlines = json.loads((folder / evaluate.OUTLINES).read_text("utf-8"))
+        outlines = files.parse_json((folder / evaluate.OUTLINES).read_text("utf-8"))
         found = []
         for details in map(split.details, range(len(split))):
             name, reading = details["image_id"], None

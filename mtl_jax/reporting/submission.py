@@ -76,11 +76,15 @@ def write_one(folder: files.Growing, stem: str, prediction: Prediction) -> None:
     folder.write(f"segmentation/{stem}.bmp", encode(mask, "BMP"))
     image = f"{stem}.jpg"
     risk = dict(zip(_RISKS, (image, prediction.probability), strict=True))
-    folder.add_row("classification_results.csv", _RISKS, risk)
     point = prediction.point(_POINT)
     assert point is not None, "the network has foveas, see check_tasks"
     fovea = dict(zip(_POINTS, (image, *map(float, point)), strict=True))
-    folder.add_row("fovea_location_results.csv", _POINTS, fovea)
+    folder.add_rows(
+        {
+            "classification_results.csv": (_RISKS, risk),
+            "fovea_location_results.csv": (_POINTS, fovea),
+        }
+    )
 
 
 def encode(pixels: np.ndarray, form: str) -> bytes:

@@ -22,6 +22,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from mtl_jax import files
 from mtl_jax.errors import UserError
 from mtl_jax.training.state import TrainState
 
@@ -415,7 +416,7 @@ def _damage(folder: pathlib.Path) -> str:
       OSError: if a file cannot be read.
     """
     try:
-        listed = json.loads((folder / DIGESTS).read_bytes()).items()
+        listed = files.parse_json((folder / DIGESTS).read_bytes()).items()
     except FileNotFoundError:
         listed = ()
     except (ValueError, AttributeError):

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from mtl_jax import files
 from mtl_jax.errors import UserError
 
 FILE = "metrics.jsonl"
@@ -86,7 +87,7 @@ class MetricLog:
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
-        found = json.loads(line)
+        found = files.parse_json(line)
     except ValueError:
         return None
     return found if isinstance(found, dict) else None

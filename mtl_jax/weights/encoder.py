@@ -1,7 +1,7 @@
 """Stores imported encoders, and starts networks from them."""
 
 import dataclasses
-import json
+import hashlib
 import pathlib
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from flax import traverse_util
 
 from mtl_jax import files
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, check_access
 from mtl_jax.models import unet
 
 _TENSORS, _RECORD = "encoder.safetensors", "weights.json"
@@ -73,7 +73,8 @@ def save(encoder: EncoderWeights, output: pathlib.Path) -> None:
         # pyrefly: ignore[bad-assignment]  # Empty nodes only where they are kept.
         tensors: dict[str, np.ndarray] = traverse_util.flatten_dict(variables, sep="/")
         # Its `save_file` makes files that nobody else may read.
-        (folder / _TENSORS).write_bytes(save(tensors))
+        content = save(tensors)
+        (folder / _TENSORS).write_bytes(content)
         files.write_json(
             folder / _RECORD,
             {
@@ -84,6 +85,7 @@ def save(encoder: EncoderWeights, output: pathlib.Path) -> None:
                 # The same for every import; only for readers of the file.
                 "input_std": unet.IMAGENET_STD,
                 "source": encoder.source,
+                "sha256": hashlib.sha256(content).hexdigest(),
             },
         )
 
@@ -94,8 +96,7 @@ def load(folder: pathlib.Path) -> EncoderWeights:
     Raises:
       UserError: if the folder does not exist or is damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors.numpy import load as parse
 
     folder = pathlib.Path(folder).expanduser()
     if not (folder / _RECORD).is_file():
@@ -104,21 +105,31 @@ def load(folder: pathlib.Path) -> EncoderWeights:
             "weights; make them by scripts/import_weights.py."
         )
     try:
-        record = json.loads((folder / _RECORD).read_text())
+        record = files.parse_json((folder / _RECORD).read_text())
         if record["norm"] not in _SUITABLE:
             raise ValueError(f"its norm is {record['norm']!r}")
-        tensors = load_file(folder / _TENSORS)
-        variables = traverse_util.unflatten_dict(tensors, sep="/")
+        if not isinstance(record["architecture"], str):
+            raise ValueError(f"its architecture is {record['architecture']!r}")
+        content = (folder / _TENSORS).read_bytes()
+        # Earlier versions wrote no digest.
+        if record.get("sha256") not in (None, hashlib.sha256(content).hexdigest()):
+            raise ValueError(f"{_TENSORS} is not what was written: its SHA-256 differs")
+        variables = traverse_util.unflatten_dict(parse(content), sep="/")
+        input_mean = np.array(record["input_mean"], np.float32)
+        if input_mean.shape != (3,) or not np.isfinite(input_mean).all():
+            raise ValueError(f"its input_mean is {record['input_mean']}")
         return EncoderWeights(
             architecture=record["architecture"],
             params=variables["params"],
             batch_stats=variables.get("batch_stats", {}),
-            input_mean=np.array(record["input_mean"], np.float32),
+            input_mean=input_mean,
             norm=record["norm"],
             width=record.get("width", 1.0),
             source=record["source"],
         )
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    # A record and a table of tensors may say anything.
+    except Exception as error:
+        check_access(folder, error)
         raise UserError(
             f"{folder} is damaged; make it again by scripts/import_weights.py "
             f"({type(error).__name__}: {error})."
@@ -176,9 +187,9 @@ def start_from(
     Raises:
       UserError: if the encoder's layers differ from the network's in name or shape.
     """
-    if jax.tree.map(np.shape, encoder.params) != jax.tree.map(
-        np.shape, params["encoder"]
-    ):
+    ours = params["encoder"], batch_stats.get("encoder", encoder.batch_stats)
+    theirs = encoder.params, encoder.batch_stats
+    if jax.tree.map(np.shape, theirs) != jax.tree.map(np.shape, ours):
         raise UserError(
             f"The layers of {encoder.architecture} in config.model.pretrained are not "
             "those of the network; import the weights again."

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, check_access
 
 Tensors = dict[str, np.ndarray]
 
@@ -172,8 +172,11 @@ def read_numbers(value: Any) -> list[float]:
     if not isinstance(value, Inert):
         raise ValueError("neither a number nor an array")
     is_array = isinstance(value.state, tuple) and len(value.state) == 5
-    described, content = value.state[2::2] if is_array else value.args[:2]
-    kind, order = described.args[0], described.state[1]
+    try:
+        described, content = value.state[2::2] if is_array else value.args[:2]
+        kind, order = described.args[0], described.state[1]
+    except (AttributeError, LookupError, TypeError):
+        raise ValueError("no array") from None
     if not isinstance(content, bytes) or kind not in _NUMBER_KINDS:
         raise ValueError("no array of real numbers")
     order = order if order in ("<", ">") else "="
@@ -267,6 +270,11 @@ def _read_safetensors(path: pathlib.Path) -> Tensors:
     try:
         with safe_open(path, framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except AttributeError as error:
+        raise UserError(
+            f"{path} holds numbers of a kind that is not read ({error}); export them "
+            "as float32."
+        ) from error
     except (SafetensorError, OSError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
     return _floats(tensors)
@@ -283,7 +291,8 @@ def _read_h5(path: pathlib.Path) -> Tensors:
         # `layers/conv2d/vars/0` with the layer's name as an attribute of `vars`. The
         # array's rank tells whether it is a bias.
         layer, _, name = path_in_file.partition("/")
-        if name and isinstance(item, h5py.Dataset):
+        is_array = isinstance(item, h5py.Dataset) and item.shape is not None
+        if name and is_array and item.dtype.kind == "f":
             if item.parent.name.endswith("/vars"):
                 of_kind = item.parent.name.split("/")[-2]
                 layer = item.parent.attrs.get("name", of_kind)
@@ -299,21 +308,27 @@ def _read_h5(path: pathlib.Path) -> Tensors:
             # A file of a whole model has its weights in a group.
             root = file.get("model_weights", file)
             root.visititems(add)
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
+    except UserError:
+        raise
+    # On a torn or odd file, h5py passes on exceptions of many kinds.
+    except Exception as error:
         raise _damaged(path, error) from error
     return _floats(tensors)
 
 
 def _floats(tensors: Tensors) -> Tensors:
-    return {
-        name: np.asarray(tensor, np.float32)
-        for name, tensor in tensors.items()
-        # NumPy's kind of bfloat16 is V.
-        if tensor.dtype.kind == "f" or tensor.dtype.name == "bfloat16"
-    }
+    # `_finite` refuses what is too large for float32.
+    with np.errstate(over="ignore"):
+        return {
+            name: np.asarray(tensor, np.float32)
+            for name, tensor in tensors.items()
+            # NumPy's kind of bfloat16 is V.
+            if tensor.dtype.kind == "f" or tensor.dtype.name == "bfloat16"
+        }
 
 
 def _damaged(path: pathlib.Path, error: Exception) -> UserError:
+    check_access(path, error)
     reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
     return UserError(
         f"{path} is damaged, incomplete, or not what its name says; download it again "

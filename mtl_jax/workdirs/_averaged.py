@@ -1,14 +1,13 @@
 """Reads trained networks that are averaged, and their calibration."""
 
 import dataclasses
-import json
 import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from mtl_jax import files
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, check_access
 from mtl_jax.inference import averaging, vcdr
 from mtl_jax.inference.calibration import Calibration
 from mtl_jax.workdirs._portable import CALIBRATION
@@ -184,7 +183,7 @@ def _say(arrangement: dict[str, Any]) -> str:
 def _read(path: pathlib.Path) -> tuple[Calibration, dict[str, Any]]:
     """Reads a calibration and its arrangement; refuses numbers that cannot be."""
     try:
-        content = json.loads(path.read_text())
+        content = files.parse_json(path.read_text())
         calibration = Calibration(**content["calibration"])
         arrangement = content["arrangement"]
         _say(arrangement)
@@ -199,6 +198,7 @@ def _read(path: pathlib.Path) -> tuple[Calibration, dict[str, Any]]:
         if not all(sound):
             raise ValueError("a number is out of range")
     except (OSError, ValueError, TypeError, KeyError) as error:
+        check_access(path, error)
         raise UserError(
             f"{path} cannot be read ({type(error).__name__}: {error}); delete it, or "
             "fit it again with scripts/calibrate.py."

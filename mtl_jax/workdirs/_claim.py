@@ -4,7 +4,6 @@ A workdir holds one network. If its method trains several, it holds a folder for
 """
 
 import contextlib
-import math
 import os
 import pathlib
 import socket
@@ -132,7 +131,7 @@ def claim(workdir: pathlib.Path, config: configuration.Config, resume: bool) -> 
             ) from error
         differing = configuration.differences(config, theirs)
         fields = [field for field in differing if field not in _CHANGEABLE]
-        if config.num_epochs > theirs.get("num_epochs", math.inf):
+        if configuration.flatten(theirs).get("num_epochs") in range(config.num_epochs):
             fields.remove("num_epochs")
         if fields and is_begun:
             raise UserError(

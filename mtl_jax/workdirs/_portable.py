@@ -17,7 +17,7 @@ import numpy as np
 from flax import traverse_util
 
 from mtl_jax import files
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, check_access
 from mtl_jax.weights import tensors
 
 Dtype = Literal["float32", "float16"]
@@ -133,7 +133,7 @@ def read(folder: pathlib.Path) -> list[Stored]:
 def _entries(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     path = folder / _RECORD
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = files.parse_json(path.read_text(encoding="utf-8"))
         if record["format"] != _FORMAT:
             raise UserError(
                 f"{path} has the format {record['format']!r} of mtl_jax "
@@ -148,6 +148,7 @@ def _entries(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
         if not entries:
             raise ValueError("it lists no network")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        check_access(path, error)
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise UserError(
             f"{path} is damaged; export the network again, or install mtl_jax again if "

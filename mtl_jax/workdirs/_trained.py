@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import hashlib
-import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +14,7 @@ import tensorflow_datasets as tfds
 from mtl_jax import configuration, files, metrics, tasks, weights
 from mtl_jax.data import folds, pipeline
 from mtl_jax.data.field_of_view import Shape
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, check_access
 from mtl_jax.inference import averaging, postprocess, scoring
 from mtl_jax.inference.averaging import Batch, Logits, Network, Outputs
 from mtl_jax.inference.calibration import Calibration
@@ -337,8 +336,9 @@ def encoder_of(network: TrainedNetwork) -> weights.EncoderWeights:
 
 def _read_classifier(path: pathlib.Path) -> dict[str, float]:
     try:
-        return VcdrClassifier(**json.loads(path.read_text()))._asdict()
+        return VcdrClassifier(**files.parse_json(path.read_text()))._asdict()
     except (OSError, ValueError, TypeError) as error:
+        check_access(path, error)
         raise UserError(
             f"{path} cannot be read ({error}); delete it, and evaluate again."
         ) from error

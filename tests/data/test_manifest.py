@@ -62,6 +62,14 @@ def problems_of(source, text):
     return str(caught.value)
 
 
+@pytest.mark.parametrize("marks", ["\ufeff", "\ufeff\ufeff"])
+def test_byte_order_marks_are_no_part_of_the_first_head(source, marks):
+    """A second one, before a quotation mark, made the split another column."""
+    text = marks + '"split","image_id","image"\ntest,a,a.jpg\n'
+    (row,) = read_manifest(write(source, text), source)
+    assert row.split == "test"
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 @pytest.mark.parametrize("separator", [",", ";", "\t"])

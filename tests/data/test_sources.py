@@ -253,6 +253,15 @@ def test_a_table_of_smdg_that_names_what_is_not_there(trees, tmp_path):
     assert "not in the table: 1 (full-fundus/full-fundus/FIVES-1.png)" in text
 
 
+def test_a_name_of_smdg_that_no_file_can_have(trees, tmp_path):
+    root = shutil.copytree(trees["smdg"][0], tmp_path / "copy")
+    (table,) = root.rglob("metadata*standardized.csv")
+    text = table.read_text()
+    table.write_text(text.replace(",PAPILA-1,", ",../PAPILA-1,"))
+    with pytest.raises(UserError, match=r"'\.\./PAPILA-1' cannot be a file name"):
+        checks.check([sources.read("smdg", root)])
+
+
 @pytest.mark.parametrize("other", ["g1020", "rim_one_dl", "idrid"])
 def test_files_of_two_data_sets(trees, tmp_path, other):
     shutil.copytree(trees["origa"][0], tmp_path, dirs_exist_ok=True)

@@ -362,6 +362,7 @@ def test_pcd_where_conditions_contradict_each_other():
         (lambda: optim.excess_mtl(2, 1.0, -1), "n_warmup_steps must be at least 0"),
         (lambda: optim.db_mtl(2, 2.0), "beta must lie between"),
         (lambda: optim.db_mtl(2, 0.5, -1.0), "beta_sigma must be at least 0"),
+        (lambda: optim.db_mtl(2, 1.0), "beta must be less than 1 where beta_sigma is"),
         (lambda: optim.pcd(2, 1.5), "tau must lie between"),
         (lambda: optim.pcd(3, [0.5]), r"\(1,\) must be one number per task, \(2,\)"),
         (

@@ -1,9 +1,12 @@
 import json
+import pathlib
+import tempfile
 
 import jax
 import numpy as np
 import pytest
 import weight_files
+from denial import denied
 
 from mtl_jax import weights
 from mtl_jax.errors import UserError
@@ -107,9 +110,29 @@ def test_no_folder_and_damage(tmp_path, imported):
         file = torn / name
         # By the umask, as of any file.
         assert file.stat().st_mode == (torn / "weights.json").stat().st_mode
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        content = file.read_bytes()
+        file.write_bytes(content[: len(content) // 2])
         with pytest.raises(UserError, match=r"torn is damaged; make it again"):
             weights.load(torn)
+        # A bit of the last number, or of what follows the record.
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(UserError, match=r"torn is damaged; make it again"):
+            weights.load(torn)
+
+
+def test_what_may_not_be_read_is_not_called_damaged(imported):
+    # The folder of `tmp_path` may not be entered by others.
+    with tempfile.TemporaryDirectory() as top:
+        pathlib.Path(top).chmod(0o755)
+        folder = pathlib.Path(top, "encoder")
+        weights.save(weights.load(imported("vgg13")), folder)
+        for name in ("encoder.safetensors", "weights.json"):
+            with (
+                denied(folder / name),
+                pytest.raises(UserError, match=r"cannot be read \(Permission") as e,
+            ):
+                weights.load(folder)
+            assert "damaged" not in str(e.value)
 
 
 def test_somebody_elses_folder_is_left(tmp_path, imported):

@@ -99,7 +99,8 @@ def _read_table(path: pathlib.Path) -> tuple[list[str], list[tuple[int, list[str
     if not path.is_file():
         raise UserError(f"{path} does not exist; name the CSV file with the labels.")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        # Programs that do not see a byte order mark write a second one.
+        text = path.read_text(encoding="utf-8").lstrip("\ufeff")
     except UnicodeDecodeError:
         raise UserError(
             f"{path} is not UTF-8 text; save it as 'CSV UTF-8 (comma delimited)'."

@@ -2,13 +2,12 @@
 
 import math
 import pathlib
-import re
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from mtl_jax.data.schema import SPLITS
 from mtl_jax.data.sources.masks import MaskFile
-from mtl_jax.data.sources.rows import Row
+from mtl_jax.data.sources.rows import Row, unsuitable
 
 REQUIRED_COLUMNS = ("image_id", "image")
 MASK_COLUMNS = ("disc_mask", "cup_mask", "mask")
@@ -40,8 +39,6 @@ _EYES = {
     **dict.fromkeys(("od", "right", "r"), "OD"),
     **dict.fromkeys(("os", "left", "l"), "OS"),
 }
-_UNSAFE_ID = re.compile(r"^\.|[/\\\x00-\x1f\x7f]")
-
 _Value = TypeVar("_Value")
 
 
@@ -103,11 +100,8 @@ def parse_row(
 def _parse_image_id(text: str) -> str:
     if not text:
         raise ValueError("the cell image_id is empty; give each photograph a name")
-    if _UNSAFE_ID.search(text) or len(text.encode()) > 200:
-        raise ValueError(
-            f"image_id {text!r} cannot be a file name; avoid slashes, control"
-            " characters and a leading dot, and use at most 200 bytes"
-        )
+    if problem := unsuitable(text):
+        raise ValueError(problem)
     return text
 
 

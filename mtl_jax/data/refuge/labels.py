@@ -194,7 +194,7 @@ def _number(where: str, cells: dict[str, Any], head: str) -> float | None:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
         raise UserError(

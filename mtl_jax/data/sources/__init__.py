@@ -30,6 +30,7 @@ from mtl_jax.data.sources.rows import (
     Row,
     divided_patients,
     some,
+    unsuitable,
     without,
 )
 from mtl_jax.errors import UserError
@@ -77,6 +78,12 @@ def read(name: str, root: pathlib.Path) -> Contents:
     _add_missing(contents, layout, [listing.name(path) for path in there - placed])
     contents.missing += listing.repeated
     contents.problems += _twice(contents.rows, listing)
+    # Names are of files, but for those in a table.
+    contents.problems += [
+        Problem(row.number, text)
+        for row in contents.rows
+        if (text := unsuitable(row.image_id))
+    ]
     has_splits = all(row.split for row in contents.rows)
     assign = splits.assign_validation if has_splits else splits.assign
     contents.rows = [

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from mtl_jax.data.sources.masks import MaskFile
 
 _LONGEST_REPORT = 10
+_UNSAFE = re.compile(r"^\.|[/\\\x00-\x1f\x7f]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +125,17 @@ def read_masks(
         for mask in (row.disc_mask, row.cup_mask)
     )
     return disc, cup
+
+
+def unsuitable(image_id: str) -> str:
+    """Says why an `image_id` cannot be a file's name; empty if it can."""
+    size = len(image_id.encode("utf-8", "surrogateescape"))
+    if not _UNSAFE.search(image_id) and 0 < size <= 200:
+        return ""
+    return (
+        f"image_id {image_id!r} cannot be a file name; avoid slashes, control"
+        " characters and a leading dot, and use at most 200 bytes"
+    )
 
 
 def repetitions(rows: Sequence[Row], field: str) -> list[Problem]:
