@@ -316,7 +316,7 @@ def draw(two: Any, four: Any, path: str) -> None:
     left.axhline(reference[1], color="0.6", linestyle=":")
     left.set(xlabel=f"{TASKS[0]}, accuracy in %", ylabel=f"{TASKS[1]}, accuracy in %")
     left.set_title(f"two tasks; hollow: more than {-LOWEST_OF_TWO} below STL")
-    left.legend()
+    left.legend(loc="center left")
     for k, (colour, mark) in enumerate(TASK_STYLES):
         over = [100 * (of_four[n] - single_four)[:, k].mean() for n in of_four]
         over, rows = np.array(over), np.arange(len(over))
