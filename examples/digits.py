@@ -12,7 +12,9 @@ network for each task alone (STL). It needs scikit-learn and matplotlib, which c
 Printed are the mean and standard deviation over the seeds, in percent: accuracies of
 the digits, and explained variances of the sum and of the picture. The last column is
 the mean difference from STL over the four tasks. COSMOS and PBI with equal preferences
-ask for equal losses, and the picture's is small by its unit: they let it grow.
+ask for equal losses, and the picture's is small by its unit: they let it grow. DB-MTL
+averages gradients over steps, and so does Adam after it. With LibMTL's default of 0.9
+instead of 0.1, the lowest that the paper tries, it reads 68 % of the left digits.
 """
 
 import argparse
@@ -45,7 +47,8 @@ STYLES = {
     "loss weighting": ("#D55E00", "s"),
     "sequential": ("#009E73", "^"),
 }
-LOWEST = -50  # of the scores drawn, in percentage points beside STL
+# Of the scores drawn for two and for four tasks, in percentage points beside STL.
+LOWEST_OF_TWO, LOWEST_OF_FOUR = -5, -50
 TASK_STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"))
 
 Data = tuple[np.ndarray, list[np.ndarray]]
@@ -75,7 +78,7 @@ def methods(num_tasks: int, steps: int, key: jax.Array) -> dict[str, dict[str, A
         "random_weighting": optim.random_weighting(key),
         "cr_mogm": optim.cr_mogm(optim.pcgrad(key), num_tasks),
         "graddrop": optim.graddrop(key),
-        "db_mtl": optim.db_mtl(num_tasks),
+        "db_mtl": optim.db_mtl(num_tasks, beta=0.1),
     }
     chains = {name: optax.chain(first, tx) for name, first in aggregators.items()}
     return {
@@ -286,32 +289,47 @@ def draw(two: Any, four: Any, path: str) -> None:
     (single_two, of_two), (single_four, of_four) = two, four
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5.5), layout="constrained")
     numbers = {name: str(i + 1) for i, name in enumerate(of_two)}
+    reference = 100 * single_two.mean(0)
+    corner = reference + LOWEST_OF_TWO
     for name, result in of_two.items():
         colour, mark = STYLES[kinds[name]]
         mean, spread = 100 * result.mean(0), 100 * result.std(0)
-        left.errorbar(
-            *mean, xerr=spread[0], yerr=spread[1], color=colour, marker=mark, alpha=0.8
+        # Hollow, and without a spread, where it would not be.
+        is_beyond = (mean < corner).any()
+        mean = np.maximum(mean, corner)
+        left.plot(
+            *mean,
+            mark,
+            color=colour,
+            fillstyle="none" if is_beyond else "full",
+            alpha=0.8,
         )
+        if not is_beyond:
+            left.errorbar(
+                *mean, xerr=spread[0], yerr=spread[1], color=colour, alpha=0.3
+            )
         left.annotate(numbers[name], mean, xytext=(4, 4), textcoords="offset points")
+    left.set(xlim=corner[0] - 0.2, ylim=corner[1] - 0.2)
     for kind, (colour, mark) in STYLES.items():
         left.plot([], [], color=colour, marker=mark, linestyle="", label=kind)
-    reference = 100 * single_two.mean(0)
     left.axvline(reference[0], color="0.6", linestyle=":", label="STL")
     left.axhline(reference[1], color="0.6", linestyle=":")
     left.set(xlabel=f"{TASKS[0]}, accuracy in %", ylabel=f"{TASKS[1]}, accuracy in %")
-    left.set_title("two tasks")
-    left.legend()
+    left.set_title(f"two tasks; hollow: more than {-LOWEST_OF_TWO} below STL")
+    left.legend(loc="center left")
     for k, (colour, mark) in enumerate(TASK_STYLES):
         over = [100 * (of_four[n] - single_four)[:, k].mean() for n in of_four]
-        over = np.maximum(over, LOWEST)
-        right.plot(
-            over, range(len(over)), mark, color=colour, label=TASKS[k], alpha=0.8
-        )
+        over, rows = np.array(over), np.arange(len(over))
+        is_beyond = over < LOWEST_OF_FOUR
+        style = {"color": colour, "marker": mark, "linestyle": "", "alpha": 0.8}
+        right.plot(over[~is_beyond], rows[~is_beyond], label=TASKS[k], **style)
+        beyond = rows[is_beyond]
+        right.plot(0 * beyond + LOWEST_OF_FOUR, beyond, fillstyle="none", **style)
     right.axvline(0, color="0.6", linestyle=":")
     right.set_yticks(range(len(of_four)), [f"{numbers[n]}  {n}" for n in of_four])
     right.invert_yaxis()
     right.set(xlabel="score minus STL, percentage points")
-    right.set_title(f"four tasks; what is below {LOWEST} is at {LOWEST}")
+    right.set_title(f"four tasks; hollow: more than {-LOWEST_OF_FOUR} below STL")
     right.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -24,7 +24,7 @@ class Field:
     """A field of a method in `config.method`.
 
     Attributes:
-      default: default of the field.
+      default: default of the field; () for numbers of which each task has one.
       low: lowest possible value of a number.
       high: highest possible value of a number.
       choices: all possible values of a field that is not a number.
@@ -78,6 +78,14 @@ class Method:
 # Tables list the methods in this order.
 METHODS: dict[str, Method] = {}
 
+# Fields of several methods.
+_SHARED_FIELDS = {
+    # How much each task is preferred, a positive number for each; () prefers all alike.
+    # For aligned_mtl, upgrad, dualproj, conflict_free, stch, cosmos and pbi, and for
+    # cr_mogm around one of these. The other methods have no preferences.
+    "preferences": Field(()),
+}
+
 
 def register(method: Method) -> None:
     """Makes a method known to configs, experiments and reports.
@@ -98,7 +106,8 @@ def headings() -> dict[str, str]:
 
 def fields() -> dict[str, Field]:
     """Returns the fields of all methods by name."""
-    return {k: f for method in METHODS.values() for k, f in method.fields.items()}
+    own = {k: f for method in METHODS.values() for k, f in method.fields.items()}
+    return _SHARED_FIELDS | own
 
 
 def _aggregator(
@@ -127,8 +136,12 @@ def _weighting(
     register(Method(name, heading, lambda s: optim.weighted(create(s), s.tx), fields))
 
 
-def _equal_preferences(setting: Setting) -> np.ndarray:
-    return np.full(setting.num_tasks, 1 / setting.num_tasks)
+def _preferences(setting: Setting) -> tuple[float, ...] | None:
+    return tuple(setting.fields["preferences"]) or None
+
+
+def _all_preferences(setting: Setting) -> tuple[float, ...]:
+    return _preferences(setting) or (1 / setting.num_tasks,) * setting.num_tasks
 
 
 _AGGREGATORS: dict[str, Callable[[Setting], aggregating.Aggregator]] = {}
@@ -220,7 +233,7 @@ _aggregator(
 _aggregator(
     "aligned_mtl",
     "Aligned-MTL",
-    lambda s: optim.aligned_mtl(scale_mode=s.fields["aligned_mtl_scale_mode"]),
+    lambda s: optim.aligned_mtl(_preferences(s), s.fields["aligned_mtl_scale_mode"]),
     aligned_mtl_scale_mode=Field("min", choices=("min", "median", "rmse")),
 )
 _aggregator(
@@ -229,9 +242,9 @@ _aggregator(
     lambda s: optim.fairgrad(s.fields["fairgrad_alpha"]),
     fairgrad_alpha=Field(1.0, 0.01, 100),
 )
-_aggregator("upgrad", "UPGrad", lambda s: optim.upgrad())
-_aggregator("dualproj", "DualProj", lambda s: optim.dualproj())
-_aggregator("conflict_free", "ConFIG", lambda s: optim.conflict_free())
+_aggregator("upgrad", "UPGrad", lambda s: optim.upgrad(_preferences(s)))
+_aggregator("dualproj", "DualProj", lambda s: optim.dualproj(_preferences(s)))
+_aggregator("conflict_free", "ConFIG", lambda s: optim.conflict_free(_preferences(s)))
 # The first of config.tasks is the primary one.
 _aggregator(
     "pcd",
@@ -259,8 +272,8 @@ _aggregator(
         s.fields["excess_mtl_robust_step_size"],
         s.fields["excess_mtl_n_warmup_steps"],
     ),
-    excess_mtl_robust_step_size=Field(1.0, 0),
-    excess_mtl_n_warmup_steps=Field(0, 0),
+    excess_mtl_robust_step_size=Field(0.01, 0),
+    excess_mtl_n_warmup_steps=Field(1, 0),
 )
 _aggregator("random_weighting", "RGW", lambda s: optim.random_weighting(s.key))
 _aggregator(
@@ -343,23 +356,22 @@ _weighting(
     famo_learning_rate=Field(0.025, 1e-12, 1e6),
     famo_weight_decay=Field(1e-3, 0, 1e6),
 )
-# In these three, all tasks are preferred alike.
 _weighting(
     "stch",
     "STCH",
-    lambda s: optim.stch(s.fields["stch_mu"]),
+    lambda s: optim.stch(s.fields["stch_mu"], _preferences(s)),
     stch_mu=Field(0.1, 1e-6, 1e6),
 )
 _weighting(
     "cosmos",
     "COSMOS",
-    lambda s: optim.cosmos(s.fields["cosmos_lambda"], _equal_preferences(s)),
+    lambda s: optim.cosmos(s.fields["cosmos_lambda"], _all_preferences(s)),
     cosmos_lambda=Field(1.0, 0, 1e6),
 )
 _weighting(
     "pbi",
     "PBI",
-    lambda s: optim.pbi(s.fields["pbi_theta"], _equal_preferences(s)),
+    lambda s: optim.pbi(s.fields["pbi_theta"], _all_preferences(s)),
     pbi_theta=Field(5.0, 0, 1e6),
 )
 

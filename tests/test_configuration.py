@@ -194,6 +194,29 @@ def test_differences_are_named():
     assert configuration.differences(a, older) == ["optimizer.schedule"]
 
 
+@pytest.mark.parametrize(
+    "preferences",
+    [(1.0,), (1, 2, 0, 1), (1, 2, True, 1), (1, 2, "3", 1), (math.inf,) * 4],
+)
+def test_preferences_that_the_tasks_do_not_have(preferences):
+    with pytest.raises(UserError) as caught:
+        configuration.check(
+            make({"method.name": "upgrad", "method.preferences": preferences})
+        )
+    assert str(caught.value).startswith(
+        f"config.method.preferences is {preferences}; give a positive number for each "
+        "of the 4 tasks"
+    )
+
+
+@pytest.mark.parametrize("name", ["upgrad", "single", "two_stage", "vanilla"])
+def test_preferences_of_the_tasks(name):
+    fields = {"method.name": name, "method.preferences": (1, 2.5, 1, 0.5)}
+    if name == "two_stage":
+        fields["view.size"] = 64
+    configuration.check(make(fields))
+
+
 def test_a_run_outlives_methods_that_are_registered_later():
     """It lacks their fields; its own method's are missed."""
     text = json.loads(configuration.to_json(make({"method.name": "cagrad"})))

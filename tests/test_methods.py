@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -71,9 +72,47 @@ def test_every_method_is_made_of_its_fields(name):
     other = {
         key: field.choices[-1] if field.choices else min(max(field.low, 1), field.high)
         for key, field in own.items()
-    }
+    } | {"preferences": (0.5, 2.0, 1.0)}
     for fields in (default, default | other):
         assert callable(create(setting_of(fields)).update)
+
+
+PREFERENCES = (0.5, 2.0, 1.0)
+PREFERRING = {
+    "aligned_mtl": lambda p: optim.aligned_mtl(p),
+    "upgrad": lambda p: optim.upgrad(p),
+    "dualproj": lambda p: optim.dualproj(p),
+    "conflict_free": lambda p: optim.conflict_free(p),
+    "stch": lambda p: optim.stch(0.1, p),
+    "cosmos": lambda p: optim.cosmos(1.0, p),
+    "pbi": lambda p: optim.pbi(5.0, p),
+}
+
+
+@pytest.mark.parametrize("name", PREFERRING)
+def test_a_method_prefers_tasks_as_the_config_says(name):
+    def step(method):
+        if isinstance(method, optim.SequentialOptimizer):
+            losses = [
+                lambda w, carry, k=k: (((w - k) ** 2).sum() + k, carry)
+                for k in range(3)
+            ]
+            gradients = optim.task_gradients(losses)
+            return method.update(gradients, method.init(jnp.ones(2)), jnp.ones(2))[0]
+        gradients = jnp.array([[1.0, 2.0, 0.5], [-2.0, 1.0, 0.0], [0.0, 1.0, 3.0]])
+        return method.update(gradients, method.init(jnp.zeros(3)))[0]
+
+    own = PREFERRING[name](PREFERENCES)
+    is_weighting = isinstance(own, optim.LossWeighting)
+    tx = optax.sgd(0.1)
+    own = optim.weighted(own, tx) if is_weighting else optax.chain(own, tx)
+    fields = {key: field.default for key, field in methods.fields().items()}
+    found, equal = (
+        step(methods.METHODS[name].create(setting_of(fields | {"preferences": p})))
+        for p in (PREFERENCES, ())
+    )
+    np.testing.assert_allclose(found, step(own), rtol=1e-5)
+    assert not np.allclose(found, equal, rtol=1e-2)
 
 
 @pytest.mark.parametrize("name", methods.fields()["cr_mogm_smoothed"].choices)

@@ -107,7 +107,7 @@ def check(config: Config, *, is_part: bool = False) -> None:
     for name, field in methods.fields().items():
         if field.choices:
             choices[f"method.{name}"] = field.choices
-        elif not isinstance(field.default, str):
+        elif isinstance(field.default, int | float):
             ranges[f"method.{name}"] = field.low, field.high
     for field, possible in choices.items():
         _check_choice(field, values[field], possible)
@@ -128,6 +128,9 @@ def check(config: Config, *, is_part: bool = False) -> None:
                 "than 1."
             )
     _check_together(config)
+    # A part has fewer tasks, and its method no preferences.
+    if not is_part:
+        _check_preferences(config)
     if config.view.kind == "crop" and not is_part:
         raise UserError(
             "config.view.kind is 'crop', but no other network finds the disc; set "
@@ -170,6 +173,16 @@ def _check_together(config: Config) -> None:
         raise UserError(
             f"config.tasks has {len(config.tasks)} tasks; with these fields of "
             f"config.method, the method {config.method.name} needs at least {fewest}."
+        )
+
+
+def _check_preferences(config: Config) -> None:
+    given, n = config.method.preferences, len(config.tasks)
+    is_positive = [type(x) in (int, float) and 0 < x < math.inf for x in given]
+    if given and not (len(given) == n and all(is_positive)):
+        raise UserError(
+            f"config.method.preferences is {tuple(given)}; give a positive number for "
+            f"each of the {n} tasks, or () for equal ones."
         )
 
 

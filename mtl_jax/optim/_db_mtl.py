@@ -38,9 +38,12 @@ def db_mtl(
     max_j |a_j| sum_k a_k / |a_k|. An average of 0 takes no part.
 
     The paper's algorithm and LibMTL add 1e-8 to |a_k| too; here nothing is added, so
-    that the update scales with the averages. The paper searches beta among 0.1, 0.5 and
-    0.9, and sigma among 0 and 0.5; the defaults are those of LibMTL. TorchJD 0.18 does
-    not have the method.
+    that the update scales with the averages. LibMTL does this for the shared parameters
+    only, and its heads have the gradients of log L_k. TorchJD 0.18 has no DB-MTL.
+
+    The paper searches beta among 0.1, 0.5 and 0.9, and sigma among 0 and 0.5; the
+    defaults are those of LibMTL. Adam after it averages once more, and then a beta of
+    0.9 can be far worse than one of 0.1.
 
     `update` takes the extra arguments `task_losses` (float [N], not weighted, required)
     and `active` (bool [N], None for all). A task that is not active is not read, and

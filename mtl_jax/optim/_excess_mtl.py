@@ -36,8 +36,8 @@ class ExcessMTLState(NamedTuple):
 
 def excess_mtl(
     num_tasks: int,
-    robust_step_size: float | jax.Array = 1.0,
-    n_warmup_steps: int = 0,
+    robust_step_size: float | jax.Array = 0.01,
+    n_warmup_steps: int = 1,
 ) -> WeightedAggregator:
     """Weighs the tasks by their excess risks: how much of their losses is to be gained.
 
@@ -46,13 +46,16 @@ def excess_mtl(
     baseline. The weights are the softmax of robust_step_size times the sum of all e_k
     so far, and have the sum 1.
 
-    Without a warm-up, the baseline is the first e_k, which itself counts undivided.
-    With one, it is the mean over the warm-up, in whose steps the weights are equal.
+    The baseline is the mean over the warm-up, in whose steps the weights are equal.
+    Without a warm-up it is the first e_k, which itself counts undivided.
 
-    In the official code and LibMTL the weights start from 1 and have the sum N, and the
-    first step leaves them as they are; they start from 1 / N in the paper, in TorchJD
-    and here. The logarithms are kept, so that a weight that has become 0 in float32 can
-    come back.
+    The defaults are those of the official code and of LibMTL, whose first step leaves
+    the weights as they are. TorchJD's are a step size of 1 and no warm-up: there the
+    first step already adds e_k, about the sum of |g_k|, to the logarithms, and of many
+    parameters one task gets all of the weight. In the official code and LibMTL the
+    weights start from 1 and have the sum N; they start from 1 / N in the paper, in
+    TorchJD and here. The official sums are over the shared parameters only. The
+    logarithms are kept, so that a weight that has become 0 in float32 can come back.
 
     `update` takes the extra argument `active`, bool [N] (None for all). A task that is
     not active is not read, and keeps its part of the state. The weights of the others
@@ -75,7 +78,7 @@ def excess_mtl(
     Example:
       >>> import jax.numpy as jnp, optax
       >>> from mtl_jax import optim
-      >>> tx = optax.chain(optim.excess_mtl(2), optax.sgd(1.0))
+      >>> tx = optax.chain(optim.excess_mtl(2, 1.0, 0), optax.sgd(1.0))
       >>> params = jnp.zeros(2)
       >>> gradients = jnp.array([[2.0, 0.0], [0.0, 1.0]])  # One row for each task.
       >>> updates, _ = tx.update(gradients, tx.init(params), params)
@@ -106,7 +109,7 @@ def excess_mtl(
         )
         squares = jax.tree.map(jnp.add, state.squares, squared)
         risks = sum(
-            (square / jnp.sqrt(total + _EPS)).reshape(num_tasks, -1).sum(1)
+            (square / jnp.sqrt(total + _EPS)).sum(tuple(range(1, total.ndim)))
             for square, total in zip(
                 jax.tree.leaves(squared), jax.tree.leaves(squares), strict=True
             )

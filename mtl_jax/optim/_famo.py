@@ -65,8 +65,8 @@ def famo(
       num_tasks: N.
       min_losses: b_k, [N]; 0 by default.
       learning_rate: of the logits' Adam; a schedule counts the steps of each task.
-      weight_decay: of the logits, added to their gradient. The paper and LibMTL
-        have 1e-3, the official program for the experiments 1e-5.
+      weight_decay: of the logits, added to their gradient. The paper, LibMTL and
+        TorchJD have 1e-3; the official package and its experiments' programs 1e-2.
 
     Returns:
       A `LossWeighting`; its state is a `FAMOState`.

@@ -107,7 +107,8 @@ def gradnorm(
 
     References:
       Chen et al., `GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep
-      Multitask Networks <https://arxiv.org/abs/1711.02257>`_, ICML 2018, algorithm 1.
+      Multitask Networks <https://arxiv.org/abs/1711.02257>`_, ICML 2018, equation 2 and
+      algorithm 1.
     """
     init_fn, step = _balance(num_tasks, alpha, learning_rate)
 

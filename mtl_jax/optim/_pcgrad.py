@@ -34,8 +34,9 @@ def pcgrad(key: jax.Array) -> WeightedAggregator:
     left it, has a negative inner product with g_j, its component along g_j is removed.
     The results are summed. A gradient of zero conflicts with nothing.
 
-    The orders are those of the paper and of TorchJD. The official code visits the tasks
-    in one order for all, and LibMTL may also project a gradient off its own original.
+    The orders are those of the paper and of TorchJD. The official code always visits
+    the tasks from first to last. It and LibMTL may also project a gradient off its own
+    original.
 
     The projections are computed on the coefficients of g_1..g_N, see `from_gram`: no
     projected gradient is stored. The range of norms is that of `from_gram`, and so is

@@ -64,6 +64,8 @@ def inner_products(first: optax.Updates, second: optax.Updates) -> jax.Array:
     """
 
     def of_leaf(*leaves):
+        if _is_sharded_explicitly(leaves[0]):
+            return _product(*leaves)
         matrices = [leaf.reshape(len(leaf), -1) for leaf in leaves]
         if matrices[0].shape[1] < 2 * _BLOCK:
             return _product(*matrices)
@@ -75,14 +77,27 @@ def inner_products(first: optax.Updates, second: optax.Updates) -> jax.Array:
     return functools.reduce(jnp.add, products)
 
 
+def _is_sharded_explicitly(leaf: jax.Array) -> bool:
+    """Whether a mesh of `jax.sharding.AxisType.Explicit` is part of the leaf's type.
+
+    Then its axes cannot be merged, and a sum over them is to say where it lies.
+    """
+    return any(axis is not None for axis in jax.typeof(leaf).sharding.spec)
+
+
 def _product(first: jax.Array, second: jax.Array) -> jax.Array:
-    """Inner products [N, N] of the rows of two matrices."""
+    """Inner products [N, N] of the tasks' parts of two leaves, on all devices."""
+    axes, whole = tuple(range(1, first.ndim)), None
+    if _is_sharded_explicitly(first):
+        mesh = jax.typeof(first).sharding.mesh
+        whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     return lax.dot_general(
         first,
         second,
-        (((1,), (1,)), ((), ())),
+        ((axes, axes), ((), ())),
         precision=lax.Precision.HIGHEST,
         preferred_element_type=accumulator(first),
+        out_sharding=whole,
     )
 
 

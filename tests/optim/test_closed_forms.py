@@ -158,7 +158,7 @@ def test_the_first_step_of_gradvac_is_one_of_pcgrad():
 
 def test_cr_mogm_without_memory_and_with_nothing_else():
     gradients = random_gradients(0)
-    own = optim.excess_mtl(TASKS)
+    own = optim.excess_mtl(TASKS, 1.0, 0)
     for alpha, initial, expected in [
         (0.0, None, own.weights(gradients, own.init(random_params()))[0]),
         (1.0, (0.5, 0.25, 2.0), (0.5, 0.25, 2.0)),
@@ -298,7 +298,7 @@ def test_db_mtl_does_not_hide_a_negative_loss():
 
 
 def test_a_weight_of_excess_mtl_comes_back():
-    tx = optim.excess_mtl(2, robust_step_size=200.0)
+    tx = optim.excess_mtl(2, robust_step_size=200.0, n_warmup_steps=0)
     state, weights = tx.init(jnp.zeros(1)), []
     for gradients in ([[4.0], [1.0]], [[0.0], [4.0]], [[0.0], [4.0]]):
         found, state = tx.weights(np.float32(gradients), state)

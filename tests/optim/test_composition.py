@@ -302,6 +302,14 @@ def test_microbatches_inside_a_sequential_optimizer():
     assert_trees_close(second, {"w": w, "b": {"v": v}}, rtol=1e-4, atol=1e-6)
 
 
+def test_an_aggregator_inside_a_sequential_optimizer_has_nothing_to_aggregate():
+    for aggregator in (optim.weighted_sum(), optim.pcgrad(jax.random.key(0))):
+        tx = optax.chain(aggregator, optax.sgd(0.1))
+        optimizer = optim.independent(tx, TASKS)
+        with pytest.raises(ValueError, match="must have a leading task axis"):
+            run(optimizer.init, compiled_step(optimizer), *quadratics(0), 1)
+
+
 def test_hyperparameters_may_be_injected():
     params = random_params()
 

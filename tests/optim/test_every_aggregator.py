@@ -316,6 +316,8 @@ def test_bfloat16_is_near_float32(name):
 
 
 SHARDED = {"kernel": (8, 3), "bias": (4,)}
+# One of each way to read the gradients, on a mesh that is part of their types.
+EXPLICIT = ("imtl_g", "gradnorm", "excess_mtl", "db_mtl", "graddrop", "trimmed_mean")
 
 
 def aggregated(name, place):
@@ -335,15 +337,15 @@ def aggregated(name, place):
     return step(gradients, params)
 
 
-def aggregate_on_all_devices():
-    mesh = jax.sharding.Mesh(jax.devices(), ("model",))
+def aggregate_on_all_devices(axis_type, names):
+    mesh = jax.make_mesh((DEVICES,), ("model",), (axis_type,))
+
+    def place(array, axis):
+        spec = jax.sharding.PartitionSpec(*[None] * axis, "model")
+        return jax.device_put(array, jax.sharding.NamedSharding(mesh, spec))
+
     found = {}
-    for name in AGGREGATORS:
-
-        def place(array, axis):
-            spec = jax.sharding.PartitionSpec(*[None] * axis, "model")
-            return jax.device_put(array, jax.sharding.NamedSharding(mesh, spec))
-
+    for name in names:
         updates = aggregated(name, place)
         found[name] = {
             "updates": {key: np.asarray(x).tolist() for key, x in updates.items()},
@@ -379,13 +381,21 @@ def on_four_devices():
 @every
 def test_sharded_parameters_have_the_same_updates(name, on_four_devices):
     expected = aggregated(name, lambda array, axis: array)
-    found = on_four_devices[name]
-    assert found["shards"] == DEVICES
-    for key in SHARDED:
-        np.testing.assert_allclose(
-            found["updates"][key], expected[key], rtol=1e-4, atol=1e-5
-        )
+    for on_mesh in on_four_devices:
+        found = on_mesh.get(name, on_four_devices[0][name])
+        assert found["shards"] == DEVICES
+        for key in SHARDED:
+            np.testing.assert_allclose(
+                found["updates"][key], expected[key], rtol=1e-4, atol=1e-5
+            )
 
 
 if __name__ == "__main__":
-    print(json.dumps(aggregate_on_all_devices()))
+    print(
+        json.dumps(
+            [
+                aggregate_on_all_devices(jax.sharding.AxisType.Auto, AGGREGATORS),
+                aggregate_on_all_devices(jax.sharding.AxisType.Explicit, EXPLICIT),
+            ]
+        )
+    )

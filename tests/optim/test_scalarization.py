@@ -189,6 +189,18 @@ def test_whatever_tasks_are_there_the_weights_are_finite(name):
         assert np.isfinite(leaf).all()
 
 
+@pytest.mark.parametrize("name", EVERY)
+def test_one_task_and_two_with_losses_of_16_bits(name):
+    assert once(EVERY[name]((0,)), np.float32([0.5])) > 0
+    # These losses are numbers of both types.
+    wide = np.float32([0.5, 1.25])
+    weights = once(EVERY[name]((0, 1)), wide)
+    assert weights.dtype == np.float32
+    np.testing.assert_array_equal(
+        weights, once(EVERY[name]((0, 1)), wide.astype(jnp.bfloat16))
+    )
+
+
 def test_geometric_mean_makes_the_weighted_losses_equal():
     losses = random_losses(3).astype(np.float32)
     weighted = losses * np.asarray(compiled("geometric_mean")(losses)[0])

@@ -87,7 +87,7 @@ PAIRS = {
         {"f": lambda p: p**2, "leak": LEAK},
     ),
     "graddrop without a leak": Pair(lambda: optim.graddrop(KEY), "GradDrop", {}),
-    "excess_mtl": Pair(lambda: optim.excess_mtl(TASKS), "ExcessMTL", {}),
+    "excess_mtl": Pair(lambda: optim.excess_mtl(TASKS, 1.0, 0), "ExcessMTL", {}),
     "excess_mtl with a warm-up": Pair(
         lambda: optim.excess_mtl(TASKS, 0.01, 3),
         "ExcessMTL",
