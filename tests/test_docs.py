@@ -7,13 +7,15 @@ import jax
 import numpy as np
 import optax
 import pytest
+from PIL import Image
 
-from mtl_jax import metrics, optim, tasks
+from mtl_jax import metrics, optim, tasks, workdirs
 from mtl_jax.data import pipeline
+from mtl_jax.data.synthetic import renderer
 from mtl_jax.models import MultiTaskUNet
 from mtl_jax.training import step
 
-pytest_plugins = ("training_fixtures",)
+pytest_plugins = ("training_fixtures", "untrained_network")
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -30,8 +32,21 @@ def run(block):
     return namespace
 
 
+def test_prediction_example_runs(network_folder, tmp_path, monkeypatch, capsys):
+    predict, _ = blocks("README.md")
+    monkeypatch.setattr(workdirs, "BUILT_IN", network_folder)
+    monkeypatch.chdir(tmp_path)
+    rng, camera = np.random.default_rng(0), renderer.EVALUATION_CAMERA
+    drawn = renderer.render(rng, (64, 72), camera, False).photograph
+    Image.fromarray(drawn).save("eye.jpg")
+    eye = run(predict)["eye"]
+    assert 0 < eye.probability < 1
+    assert str(eye.probability) in capsys.readouterr().out
+    assert eye.masks["disc"].shape == (64, 72)
+
+
 def test_library_example_runs_and_learns():
-    (block,) = blocks("README.md")
+    _, block = blocks("README.md")
     history = np.array(run(block)["history"])
     assert history.shape == (20, 2)
     assert np.isfinite(history).all()

@@ -6,16 +6,17 @@ import pathlib
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import tqdm
+from PIL import Image
 
 from mtl_jax import files, workdirs
 from mtl_jax.data import field_of_view, geometry, images
 from mtl_jax.errors import UserError
-from mtl_jax.inference import averaging
+from mtl_jax.inference import averaging, quality
 from mtl_jax.inference.prediction import Prediction
 
 # Bytes of a name in UTF-8. With a number and an extension it has less than the 255
@@ -25,11 +26,10 @@ _LONGEST_NAME = 240
 _T = TypeVar("_T")
 
 
-class _Photograph(NamedTuple):
-    """A photograph as it is, and as the network sees it.
+class Photograph(NamedTuple):
+    """A photograph as it is, and as a network sees it.
 
     Attributes:
-      path: path of the file.
       pixels: uint8 [h, w, 3].
       conversion: what was converted to read it.
       frame: what the model image shows of it.
@@ -37,7 +37,6 @@ class _Photograph(NamedTuple):
       field: field of view in the model image; None if nothing limits it.
     """
 
-    path: pathlib.Path
     pixels: np.ndarray
     conversion: str
     frame: geometry.Frame
@@ -83,40 +82,68 @@ def predict(
     with progress:
         for start in range(0, len(paths), network.batch_size):
             chunk = paths[start : start + network.batch_size]
-            tried = [attempt(failures, path, _read, path, network) for path in chunk]
-            read = [photograph for photograph in tried if photograph is not None]
-            conversions.update(photograph.conversion for photograph in read)
+            tried = [
+                (path, attempt(failures, path, _read, path, network)) for path in chunk
+            ]
+            read = [(path, one) for path, one in tried if one is not None]
+            conversions.update(one.conversion for _, one in read)
             if read:
-                yield from _predict_batch(read, names, network, failures)
+                outputs = outputs_of(network, [one for _, one in read])
+            for index, (path, one) in enumerate(read):
+                prediction = attempt(
+                    failures, path, interpret, network, outputs, index, one
+                )
+                if prediction is not None:
+                    yield Predicted(names[path], path, one.pixels, prediction)
             progress.update(len(chunk))
 
 
-def _predict_batch(
-    read: Sequence[_Photograph],
-    names: Mapping[pathlib.Path, str],
+def outputs_of(
+    network: workdirs.TrainedNetwork, photographs: Sequence[Photograph]
+) -> averaging.Outputs:
+    """Computes what a network says of one photograph to a batch of them."""
+    # The rest of the batch is black.
+    shape = (network.batch_size, *photographs[0].model_image.shape)
+    model_images = np.zeros(shape, np.uint8)
+    model_images[: len(photographs)] = [one.model_image for one in photographs]
+    return network.outputs({"image": model_images})
+
+
+def interpret(
     network: workdirs.TrainedNetwork,
-    failures: list[str],
-) -> Iterator[Predicted]:
-    # The last batch is filled with black.
-    model_images = np.zeros((network.batch_size, *read[0].model_image.shape), np.uint8)
-    model_images[: len(read)] = [photograph.model_image for photograph in read]
-    outputs = network.outputs({"image": model_images})
-    for index, photograph in enumerate(read):
-        prediction = attempt(
-            failures,
-            photograph.path,
-            averaging.read,
-            outputs,
-            index,
-            network.classifier,
-            photograph.frame,
-            network.post,
-            network.calibration,
-            field=photograph.field,
-        )
-        if prediction is not None:
-            path, pixels = photograph.path, photograph.pixels
-            yield Predicted(names[path], path, pixels, prediction)
+    outputs: averaging.Outputs,
+    index: int,
+    photograph: Photograph,
+) -> Prediction:
+    """Reads the prediction for one of the photographs off `outputs_of` them."""
+    return averaging.read(
+        outputs,
+        index,
+        network.classifier,
+        photograph.frame,
+        network.post,
+        network.calibration,
+        field=photograph.field,
+    )
+
+
+def judge(
+    pixels: np.ndarray, prediction: Prediction
+) -> tuple[Prediction, list[quality.Doubt]]:
+    """Lists the doubts about a photograph, see `inference.quality`.
+
+    Returns:
+      The prediction, which is empty for what is not a fundus, and the doubts.
+    """
+    doubts = quality.doubts(
+        pixels,
+        prediction.disc,
+        prediction.found.get("fovea"),
+        prediction.spread.get("vcdr_spread"),
+    )
+    if quality.NOT_A_FUNDUS in [doubt.name for doubt in doubts]:
+        prediction = Prediction(prediction.size)
+    return prediction, doubts
 
 
 def attempt(
@@ -155,13 +182,20 @@ def attempt(
     return None
 
 
-def _read(path: pathlib.Path, network: workdirs.TrainedNetwork) -> _Photograph:
+def _read(path: pathlib.Path, network: workdirs.TrainedNetwork) -> Photograph:
     picture, conversion, _ = images.open_photograph(path)
+    return as_seen(network, picture, conversion)
+
+
+def as_seen(
+    network: workdirs.TrainedNetwork, picture: Image.Image, conversion: str = ""
+) -> Photograph:
+    """Makes the image that a network sees of an RGB photograph."""
     frame = field_of_view.frame_of(picture, network.shape)
     size = (network.image_size, network.image_size)
     model_image = geometry.photograph_to_model(picture, frame, size)
     field = field_of_view.limits(model_image, frame, network.shape)
-    return _Photograph(path, np.array(picture), conversion, frame, model_image, field)
+    return Photograph(np.array(picture), conversion, frame, model_image, field)
 
 
 def _distinct_names(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, str]:

@@ -10,9 +10,9 @@ import numpy as np
 from mtl_jax import files, metrics, tasks, workdirs
 from mtl_jax.data import images
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation.predict import Predicted, attempt, predict
+from mtl_jax.evaluation.predict import Predicted, attempt, judge, predict
 from mtl_jax.inference import averaging, postprocess, quality
-from mtl_jax.inference.prediction import IN_GREY_MASK, Prediction, grey_mask
+from mtl_jax.inference.prediction import IN_GREY_MASK, grey_mask
 from mtl_jax.reporting import submission
 from mtl_jax.reporting.drawing import overlay
 
@@ -172,16 +172,37 @@ def _doubts(doubtful: list[bool]) -> list[str]:
 
 def _describe(predicted: Predicted) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Makes the row of one photograph, and its pictures by their path."""
-    name, path, photograph, prediction = predicted
-    doubts = quality.doubts(
-        photograph,
-        prediction.disc,
-        prediction.found.get("fovea"),
-        prediction.spread.get("vcdr_spread"),
+    prediction, doubts = judge(predicted.photograph, predicted.prediction)
+    predicted = predicted._replace(prediction=prediction)
+    row, masks = describe(predicted, doubts)
+    name, pictures = predicted.name, {}
+    for column, pixels in masks.items():
+        place = "masks" if column == "mask" else f"{column}s"
+        row[column] = f"{place}/{name}.png"
+        pictures[row[column]] = pixels
+    caption = name
+    if prediction.probability is not None:
+        caption += f", P({metrics.DIAGNOSIS}) {prediction.probability:.2f}"
+    if prediction.vcdr is not None:
+        caption += f", vCDR {prediction.vcdr:.2f}"
+    caption = ", ".join([caption, *(doubt.name for doubt in doubts)])
+    row["overlay"] = f"overlays/{name}.png"
+    pictures[row["overlay"]] = overlay.draw(
+        predicted.photograph, prediction.found, {}, caption
     )
-    names = [doubt.name for doubt in doubts]
-    if quality.NOT_A_FUNDUS in names:
-        prediction = Prediction(prediction.size)
+    return row, pictures
+
+
+def describe(
+    predicted: Predicted, doubts: Sequence[quality.Doubt]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Makes the row of a photograph, and its masks by the column of their path.
+
+    Args:
+      predicted: the photograph with the prediction that `judge` returned.
+      doubts: the doubts that `judge` returned.
+    """
+    name, path, photograph, prediction = predicted
     row: dict[str, Any] = {
         "image": name,
         "file": str(path),
@@ -193,7 +214,6 @@ def _describe(predicted: Predicted) -> tuple[dict[str, Any], dict[str, np.ndarra
         "probability_vcdr": prediction.probability_vcdr,
         "vcdr": prediction.vcdr,
         **prediction.spread,
-        "overlay": f"overlays/{name}.png",
     }
     if prediction.diagnosis is not None:
         row[metrics.DIAGNOSIS] = int(prediction.diagnosis)
@@ -209,21 +229,10 @@ def _describe(predicted: Predicted) -> tuple[dict[str, Any], dict[str, np.ndarra
             mask = prediction.found[task.name]
             row[f"{task.name}_height"] = postprocess.mask_height(mask)
             row[f"{task.name}_area"] = int((mask > 0).sum())
-    masks = {"mask": ("masks", grey_mask(prediction))}
-    for part in _other_masks():
-        if part in prediction.found:
-            mask = 255 * prediction.found[part]
-            masks[f"{part}_mask"] = f"{part}_masks", mask
-    pictures = {}
-    for column, (place, pixels) in masks.items():
-        if pixels is not None:
-            row[column] = f"{place}/{name}.png"
-            pictures[row[column]] = pixels
-    caption = name
-    if prediction.probability is not None:
-        caption += f", P({metrics.DIAGNOSIS}) {prediction.probability:.2f}"
-    if prediction.vcdr is not None:
-        caption += f", vCDR {prediction.vcdr:.2f}"
-    caption = ", ".join([caption, *names])
-    pictures[row["overlay"]] = overlay.draw(photograph, prediction.found, {}, caption)
-    return row, pictures
+    masks = {
+        f"{part}_mask": 255 * prediction.found[part]
+        for part in _other_masks()
+        if part in prediction.found
+    }
+    grey = grey_mask(prediction)
+    return row, masks if grey is None else {"mask": grey, **masks}

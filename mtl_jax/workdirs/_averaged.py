@@ -23,7 +23,7 @@ _ALIKE = {
 
 
 def as_folders(
-    workdir: pathlib.Path | Sequence[pathlib.Path],
+    workdir: str | pathlib.Path | Sequence[str | pathlib.Path],
 ) -> list[pathlib.Path]:
     """Lists one workdir or several.
 
