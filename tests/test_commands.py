@@ -216,7 +216,7 @@ SCORES += ("evaluation.evaluate", "evaluation.predict")
 
 @pytest.mark.parametrize(
     ("modules", "extras"),
-    [(LIBRARY, EXTRAS), (SCORES, ["report", "weights", "dicom", "heic"])],
+    [(LIBRARY, EXTRAS), (SCORES, ["report", "weights", "dicom", "heic", "serve"])],
 )
 def test_these_import_without_extras(modules, extras):
     lines = "".join(f"import mtl_jax.{module}\n" for module in modules)
