@@ -196,6 +196,7 @@ def test_version(start):
         # While flags are read, and in the command itself.
         ("PIL", "data", ["train", "--config=configs/default.py", "--workdir=nowhere"]),
         ("matplotlib", "report", ["make_report", "--experiment=nowhere"]),
+        ("uvicorn", "serve", ["serve", "--port=0"]),
     ],
 )
 def test_a_missing_extra_is_named(module, extra, command):

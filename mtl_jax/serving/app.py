@@ -2,12 +2,14 @@
 
 import importlib.resources
 import json
+import pathlib
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -21,6 +23,8 @@ from mtl_jax.serving.session import Session, Unknown
 
 # Bytes of the largest photograph, and of the largest correction.
 UPLOAD_LIMIT, _CORRECTION_LIMIT = 512 * 2**20, 32 * 2**20
+# Bytes beyond a limit that are still read.
+_DRAINED = 64 * 2**20
 
 _PAGE = {
     "": ("page.html", "text/html; charset=utf-8"),
@@ -113,16 +117,10 @@ def create_app(
         return JSONResponse(session.withdraw(_key(request), version))
 
     def table(request: Request) -> Response:
-        return Response(
-            session.table(),
-            media_type="text/csv; charset=utf-8",
-            headers=_attachment("predictions.csv"),
-        )
+        return _download(session.table(), "predictions.csv", "text/csv; charset=utf-8")
 
     def masks(request: Request) -> Response:
-        return FileResponse(
-            session.masks(), media_type="application/zip", filename="masks.zip"
-        )
+        return _download(session.masks(), "masks.zip", "application/zip")
 
     photograph = "/photographs/{key}"
     routes = [
@@ -157,24 +155,32 @@ def _key(request: Request) -> str:
     return request.path_params["key"]
 
 
-def _attachment(name: str) -> dict[str, str]:
-    return {"content-disposition": f'attachment; filename="{name}"'}
+def _download(path: pathlib.Path, name: str, kind: str) -> Response:
+    return FileResponse(
+        path, media_type=kind, filename=name, background=BackgroundTask(path.unlink)
+    )
 
 
 async def _body(request: Request, limit: int, sentence: str) -> bytes:
-    """Reads the body of a request, but no more than the limit."""
+    """Reads the body of a request, and keeps no more than the limit.
+
+    A browser hears of a refusal only when it has sent all; so some more is read.
+    """
     length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > limit:
-        raise HTTPException(413, sentence)
+    is_over = length.isdecimal() and int(length) > limit
     parts, size = [], 0
     try:
         async for part in request.stream():
             size += len(part)
-            if size > limit:
-                raise HTTPException(413, sentence)
-            parts.append(part)
+            is_over = is_over or size > limit
+            if size > limit + _DRAINED:
+                break
+            if not is_over:
+                parts.append(part)
     except ClientDisconnect:
         raise HTTPException(400, "The browser has broken off.") from None
+    if is_over:
+        raise HTTPException(413, sentence)
     return b"".join(parts)
 
 

@@ -5,7 +5,9 @@ import binascii
 import dataclasses
 import hashlib
 import io
+import os
 import pathlib
+import tempfile
 import threading
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -59,8 +61,8 @@ class _Photograph:
 class Session:
     """Photographs by the digest of their files, in the order in which they came.
 
-    Methods may be called from several threads. Whatever needs the network, or the
-    memory of a large photograph, is done one at a time.
+    Methods may be called from several threads. Whatever needs the network is done one
+    at a time, and so are corrections.
     """
 
     def __init__(
@@ -86,7 +88,7 @@ class Session:
         self.corrections = corrections
         self._workdir, self._place = folders[0], place
         self._photographs: dict[str, _Photograph] = {}
-        self._working = threading.Lock()
+        self._working, self._correcting = threading.Lock(), threading.Lock()
 
     def describe_network(self) -> dict[str, Any]:
         """Says what the page needs to know of the network, as JSON."""
@@ -162,7 +164,7 @@ class Session:
 
     def describe_all(self) -> list[dict[str, Any]]:
         """Says what the page shows of every photograph, as JSON."""
-        return [self.describe(key) for key in [*self._photographs]]
+        return [self.describe(one.key) for one in self._all()]
 
     def describe(self, key: str) -> dict[str, Any]:
         """Says what the page shows of a photograph, as JSON.
@@ -235,26 +237,31 @@ class Session:
                 file.write_bytes(_draw(found, seen.frame, one.view))
         return file.read_bytes()
 
-    def table(self) -> str:
-        """Returns the table that `predict` would write, without pictures, as CSV."""
-        pictures = ("overlay", *(c for c in predictions.columns() if "mask" in c))
-        columns = [c for c in predictions.columns() if c not in pictures]
-        rows = [one.row for one in [*self._photographs.values()]]
-        path = self._place / "predictions.csv"
-        with self._working:
-            files.write_csv(path, columns, rows)
-            return path.read_text("utf-8")
+    def table(self) -> pathlib.Path:
+        """Writes the table that `predict` would write, without pictures, as CSV.
+
+        Returns:
+          A new file, which the caller deletes.
+        """
+        columns = [
+            column
+            for column in predictions.columns()
+            if column != "overlay" and not column.endswith("mask")
+        ]
+        path = self._new_file()
+        files.write_csv(path, columns, (one.row for one in self._all()))
+        return path
 
     def masks(self) -> pathlib.Path:
-        """Packs the masks that `predict` would write; returns the ZIP file's path."""
-        path = self._place / "masks.zip"
-        with self._working, zipfile.ZipFile(path, "w") as file:
-            for key, one in self._photographs.items():
-                stem = pathlib.PurePath(one.name).stem
-                mask = self._file(key, "mask.png")
+        """Packs the masks that `predict` would write; returns as `table`."""
+        path = self._new_file()
+        with zipfile.ZipFile(path, "w") as file:
+            for one in self._all():
+                mask = self._file(one.key, "mask.png")
                 if mask.exists():
                     # Photographs of one name differ in their digest.
-                    file.write(mask, f"{stem}-{key}.png")
+                    stem = pathlib.PurePath(one.name).stem
+                    file.write(mask, f"{stem}-{one.key}.png")
         return path
 
     def correct(self, key: str, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -275,7 +282,7 @@ class Session:
         """
         one, corrections = self._one(key), self._folder()
         correction = _parse(request, one)
-        with self._working:
+        with self._correcting:
             _, old = self._correction(one)
             kept = {
                 part: mask
@@ -292,13 +299,22 @@ class Session:
 
     def withdraw(self, key: str, version: str) -> dict[str, Any]:
         """Removes a correction; raises and returns as `correct`."""
-        self._folder().withdraw(self._one(key).key, version)
+        with self._correcting:
+            self._folder().withdraw(self._one(key).key, version)
         return self.describe(key)
 
     def _folder(self) -> Corrections:
         if self.corrections is None:
             raise Conflict("Corrections need a folder; start with --corrections=DIR.")
         return self.corrections
+
+    def _all(self) -> list[_Photograph]:
+        return [*self._photographs.values()]
+
+    def _new_file(self) -> pathlib.Path:
+        handle, path = tempfile.mkstemp(dir=self._place)
+        os.close(handle)
+        return pathlib.Path(path)
 
     def _one(self, key: str) -> _Photograph:
         if key not in self._photographs:
@@ -376,7 +392,7 @@ def _parse(request: Mapping[str, Any], one: _Photograph) -> Annotations:
             masks[part] = _decode(text, one)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"The correction is malformed ({error}).") from error
-    return Annotations(masks, fovea, glaucoma)
+    return Annotations(masks, fovea, None if glaucoma is None else int(glaucoma))
 
 
 def _decode(text: str | None, one: _Photograph) -> np.ndarray:

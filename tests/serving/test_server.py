@@ -4,7 +4,9 @@ import base64
 import csv
 import http.client
 import io
+import pathlib
 import re
+import signal
 import subprocess
 import sys
 import zipfile
@@ -13,6 +15,7 @@ import full_disk
 import numpy as np
 import pytest
 from PIL import Image
+from served_page import Client
 from serving_masks import disc_at, png_of
 
 from mtl_jax.annotations import LABELS
@@ -24,6 +27,8 @@ from mtl_jax.serving import address, corrections
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 
 pytest_plugins = ("untrained_network", "served_page")
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -353,6 +358,28 @@ def test_a_port_in_use_gets_a_sentence(monkeypatch):
     )
     with pytest.raises(UserError, match=r"served at no\.such\.host\.invalid, port 0 "):
         address.listen("no.such.host.invalid", 0)
+
+
+@pytest.mark.slow
+def test_the_command_serves_until_ctrl_c(network_folder, photographs, compiled):
+    program = [sys.executable, "tests/small_encoder.py", "scripts/serve.py"]
+    with subprocess.Popen(
+        [*program, f"--workdir={network_folder}", "--port=0"],
+        cwd=ROOT,
+        env=compiled,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as serving:
+        place, said = serving.stdout.readline().split(maxsplit=1)
+        assert said == "For research only; Ctrl-C ends.\n"
+        client = Client(place)
+        status, one = client.upload(photographs / "left.png")
+        assert (status, one["name"]) == (200, "left.png")
+        assert b"no medical device" in client.ask("")[1]
+        serving.send_signal(signal.SIGINT)
+        assert serving.wait(60) == 130
+        assert serving.stderr.read() == "interrupted; repeat the command.\n"
 
 
 def test_only_this_machine_reaches_it():

@@ -12,7 +12,8 @@ const photographs = new Map(); // By id, as the server describes them.
 const editors = new Map(); // By id, of those that are open or have changes.
 const uploads = [];
 let editor = null;
-let view = { scale: 1, x: 0, y: 0 }; // Screen pixels = view pixels * scale + (x, y).
+// Pixels of the screen are pixels of the view * scale + (x, y).
+let view = { scale: 1, x: 0, y: 0, middle: [0, 0] };
 let hidden = new Set();
 let isDrawn = true;
 let pointer = null; // What the pressed pointer does.
@@ -516,16 +517,21 @@ function fit() {
   const stage = $("stage");
   const scale = Math.min(stage.clientWidth / width, stage.clientHeight / height);
   look(scale, [width / 2, height / 2]);
+  view.isWhole = true;
+}
+
+// What is in the middle stays there when the window changes.
+function resize() {
+  if (!editor) return;
+  if (view.isWhole) fit();
+  else look(view.scale, onPhotograph(view.middle));
 }
 
 // Shows a part of the photograph in the middle.
 function look(scale, [x, y]) {
   const stage = $("stage");
-  view = {
-    scale,
-    x: stage.clientWidth / 2 - x * scale,
-    y: stage.clientHeight / 2 - y * scale,
-  };
+  const middle = [stage.clientWidth / 2, stage.clientHeight / 2];
+  view = { scale, x: middle[0] - x * scale, y: middle[1] - y * scale, middle };
   draw();
 }
 
@@ -542,7 +548,8 @@ function lookAtDisc() {
 function zoom(by, [x, y] = [$("stage").clientWidth / 2, $("stage").clientHeight / 2]) {
   const scale = Math.min(40, Math.max(0.05, view.scale * by));
   const share = scale / view.scale;
-  view = { scale, x: x - (x - view.x) * share, y: y - (y - view.y) * share };
+  const { middle } = view;
+  view = { scale, x: x - (x - view.x) * share, y: y - (y - view.y) * share, middle };
   draw();
 }
 
@@ -754,6 +761,7 @@ function move(event) {
   const xy = onPhotograph(place);
   if (pointer.what === "fovea") editor.fovea = inPhotograph(xy);
   if (pointer.what === "move") {
+    view.isWhole = false;
     view.x += place[0] - pointer.last[0];
     view.y += place[1] - pointer.last[1];
     pointer.last = place;
@@ -1004,7 +1012,7 @@ async function start() {
     { passive: false },
   );
   addEventListener("keydown", key);
-  addEventListener("resize", () => editor && fit());
+  addEventListener("resize", resize);
   addEventListener("beforeunload", (event) => {
     if ([...editors.values()].some((one) => one.changed.size)) event.preventDefault();
   });
