@@ -231,7 +231,11 @@ class Session:
                 contents = self._file(key, "upload").read_bytes()
                 picture, *_ = images.open_photograph(one.name, contents)
                 seen = predict.as_seen(self.network, picture)
-                found = saliency.of_run(self._workdir, seen.model_image)
+                disc = self._mask(one, "disc", None)
+                if disc is not None:
+                    size = seen.model_image.shape[:2]
+                    disc = geometry.mask_to_model(disc, seen.frame, size)
+                found = saliency.of_run(self._workdir, seen.model_image, disc)
                 if found is None:
                     raise Unknown("This network has no classifier to draw the map of.")
                 file.write_bytes(_draw(found, seen.frame, one.view))
