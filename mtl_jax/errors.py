@@ -30,6 +30,7 @@ EXTRAS = {
     "weights": ("h5py", "safetensors"),
     "dicom": ("pydicom",),
     "heic": ("pillow_heif",),
+    "serve": ("starlette", "uvicorn"),
 }
 
 

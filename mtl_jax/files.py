@@ -35,11 +35,16 @@ _NOTE = "mtl_jax replaces this folder as long as it holds these files only, unch
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file in UTF-8, completely or not at all."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: pathlib.Path, content: bytes) -> None:
     """Writes a file, completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
         os.replace(temporary, path)
     except OSError as error:
         # A failed write does not know what it writes to.
@@ -136,7 +141,7 @@ def check_replaceable(path: pathlib.Path, used: Collection[pathlib.Path] = ()) -
                 "folder."
             )
     if path.is_dir():
-        with _locked(path) as is_free:
+        with locked(path) as is_free:
             if not is_free:
                 raise UserError(_IN_USE.format(path))
     if os.path.exists(path):
@@ -329,7 +334,7 @@ def growing_directory(
         path.mkdir(parents=True, exist_ok=True)
     try:
         with contextlib.ExitStack() as stack, _having_room(path):
-            if not stack.enter_context(_locked(path)):
+            if not stack.enter_context(locked(path)):
                 raise UserError(_IN_USE.format(path))
             yield Growing(path, stack)
     finally:
@@ -377,7 +382,7 @@ def _having_room(path: pathlib.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked(folder: pathlib.Path) -> Iterator[bool]:
+def locked(folder: pathlib.Path) -> Iterator[bool]:
     """Locks a folder during the block; yields False if it is locked already."""
     # The folder itself: a lock's own file would be left in it.
     handle = os.open(folder, os.O_RDONLY)

@@ -27,7 +27,9 @@ from mtl_jax.models import MultiTaskUNet
 
 # Test files import from these plugins before they name them; pytest rewrites the
 # assertions only of what it knows of before its first import.
-pytest.register_assert_rewrite("training_fixtures", "run_files", "browser")
+pytest.register_assert_rewrite(
+    "training_fixtures", "run_files", "browser", "served_page"
+)
 
 # Shared machines: no example has a time limit. Derandomized: a failure comes again.
 hypothesis.settings.register_profile(

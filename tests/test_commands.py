@@ -196,6 +196,7 @@ def test_version(start):
         # While flags are read, and in the command itself.
         ("PIL", "data", ["train", "--config=configs/default.py", "--workdir=nowhere"]),
         ("matplotlib", "report", ["make_report", "--experiment=nowhere"]),
+        ("uvicorn", "serve", ["serve", "--port=0"]),
     ],
 )
 def test_a_missing_extra_is_named(module, extra, command):
@@ -216,7 +217,7 @@ SCORES += ("evaluation.evaluate", "evaluation.predict")
 
 @pytest.mark.parametrize(
     ("modules", "extras"),
-    [(LIBRARY, EXTRAS), (SCORES, ["report", "weights", "dicom", "heic"])],
+    [(LIBRARY, EXTRAS), (SCORES, ["report", "weights", "dicom", "heic", "serve"])],
 )
 def test_these_import_without_extras(modules, extras):
     lines = "".join(f"import mtl_jax.{module}\n" for module in modules)

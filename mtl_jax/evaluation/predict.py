@@ -89,12 +89,12 @@ def predict(
             conversions.update(one.conversion for _, one in read)
             if read:
                 outputs = outputs_of(network, [one for _, one in read])
-            for index, (path, one) in enumerate(read):
-                prediction = attempt(
-                    failures, path, interpret, network, outputs, index, one
-                )
-                if prediction is not None:
-                    yield Predicted(names[path], path, one.pixels, prediction)
+                for index, (path, one) in enumerate(read):
+                    prediction = attempt(
+                        failures, path, interpret, network, outputs, index, one
+                    )
+                    if prediction is not None:
+                        yield Predicted(names[path], path, one.pixels, prediction)
             progress.update(len(chunk))
 
 

@@ -63,12 +63,16 @@ def saliency(
     return np.asarray(jnp.abs(mean).max(-1))
 
 
-def of_run(workdir: pathlib.Path, image: np.ndarray) -> np.ndarray | None:
+def of_run(
+    workdir: pathlib.Path, image: np.ndarray, disc: np.ndarray | None = None
+) -> np.ndarray | None:
     """Computes the gradient map of a run's first classification, see `saliency`.
 
     Args:
       workdir: folder of the run.
       image: uint8 [H, W, 3] of the size of its data set's images.
+      disc: uint8 [H, W] mask of the optic disc, around which the second of two stages
+        looks; None or an empty one for the whole image.
 
     Returns:
       float32 [H, W]; None if the run has no classifier.
@@ -78,10 +82,11 @@ def of_run(workdir: pathlib.Path, image: np.ndarray) -> np.ndarray | None:
         return None
     network, task = loaded
     model, view = network.experiment.model, network.experiment.view
+    mask = np.zeros(image.shape[:2], np.uint8) if disc is None else disc
 
     def logit(variables, images):
         if view is not None:
-            batch = {"image": images}
+            batch = {"image": images, "disc_mask": jnp.asarray(mask)[None]}
             images = view.look(batch, view.windows(batch))["image"]
         # pyrefly: ignore[bad-index]  # A pair only where `mutable` is given.
         return model.apply(variables, images, heads=[task.name])[task.name]

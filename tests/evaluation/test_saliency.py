@@ -85,3 +85,15 @@ def test_of_a_run_that_sees_images_at_another_size(glaucoma_run, compiled, monke
     )
     found = saliency.of_run(glaucoma_run.workdir, picture)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * expected.max())
+
+
+@pytest.mark.slow
+def test_the_second_of_two_stages_looks_around_the_disc():
+    """That of the package, in a square of twice the disc's size."""
+    picture = np.random.default_rng(2).integers(0, 256, (512, 512, 3), np.uint8)
+    disc = np.zeros((512, 512), np.uint8)
+    disc[280:340, 390:450] = 1
+    found = saliency.of_run(workdirs.BUILT_IN, picture, disc)
+    seen = found[250:370, 360:480]
+    assert seen.max() > 0
+    np.testing.assert_allclose(seen.sum(), found.sum(), rtol=0.02)
