@@ -4,6 +4,7 @@ Images are NHWC. Under `jax.pmap` the modules take the name of the mapped axis. 
 statistics and dropout then depend on the whole batch, and not on its division.
 """
 
+import functools
 import math
 from typing import Any, Literal, get_args
 
@@ -19,8 +20,6 @@ INITS: tuple[str, ...] = get_args(Init)
 
 EPSILON = 1e-5
 LAYOUT = ("NHWC", "HWIO", "NHWC")
-# Pixels of a block in the weight gradient on a CPU.
-BLOCK = 512
 
 
 def initializers(
@@ -65,12 +64,12 @@ def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 @jax.custom_vjp
-def conv_by_products(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """3x3 convolution whose weight gradient is a sum of matrix products, for CPUs.
+def conv_canonical(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """3x3 convolution whose gradients are convolutions in canonical layout.
 
-    XLA's CPU backend has no fast kernel for the weight gradient that JAX derives, and
-    inside loops and conditionals it is about thirty times slower still (jax issue
-    12868).
+    Inside loops and conditionals, XLA's CPU backend has a fast kernel for canonical
+    convolutions only. The weight gradient that JAX derives is not canonical, and about
+    thirty times slower there (jax issue 12868).
 
     Args:
       x: [B, H, W, Cin].
@@ -82,76 +81,29 @@ def conv_by_products(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return _convolve(x, kernel)
 
 
-def _conv_by_products_forward(x, kernel):
+def _conv_canonical_forward(x, kernel):
     return _convolve(x, kernel), (x, kernel)
 
 
-def _conv_by_products_backward(residuals, gradient):
+def _conv_canonical_backward(residuals, gradient):
     x, kernel = residuals
     x_gradient = _convolve(gradient, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
-    few = min(x.shape[-1], gradient.shape[-1]) < 32
-    of_kernel = _canonical_kernel_gradient if few else _blocked_kernel_gradient
-    return x_gradient, of_kernel(x, gradient)
-
-
-conv_by_products.defvjp(_conv_by_products_forward, _conv_by_products_backward)
-
-
-def _canonical_kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
-    """A convolution in the layout that XLA's CPU backend has a fast kernel for."""
-    kernel = lax.conv_general_dilated(
+    kernel_gradient = lax.conv_general_dilated(
         x.transpose(3, 1, 2, 0),
         gradient.transpose(1, 2, 0, 3),
         window_strides=(1, 1),
         padding=((1, 1), (1, 1)),
         dimension_numbers=LAYOUT,
     )
-    return kernel.transpose(1, 2, 0, 3)
+    return x_gradient, kernel_gradient.transpose(1, 2, 0, 3)
 
 
-def _blocked_kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
-    """Products of blocks of rows or images, small enough to stay in a core's cache.
-
-    The kernel's three columns are gradients that are moved by a pixel, side by side as
-    channels. Its three rows are rows of `x` that begin a row later.
-    """
-    b, h, w, c = x.shape
-    rows = _largest_divisor(h, BLOCK // w)
-    images = _largest_divisor(b, BLOCK // (h * w)) if rows == h else 1
-    padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)))
-
-    def add_block(i, total):
-        image, row = (i // (h // rows)) * images, (i % (h // rows)) * rows
-        size = (images, rows + 2, w, c)
-        above = lax.dynamic_slice(padded, (image, row, 0, 0), size)
-        size = (images, rows, w, gradient.shape[-1])
-        moved = lax.dynamic_slice(gradient, (image, row, 0, 0), size)
-        moved = jnp.pad(moved, ((0, 0), (0, 0), (1, 1), (0, 0)))
-        columns = [moved[:, :, 2 - k : 2 - k + w] for k in range(3)]
-        columns = jnp.concatenate(columns, -1).reshape(images * rows * w, -1)
-        products = [
-            jnp.matmul(
-                above[:, k : k + rows].reshape(-1, c).T,
-                columns,
-                preferred_element_type=jnp.float32,
-            )
-            for k in range(3)
-        ]
-        return total + jnp.stack(products)
-
-    blocks = (b // images) * (h // rows)
-    zeros = jnp.zeros((3, c, 3 * gradient.shape[-1]), jnp.float32)
-    total = lax.fori_loop(0, blocks, add_block, zeros)
-    return total.reshape(3, c, 3, -1).swapaxes(1, 2).astype(gradient.dtype)
-
-
-def _largest_divisor(number: int, most: int) -> int:
-    return max(d for d in range(1, max(most, 1) + 1) if number % d == 0)
+conv_canonical.defvjp(_conv_canonical_forward, _conv_canonical_backward)
 
 
 def _conv_3x3(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
     """Convolution for `nn.Conv` with stride and padding 1."""
-    convolve = conv_by_products if jax.default_backend() == "cpu" else _convolve
+    convolve = conv_canonical if jax.default_backend() == "cpu" else _convolve
     return convolve(x, kernel)
 
 
@@ -263,57 +215,32 @@ class ConvNorm(nn.Module):
         return nn.relu(x) if self.relu else x
 
 
-@jax.custom_vjp
 def max_pool(x: jax.Array) -> jax.Array:
-    """2x2 max pooling of [B, H, W, C], H and W even.
-
-    The first of equal elements has the whole gradient, as in PyTorch. Comparisons find
-    its index. Equality with the maximum would not do: XLA may compute `x` a second
-    time, with other last bits, and a window without a largest element would lose its
-    gradient.
-    """
-    return _max_pool_forward(x)[0]
-
-
-def _max_pool_forward(x):
+    """2x2 max pooling of [B, H, W, C], H and W even; ties share the gradient."""
     b, h, w, c = x.shape
-    windows = x.reshape(b, h // 2, 2, w // 2, 2, c)
-    first, second, third, fourth = (
-        windows[:, :, i, :, j] for i in range(2) for j in range(2)
-    )
-    above, below = jnp.maximum(first, second), jnp.maximum(third, fourth)
-    index = jnp.where(below > above, 2 + (fourth > third), second > first)
-    return jnp.maximum(above, below), index.astype(jnp.int8)
+    return _largest(x.reshape(b, h // 2, 2, w // 2, 2, c), (2, 4))
 
 
-def _max_pool_backward(index, gradient):
-    b, h, w, c = index.shape
-    element = jnp.arange(4, dtype=jnp.int8).reshape(2, 1, 2, 1)
-    is_largest = index[:, :, None, :, None] == element
-    spread = jnp.where(is_largest, gradient[:, :, None, :, None], 0)
-    return (spread.reshape(b, 2 * h, 2 * w, c),)
-
-
-max_pool.defvjp(_max_pool_forward, _max_pool_backward)
-
-
-@jax.custom_vjp
 def global_max_pool(x: jax.Array) -> jax.Array:
-    """Maximum [B, C] over the pixels of [B, H, W, C]; its gradient as in `max_pool`."""
-    return x.max((1, 2))
+    """Maximum [B, C] over the pixels of [B, H, W, C]; ties share the gradient."""
+    return _largest(x, (1, 2))
 
 
-def _global_max_pool_forward(x):
-    b, h, w, c = x.shape
-    index = jnp.argmax(x.reshape(b, h * w, c), 1)
-    return x.max((1, 2)), index[:, None, None] == jnp.arange(h * w).reshape(h, w, 1)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _largest(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    return x.max(axes)
 
 
-def _global_max_pool_backward(is_largest, gradient):
-    return (jnp.where(is_largest, gradient[:, None, None], 0),)
-
-
-global_max_pool.defvjp(_global_max_pool_forward, _global_max_pool_backward)
+@_largest.defjvp
+def _largest_jvp(axes, primals, tangents):
+    (x,), (tangent,) = primals, tangents
+    largest = _largest(x, axes)
+    is_largest = x == jnp.expand_dims(largest, axes)
+    # XLA may compute `x` a second time, with other last bits than in `largest`. A
+    # window then has no largest element, and JAX's own derivative divides by zero:
+    # the whole gradient becomes NaN.
+    ties = jnp.maximum(is_largest.sum(axes, dtype=x.dtype), 1)
+    return largest, (tangent * is_largest).sum(axes) / ties
 
 
 def upsample(x: jax.Array) -> jax.Array:
