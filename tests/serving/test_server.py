@@ -371,15 +371,19 @@ def test_the_command_serves_until_ctrl_c(network_folder, photographs, compiled):
         stderr=subprocess.PIPE,
         text=True,
     ) as serving:
-        place, said = serving.stdout.readline().split(maxsplit=1)
-        assert said == "For research only; Ctrl-C ends.\n"
-        client = Client(place)
-        status, one = client.upload(photographs / "left.png")
-        assert (status, one["name"]) == (200, "left.png")
-        assert b"no medical device" in client.ask("")[1]
-        serving.send_signal(signal.SIGINT)
-        assert serving.wait(60) == 130
-        assert serving.stderr.read() == "interrupted; repeat the command.\n"
+        try:
+            place, said = serving.stdout.readline().split(maxsplit=1)
+            assert said == "For research only, no medical device; Ctrl-C ends.\n"
+            client = Client(place)
+            status, one = client.upload(photographs / "left.png")
+            assert (status, one["name"]) == (200, "left.png")
+            assert b"no medical device" in client.ask("")[1]
+            serving.send_signal(signal.SIGINT)
+            assert serving.wait(60) == 130
+            assert serving.stderr.read() == "interrupted; repeat the command.\n"
+        finally:
+            # Its end would be waited for.
+            serving.kill()
 
 
 def test_only_this_machine_reaches_it():
