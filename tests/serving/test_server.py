@@ -370,6 +370,8 @@ def test_the_command_serves_until_ctrl_c(network_folder, photographs, compiled):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Where this session runs in the background, Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     ) as serving:
         try:
             place, said = serving.stdout.readline().split(maxsplit=1)
