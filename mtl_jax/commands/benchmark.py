@@ -91,7 +91,7 @@ def _time_steps() -> None:
     if COMPARE.value:
         try:
             from mtl_jax.experiments import torch_steps
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             raise UserError(
                 "--compare=torch needs PyTorch; install it with pip install torch."
             ) from error

@@ -83,11 +83,12 @@ def of_run(
     network, task = loaded
     model, view = network.experiment.model, network.experiment.view
     mask = np.zeros(image.shape[:2], np.uint8) if disc is None else disc
+    # Within the compiled gradient XLA would take long to fold these constants.
+    windows = view and view.windows({"image": image[None], "disc_mask": mask[None]})
 
     def logit(variables, images):
         if view is not None:
-            batch = {"image": images, "disc_mask": jnp.asarray(mask)[None]}
-            images = view.look(batch, view.windows(batch))["image"]
+            images = view.look({"image": images}, windows)["image"]
         # pyrefly: ignore[bad-index]  # A pair only where `mutable` is given.
         return model.apply(variables, images, heads=[task.name])[task.name]
 

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -114,7 +115,7 @@ def _step(
         "glaucoma": batch["glaucoma"],
         "disc": batch["disc_mask"].astype("float32"),
         "cup": batch["cup_mask"].astype("float32"),
-        "fovea": losses.fovea_map(batch["fovea_xy"], side).__array__().copy(),
+        "fovea": np.array(losses.fovea_map(batch["fovea_xy"], side)),
     }
     targets = {n: torch.from_numpy(v).to(device) for n, v in targets.items()}
     precision = torch.autocast(device, torch.bfloat16) if mixed else None

@@ -387,7 +387,7 @@ def _draw_maps(
             figures[f"Map of its {maps.task} by {name}"] = folder / "fovea_map.png"
             break
     for name, workdir in networks.items():
-        image = saliency.of_run(workdir, pixels)
+        image = saliency.of_run(workdir, pixels, photograph.truth.get("disc"))
         if image is not None:
             cases.plot_saliency(pixels, image, title, folder / "saliency")
             heading = f"Gradient map: what its diagnosis by {name} depends on"

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 
 import uvicorn
 
+from mtl_jax.errors import Interrupted
 from mtl_jax.serving import address, corrections
 from mtl_jax.serving.app import create_app
 from mtl_jax.serving.session import Session
@@ -21,7 +22,7 @@ def serve(
     corrected: pathlib.Path | None,
     say: Callable[[str], None],
 ) -> None:
-    """Serves the page until Ctrl-C.
+    """Serves the page until Ctrl-C, at which it returns.
 
     Args:
       listener: result of `address.listen`.
@@ -43,4 +44,9 @@ def serve(
         app = create_app(session, hosts)
         config = uvicorn.Config(app, log_level="error", lifespan="off")
         say(session.network.note)
-        uvicorn.Server(config).run(sockets=[listener])
+        try:
+            uvicorn.Server(config).run(sockets=[listener])
+        except Interrupted:
+            raise
+        except KeyboardInterrupt:
+            pass
