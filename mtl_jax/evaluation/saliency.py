@@ -84,10 +84,11 @@ def of_run(
     model, view = network.experiment.model, network.experiment.view
     mask = np.zeros(image.shape[:2], np.uint8) if disc is None else disc
     # Within the compiled gradient XLA would take long to fold these constants.
-    windows = view and view.windows({"image": image[None], "disc_mask": mask[None]})
+    seen = {"image": jnp.asarray(image[None]), "disc_mask": jnp.asarray(mask[None])}
+    windows = None if view is None else view.windows(seen)
 
     def logit(variables, images):
-        if view is not None:
+        if view is not None and windows is not None:
             images = view.look({"image": images}, windows)["image"]
         # pyrefly: ignore[bad-index]  # A pair only where `mutable` is given.
         return model.apply(variables, images, heads=[task.name])[task.name]

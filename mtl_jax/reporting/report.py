@@ -14,6 +14,7 @@ from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluate, fovea_map, saliency
 from mtl_jax.experiments import results
+from mtl_jax.inference import scoring
 from mtl_jax.methods import METHODS, headings
 from mtl_jax.reporting import comparisons, page, published, runs, tables
 from mtl_jax.reporting.drawing import cases, curves, reliability
@@ -299,7 +300,8 @@ def _write_page(
     chosen = _choose(photographs, experiment.numbers, case)
     of_chosen = {run: own[chosen] for run, own in readings.items()}
     figures |= _draw_case(folder, experiment, photographs[chosen], of_chosen)
-    figures |= _draw_maps(folder, experiment, photographs[chosen])
+    disc = scoring.truth_of(split.take([chosen]), 0)["disc"]
+    figures |= _draw_maps(folder, experiment, photographs[chosen], disc)
     seen = {
         name: None
         for run in experiment.names
@@ -365,11 +367,15 @@ def _draw_case(
 
 
 def _draw_maps(
-    folder: pathlib.Path, experiment: _Experiment, photograph: Photograph
+    folder: pathlib.Path,
+    experiment: _Experiment,
+    photograph: Photograph,
+    disc: np.ndarray | None,
 ) -> Figures:
     """Draws the maps of a photograph's first point and first diagnosis.
 
     The network is MTL-IO's if that has the task, else the first method's that has it.
+    Where it looks around the disc, it is shown the annotated one, a mask.
     """
     figures: Figures = {}
     pixels = photograph.pixels
@@ -387,7 +393,7 @@ def _draw_maps(
             figures[f"Map of its {maps.task} by {name}"] = folder / "fovea_map.png"
             break
     for name, workdir in networks.items():
-        image = saliency.of_run(workdir, pixels, photograph.truth.get("disc"))
+        image = saliency.of_run(workdir, pixels, disc)
         if image is not None:
             cases.plot_saliency(pixels, image, title, folder / "saliency")
             heading = f"Gradient map: what its diagnosis by {name} depends on"
