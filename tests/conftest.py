@@ -82,6 +82,7 @@ def compiled(shared_dir):
         "jax_compilation_cache_dir": os.environ.get("JAX_COMPILATION_CACHE_DIR")
         or str(shared_dir / "compiled"),
         "jax_persistent_cache_min_compile_time_secs": 0.2,
+        "jax_disable_most_optimizations": True,
     }
     for name, value in settings.items():
         jax.config.update(name, value)

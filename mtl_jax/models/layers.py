@@ -4,7 +4,6 @@ Images are NHWC. Under `jax.pmap` the modules take the name of the mapped axis. 
 statistics and dropout then depend on the whole batch, and not on its division.
 """
 
-import functools
 import math
 from typing import Any, Literal, get_args
 
@@ -216,31 +215,31 @@ class ConvNorm(nn.Module):
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """2x2 max pooling of [B, H, W, C], H and W even; ties share the gradient."""
-    b, h, w, c = x.shape
-    return _largest(x.reshape(b, h // 2, 2, w // 2, 2, c), (2, 4))
+    """2x2 max pooling of [B, H, W, C], H and W even.
+
+    The first of equal elements has the gradient, as in PyTorch.
+    """
+    top = _larger(x[:, ::2, ::2], x[:, ::2, 1::2])
+    bottom = _larger(x[:, 1::2, ::2], x[:, 1::2, 1::2])
+    return _larger(top, bottom)
+
+
+def _larger(x: jax.Array, y: jax.Array) -> jax.Array:
+    # The gradient follows the choice. That of `jnp.maximum` compares the inputs with the
+    # output, and XLA may compute these twice, with other last bits: none is the largest
+    # then, and the gradient is lost.
+    return jnp.where((x >= y) | jnp.isnan(x), x, y)
 
 
 def global_max_pool(x: jax.Array) -> jax.Array:
-    """Maximum [B, C] over the pixels of [B, H, W, C]; ties share the gradient."""
-    return _largest(x, (1, 2))
+    """Maximum [B, C] over the pixels of [B, H, W, C].
 
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _largest(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    return x.max(axes)
-
-
-@_largest.defjvp
-def _largest_jvp(axes, primals, tangents):
-    (x,), (tangent,) = primals, tangents
-    largest = _largest(x, axes)
-    is_largest = x == jnp.expand_dims(largest, axes)
-    # XLA may compute `x` a second time, with other last bits than in `largest`. A
-    # window then has no largest element, and JAX's own derivative divides by zero:
-    # the whole gradient becomes NaN.
-    ties = jnp.maximum(is_largest.sum(axes, dtype=x.dtype), 1)
-    return largest, (tangent * is_largest).sum(axes) / ties
+    The first of equal elements has the gradient, as in PyTorch.
+    """
+    x = x.reshape(len(x), -1, x.shape[-1])
+    # As in `_larger`, the gradient of `max` would compare.
+    largest = jnp.arange(x.shape[1])[:, None] == jnp.argmax(x, 1)[:, None]
+    return jnp.where(largest, x, 0).sum(1)
 
 
 def upsample(x: jax.Array) -> jax.Array:

@@ -360,7 +360,6 @@ def on_four_devices():
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "PYTHONPATH": os.pathsep.join(
             [str(pathlib.Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
         ),

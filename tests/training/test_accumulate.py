@@ -30,15 +30,6 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation():
-    """Compiling is nearly all that these tests cost."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 def start(optimizer, variables):
     return TrainState(
         step=jnp.zeros((), jnp.int32),
