@@ -44,7 +44,8 @@ def krum(n_byzantine: int, n_selected: int = 1) -> WeightedAggregator:
 
     References:
       Blanchard et al., `Machine Learning with Adversaries: Byzantine Tolerant Gradient
-      Descent <https://arxiv.org/abs/1703.02757>`_, NeurIPS 2017.
+      Descent <https://arxiv.org/abs/1703.02757>`_, NeurIPS 2017,
+      Section 4.
     """
     _arguments.require_range("n_byzantine", n_byzantine, 0)
     _arguments.require_range("n_selected", n_selected, 1)

@@ -51,8 +51,8 @@ def pbi(
 
     References:
       Zhang and Li, `MOEA/D: A Multiobjective Evolutionary Algorithm Based on
-      Decomposition <https://doi.org/10.1109/TEVC.2007.892759>`_, 2007, on boundary
-      intersection.
+      Decomposition <https://doi.org/10.1109/TEVC.2007.892759>`_, 2007,
+      Section II.C, on boundary intersection.
     """
     _arguments.require_range("theta", theta, 0)
     _arguments.require_positive("weights", weights)

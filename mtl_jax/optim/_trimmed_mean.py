@@ -45,7 +45,7 @@ def trimmed_mean(trim_number: int) -> aggregating.Aggregator:
 
     References:
       Yin et al., `Byzantine-Robust Distributed Learning: Towards Optimal Statistical
-      Rates <https://arxiv.org/abs/1803.01498>`_, ICML 2018.
+      Rates <https://arxiv.org/abs/1803.01498>`_, ICML 2018, Definition 2.
     """
     _arguments.require_range("trim_number", trim_number, 0)
 
