@@ -75,7 +75,7 @@ def test_programs_of_the_optim_page_train():
                 (page["losses"], page["gradients"]),
                 optim.jacobian(*arguments),
             )
-    assert num_trained == 5
+    assert num_trained == 6
 
 
 @pytest.mark.slow

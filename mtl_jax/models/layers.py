@@ -225,9 +225,9 @@ def max_pool(x: jax.Array) -> jax.Array:
 
 
 def _larger(x: jax.Array, y: jax.Array) -> jax.Array:
-    # The gradient follows the choice. That of `jnp.maximum` compares the inputs with the
-    # output, and XLA may compute these twice, with other last bits: none is the largest
-    # then, and the gradient is lost.
+    # The gradient follows the choice. That of `jnp.maximum` compares inputs and output.
+    # XLA may compute these twice, with other last bits. None is the largest then, and
+    # the gradient is lost.
     return jnp.where((x >= y) | jnp.isnan(x), x, y)
 
 
