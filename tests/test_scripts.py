@@ -321,7 +321,7 @@ def signalled(glaucoma_run, compiled, tmp_path_factory):
             f"--images={place / 'in'}",
             f"--output={place / name / 'out'}",
         ]
-        signals[name] = one, str(place / name / "out" / "overlays" / "005.png")
+        signals[name] = one, str(place / name / "out" / "overlays" / "005.jpg")
     commands["after"] = [*predict[:2], f"--images={place / 'in/00[1-3].png'}"]
     commands["after"].append(f"--output={place / 'SIGKILL' / 'out'}")
     commands["evaluate"] = ["evaluate", f"--workdir={workdir}"]

@@ -10,6 +10,7 @@ import sys
 from absl import flags
 
 from mtl_jax.commands import _flags, _program
+from mtl_jax.errors import UserError
 
 WORKDIR = flags.DEFINE_string(
     "workdir",
@@ -44,12 +45,33 @@ FORMAT = flags.DEFINE_enum(
 )
 
 
+PICTURES = flags.DEFINE_bool(
+    "pictures", True, "Write overlays; --nopictures leaves them out."
+)
+MASKS = flags.DEFINE_bool("masks", True, "Write masks; --nomasks leaves them out.")
+PARQUET = flags.DEFINE_bool(
+    "parquet", False, "Write predictions.parquet beside predictions.csv."
+)
+SHARD = flags.DEFINE_string(
+    "shard",
+    "1/1",
+    "Part of the photographs: 2/8 is the second of eight, as large as the others.",
+)
+RESUME = flags.DEFINE_bool(
+    "resume",
+    False,
+    "Continue an earlier output: photographs with a row are left out.",
+)
+
+
 def main() -> int:
     """Predicts. Returns the exit code: 1 if a photograph could not be read."""
-    from mtl_jax.reporting import predictions
+    from mtl_jax.reporting import predictions, summary
 
     table = FORMAT.value == "table"
-    failures, notes = predictions.write(
+    if not table:
+        _refuse_for_submissions()
+    written = predictions.write(
         _flags.workdirs(WORKDIR),
         IMAGES.value,
         pathlib.Path(OUTPUT.value),
@@ -57,11 +79,29 @@ def main() -> int:
         tta=TTA.value,
         calibrated=CALIBRATION.value == "auto",
         form="table" if table else "refuge",
+        pictures=PICTURES.value,
+        masks=MASKS.value,
+        parquet=PARQUET.value,
+        shard=predictions.Shard(*_flags.part(SHARD)),
+        resume=RESUME.value,
     )
     print(f"{OUTPUT.value}/predictions.csv" if table else OUTPUT.value)
-    for note in notes:
+    if written.summary:
+        print(summary.text(written.summary))
+    if written.waiting is not None:
+        print(f"The network waited for {written.waiting:.0%} of the time.")
+    for note in written.notes:
         _program.warn(note)
     # Standard error has told why, photograph by photograph.
-    if failures:
-        print(f"Photographs skipped: {len(failures)}.", file=sys.stderr)
-    return 1 if failures else 0
+    if written.failures:
+        print(f"Photographs skipped: {len(written.failures)}.", file=sys.stderr)
+    return 1 if written.failures else 0
+
+
+def _refuse_for_submissions() -> None:
+    for flag, default in ((RESUME, False), (PARQUET, False), (MASKS, True)):
+        if flag.value != default:
+            raise UserError(
+                f"--format=refuge has no --{'' if flag.value else 'no'}{flag.name}; "
+                "leave it out."
+            )
