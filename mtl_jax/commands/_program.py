@@ -79,7 +79,9 @@ def run(verb: str) -> NoReturn:
     if "--version" in sys.argv[1:]:
         _print_version()
         sys.exit()
-    advice = "continue with --resume" if verb == "train" else "repeat the command"
+    advice = "repeat the command"
+    if verb in ("train", "predict"):
+        advice = "continue with --resume"
     try:
         _end_on_signals()
         command = importlib.import_module(f"mtl_jax.commands.{verb}")
