@@ -6,6 +6,7 @@ medical device.
 
 import pathlib
 import sys
+from typing import cast
 
 from absl import flags
 
@@ -62,15 +63,23 @@ RESUME = flags.DEFINE_bool(
     False,
     "Continue an earlier output: photographs with a row are left out.",
 )
+REPORT = flags.DEFINE_enum(
+    "report",
+    None,
+    ["pdf", "html"],
+    "Write a report to send on, with a cover and a page for each photograph.",
+)
 
 
 def main() -> int:
     """Predicts. Returns the exit code: 1 if a photograph could not be read."""
-    from mtl_jax.reporting import predictions, summary
+    from mtl_jax.reporting import handout, predictions, summary
 
     table = FORMAT.value == "table"
     if not table:
         _refuse_for_submissions()
+    if REPORT.value and not PICTURES.value:
+        raise UserError("--report shows the pictures; leave out --nopictures.")
     written = predictions.write(
         _flags.workdirs(WORKDIR),
         IMAGES.value,
@@ -84,6 +93,7 @@ def main() -> int:
         parquet=PARQUET.value,
         shard=predictions.Shard(*_flags.part(SHARD)),
         resume=RESUME.value,
+        report=cast("handout.Form | None", REPORT.value),
     )
     print(f"{OUTPUT.value}/predictions.csv" if table else OUTPUT.value)
     if written.summary:
@@ -99,9 +109,6 @@ def main() -> int:
 
 
 def _refuse_for_submissions() -> None:
-    for flag, default in ((RESUME, False), (PARQUET, False), (MASKS, True)):
+    for flag, default in ((RESUME, False), (PARQUET, False), (REPORT, None)):
         if flag.value != default:
-            raise UserError(
-                f"--format=refuge has no --{'' if flag.value else 'no'}{flag.name}; "
-                "leave it out."
-            )
+            raise UserError(f"--format=refuge has no --{flag.name}; leave it out.")

@@ -22,7 +22,7 @@ from mtl_jax.evaluation.predict import (
 )
 from mtl_jax.inference import averaging, postprocess, quality
 from mtl_jax.inference.prediction import IN_GREY_MASK, grey_mask
-from mtl_jax.reporting import beginning, submission, summary
+from mtl_jax.reporting import beginning, handout, submission, summary
 from mtl_jax.reporting.drawing import overlay
 from mtl_jax.reporting.parquet import write as write_parquet
 
@@ -85,6 +85,7 @@ def write(
     parquet: bool = False,
     shard: Shard = WHOLE,
     resume: bool = False,
+    report: handout.Form | None = None,
 ) -> Written:
     """Predicts on photographs of any size, and writes the results.
 
@@ -115,6 +116,7 @@ def write(
       shard: which of the photographs to predict on. They are named as if all were.
       resume: whether an earlier output with a table stays, and only photographs that
         have no row there are predicted on.
+      report: form of `report.pdf` or `report.html`, see `handout`; None for none.
 
     Returns:
       What is to be said of photographs that were converted, are of doubtful quality or
@@ -147,8 +149,16 @@ def write(
                 f"No photograph could be read ({len(named)} of {len(named)} were "
                 "skipped, for the reasons above); name others."
             )
-        if form == "table":
-            summed = _conclude(folder, output, tally, parquet)
+        if form == "table" and (output / TABLE).is_file():
+            summed = _sum_up(folder, output, tally, parquet)
+            if report is not None:
+                is_built_in = folders == [workdirs.BUILT_IN]
+                made = handout.content(
+                    output, output / TABLE, named, summed, network, is_built_in
+                )
+                folder.make(
+                    f"report.{report}", functools.partial(handout.write, report, made)
+                )
     notes = [*images.conversion_sentences(tally.conversions)]
     notes += [network.note] * bool(network.note) + _doubts(summed)
     return Written(tally.failures, notes, summed, tally.waiting())
@@ -195,12 +205,10 @@ def _done(folder: files.Growing, output: pathlib.Path) -> set[str]:
     return {row["image"] for row in summary.rows(output / TABLE)}
 
 
-def _conclude(
+def _sum_up(
     folder: files.Growing, output: pathlib.Path, tally: Tally, parquet: bool
 ) -> dict[str, Any]:
     """Writes what is made of the whole table; returns its summary."""
-    if not (output / TABLE).is_file():
-        return {}
     summed = summary.summarise(output / TABLE, tally.failures)
     folder.write(SUMMARY, (json.dumps(summed, indent=2) + "\n").encode())
     if parquet:

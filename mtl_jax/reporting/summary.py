@@ -15,6 +15,14 @@ _WIDTH = 40
 GOOD = "no doubt"
 
 
+# What the cells of the column of the diagnosis mean.
+DECISIONS = {
+    "1": metrics.DIAGNOSIS,
+    "0": f"no {metrics.DIAGNOSIS}",
+    "": "no diagnosis",
+}
+
+
 def rows(table: pathlib.Path) -> Iterator[dict[str, str]]:
     """Reads the rows of a table that `files` wrote, one after the other."""
     with table.open(newline="", encoding="utf-8") as file:
@@ -22,11 +30,21 @@ def rows(table: pathlib.Path) -> Iterator[dict[str, str]]:
             yield {name: files.text_of(cell) for name, cell in row.items()}
 
 
+def reasons(cell: str) -> list[str]:
+    """The doubts of a cell in the column `quality`, with their reasons."""
+    found: list[str] = []
+    for part in filter(None, cell.split("; ")):
+        # A reason may hold a semicolon, but no colon.
+        if ": " in part or not found:
+            found.append(part)
+        else:
+            found[-1] += f"; {part}"
+    return found
+
+
 def doubts(cell: str) -> list[str]:
     """Names the doubts of a cell in the column `quality`."""
-    # A reason may hold a semicolon, but no colon.
-    parts = (part.partition(": ") for part in cell.split("; "))
-    return [name for name, colon, _ in parts if colon]
+    return [reason.partition(": ")[0] for reason in reasons(cell)]
 
 
 def summarise(table: pathlib.Path, skipped: Sequence[str]) -> dict[str, Any]:
@@ -46,7 +64,7 @@ def summarise(table: pathlib.Path, skipped: Sequence[str]) -> dict[str, Any]:
     histogram = [0] * _BINS
     for row in rows(table):
         quality.update(doubts(row["quality"]) or [GOOD])
-        decision[_DECISIONS[row[metrics.DIAGNOSIS]]] += 1
+        decision[DECISIONS[row[metrics.DIAGNOSIS]]] += 1
         if row["probability"]:
             place = int(float(row["probability"]) * _BINS)
             histogram[min(place, _BINS - 1)] += 1
@@ -59,21 +77,20 @@ def summarise(table: pathlib.Path, skipped: Sequence[str]) -> dict[str, Any]:
     }
 
 
-_DECISIONS = {
-    "1": metrics.DIAGNOSIS,
-    "0": f"no {metrics.DIAGNOSIS}",
-    "": "no diagnosis",
-}
+def counts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Writes the counts of a summary as name and text."""
+    photographs = str(summary["photographs"])
+    if summary["skipped"]:
+        photographs += f", and {len(summary['skipped'])} skipped"
+    return [("photographs", photographs)] + [
+        (name, ", ".join(f"{count} {what}" for what, count in summary[name].items()))
+        for name in ("quality", "decision")
+    ]
 
 
 def text(summary: Mapping[str, Any]) -> str:
     """Writes a summary as lines of text."""
-    lines = [f"photographs {summary['photographs']}"]
-    if summary["skipped"]:
-        lines[0] += f", and {len(summary['skipped'])} skipped"
-    for heading in ("quality", "decision"):
-        counts = summary[heading].items()
-        lines.append(f"{heading}: " + ", ".join(f"{n} {name}" for name, n in counts))
+    lines = [f"{name}: {text}" for name, text in counts(summary)]
     if most := max(summary["histogram"]):
         lines.append(f"P({metrics.DIAGNOSIS})")
         for tenth, count in enumerate(summary["histogram"]):

@@ -65,6 +65,7 @@ def ended(place, network_folder, compiled):
         "first": start("first", "--shard=1/2", "--resume"),
         "second": start("second", "--shard=2/2", "--nopictures", "--nomasks"),
         "many": start("new", "--shard=1/99"),
+        "report": start("new", "--report=pdf", "--nopictures"),
         "refuge": start("new", "--resume", "--format=refuge"),
     }
     for number, text in enumerate(MALFORMED):
@@ -134,6 +135,7 @@ def test_shards_share_out_every_list(names):
 
 
 SENTENCES = {
+    "report": "--report shows the pictures; leave out --nopictures",
     "flags": "killed was begun with other flags; repeat the first command with",
     "photographs": "killed was begun with other photographs, or another --shard;",
     "shard": "killed was begun with other photographs, or another --shard;",
@@ -176,7 +178,7 @@ def test_the_summary_counts_the_rows(place, ended):
     probabilities = [float(row["probability"]) for row in table if row["probability"]]
     wanted, _ = np.histogram(probabilities, 10, (0, 1))
     assert found["histogram"] == wanted.tolist()
-    assert f"photographs {COUNT}, and 1 skipped" in ended["whole"].out
+    assert f"photographs: {COUNT}, and 1 skipped" in ended["whole"].out
 
 
 def test_a_reason_with_a_semicolon_is_no_other_doubt():
