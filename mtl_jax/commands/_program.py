@@ -79,9 +79,7 @@ def run(verb: str) -> NoReturn:
     if "--version" in sys.argv[1:]:
         _print_version()
         sys.exit()
-    advice = "repeat the command"
-    if verb in ("train", "predict"):
-        advice = "continue with --resume"
+    advice = "continue with --resume" if verb == "train" else "repeat the command"
     try:
         _end_on_signals()
         command = importlib.import_module(f"mtl_jax.commands.{verb}")
@@ -105,6 +103,8 @@ def run(verb: str) -> NoReturn:
         what, code = "interrupted", 130
         if isinstance(stop, Interrupted):
             what, code = str(stop), 128 + stop.signal
+        if verb == "predict":
+            advice = "continue with --resume"
         print(f"{what}; {advice}.", file=sys.stderr)
         sys.exit(code)
     except Exception as error:
