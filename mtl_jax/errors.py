@@ -26,7 +26,7 @@ EXTRAS = {
         "tensorflow_datasets",
         "tqdm",
     ),
-    "report": ("jinja2", "markupsafe", "matplotlib", "pandas"),
+    "report": ("jinja2", "markupsafe", "matplotlib", "pandas", "pyarrow"),
     "weights": ("h5py", "safetensors"),
     "dicom": ("pydicom",),
     "heic": ("pillow_heif",),

@@ -12,8 +12,15 @@ import re
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import (
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from typing import Any, NamedTuple
 
 import filelock
 
@@ -127,6 +134,14 @@ def check_replaceable(path: pathlib.Path, used: Collection[pathlib.Path] = ()) -
     Raises:
       UserError: if `path` holds anything else, or is a folder that is in use.
     """
+    _check_place(path, used)
+    path = _resolved(path)
+    if os.path.exists(path):
+        _check_ours(path)
+
+
+def _check_place(path: pathlib.Path, used: Collection[pathlib.Path]) -> None:
+    """Refuses an output folder that is, or holds, something in use."""
     path = _resolved(path)
     if os.path.ismount(path):
         raise UserError(f"{path} is a whole file system; name a folder in it.")
@@ -144,8 +159,6 @@ def check_replaceable(path: pathlib.Path, used: Collection[pathlib.Path] = ()) -
         with locked(path) as is_free:
             if not is_free:
                 raise UserError(_IN_USE.format(path))
-    if os.path.exists(path):
-        _check_ours(path)
 
 
 def _check_ours(path: pathlib.Path) -> None:
@@ -199,6 +212,18 @@ def whole_directory(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+class Part(NamedTuple):
+    """What a growing folder gets at once.
+
+    Attributes:
+      files: contents by path.
+      rows: columns and row by the table's name.
+    """
+
+    files: Mapping[str, bytes]
+    rows: Mapping[str, tuple[Sequence[str], Mapping[str, Any]]]
+
+
 class Growing:
     """Writes files into a folder, each as soon as it is made; see `growing_directory`.
 
@@ -206,11 +231,26 @@ class Growing:
     that it has written is known to be ours.
     """
 
-    def __init__(self, path: pathlib.Path, stack: contextlib.ExitStack) -> None:
-        """Takes a folder, and what closes the files at the end."""
+    def __init__(
+        self,
+        path: pathlib.Path,
+        stack: contextlib.ExitStack,
+        earlier: Mapping[str, set[str]] | None = None,
+    ) -> None:
+        """Takes a folder, what closes the files, and digests of one that continues."""
         self._path, self._stack = path, stack
+        self._earlier = earlier or {}
         self._record: io.FileIO | None = None
         self._tables: dict[str, tuple[io.FileIO, Any]] = {}
+        if earlier is not None:
+            self._record = stack.enter_context((path / _RECORD).open("r+b", 0))
+            _cut(self._record, _last_line_end(self._record))
+
+    def add(self, part: Part) -> None:
+        """Writes files, and then rows: where there is a row, there are its files."""
+        for name, content in part.files.items():
+            self.write(name, content)
+        self.add_rows(part.rows)
 
     def write(self, name: str, content: bytes) -> None:
         """Writes a file, completely or not at all.
@@ -223,11 +263,25 @@ class Growing:
           UserError: if somebody else has made such a file, or no file can have the
             name.
         """
-        self._note(name, hashlib.sha256(content))
+        self._note(name, hashlib.sha256(content).hexdigest())
+        self._put(name, lambda partial: partial.write_bytes(content))
+
+    def make(self, name: str, write: Callable[[pathlib.Path], Any]) -> None:
+        """Writes a file as `write`, by a function that gets the path to write to."""
+
+        def write_and_note(partial: pathlib.Path) -> None:
+            write(partial)
+            self._note(name, _digest(partial))
+
+        # The first entry of the record would remove the partial file.
+        self._begin()
+        self._put(name, write_and_note)
+
+    def _put(self, name: str, write: Callable[[pathlib.Path], Any]) -> None:
         path, partial = self._place(name), self._path / _PARTIAL
         try:
-            partial.write_bytes(content)
-            if os.path.lexists(path):
+            write(partial)
+            if os.path.lexists(path) and not self._is_earlier(name, path):
                 raise _not_ours(path)
             os.replace(partial, path)
         except OSError as error:
@@ -264,8 +318,8 @@ class Growing:
         added = []
         for name, (columns, row) in rows.items():
             line = _csv_line(map(row.get, columns))
-            if name not in self._tables:
-                self._note(name, hashlib.sha256())
+            if name not in self._tables and not self.reopen(name):
+                self._note(name, hashlib.sha256().hexdigest())
                 try:
                     file = self._stack.enter_context(
                         self._place(name).open("xb", buffering=0)
@@ -277,7 +331,7 @@ class Growing:
             file, digest = self._tables[name]
             digest = digest.copy()
             digest.update(line.encode())
-            self._note(name, digest)
+            self._note(name, digest.hexdigest())
             added.append((name, file, digest, line.encode()))
         _append(*((file, line) for _, file, _, line in added))
         self._tables |= {name: (file, digest) for name, file, digest, _ in added}
@@ -287,8 +341,45 @@ class Growing:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def _note(self, name: str, digest: Any) -> None:
+    def reopen(self, name: str) -> bool:
+        """Opens a table that an earlier process began, for more rows.
+
+        A row that the process was killed in the midst of is removed.
+
+        Returns:
+          Whether there is such a table.
+
+        Raises:
+          UserError: if somebody else has changed it.
+        """
+        path = self._place(name)
+        if name not in self._earlier or not path.is_file():
+            return False
+        file = self._stack.enter_context(path.open("r+b", 0))
+        if _digest(path) not in self._earlier[name]:
+            _cut(file, _last_line_end(file))
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256")
+        if digest.hexdigest() not in self._earlier[name]:
+            raise UserError(
+                f"{path} was changed since mtl_jax wrote it; leave out --resume, and "
+                "name another output folder."
+            )
+        file.seek(0, os.SEEK_END)
+        self._tables[name] = file, digest
+        return True
+
+    def _is_earlier(self, name: str, path: pathlib.Path) -> bool:
+        """Whether a process that this one continues wrote a file."""
+        return name in self._earlier and _digest(path) in self._earlier[name]
+
+    def _note(self, name: str, digest: str) -> None:
         """Adds a file to the record; the first one replaces an earlier output."""
+        entry = {"files": {name: digest}}
+        _append((self._begin(), (json.dumps(entry) + "\n").encode()))
+
+    def _begin(self) -> io.FileIO:
+        """Removes an earlier output, once, and returns the record."""
         if self._record is None:
             _check_ours(self._path)
             record = self._path / _RECORD
@@ -303,13 +394,15 @@ class Growing:
             partial.write_text(json.dumps({"note": _NOTE, "files": {}}) + "\n")
             os.replace(partial, record)
             self._record = self._stack.enter_context(record.open("ab", buffering=0))
-        entry = {"files": {name: digest.hexdigest()}}
-        _append((self._record, (json.dumps(entry) + "\n").encode()))
+        return self._record
 
 
 @contextlib.contextmanager
 def growing_directory(
-    path: pathlib.Path, used: Collection[pathlib.Path] = ()
+    path: pathlib.Path,
+    used: Collection[pathlib.Path] = (),
+    *,
+    continues: bool = False,
 ) -> Iterator[Growing]:
     """Opens a directory whose files are there as soon as each is made.
 
@@ -319,6 +412,8 @@ def growing_directory(
     Args:
       path: path of the directory, see `whole_directory`.
       used: files and folders that the directory must neither be nor hold.
+      continues: whether an earlier output stays, to be completed. Only files of it that
+        are written again are compared with the record.
 
     Yields:
       What writes to the directory.
@@ -327,7 +422,10 @@ def growing_directory(
       UserError: if `path` may not be replaced, or cannot be written, or another process
         writes there.
     """
-    check_replaceable(path, used)
+    if continues:
+        _check_place(path, used)
+    else:
+        check_replaceable(path, used)
     path = _resolved(path)
     is_new = not path.exists()
     with _making(path):
@@ -336,7 +434,7 @@ def growing_directory(
         with contextlib.ExitStack() as stack, _having_room(path):
             if not stack.enter_context(locked(path)):
                 raise UserError(_IN_USE.format(path))
-            yield Growing(path, stack)
+            yield Growing(path, stack, _recorded(path) if continues else None)
     finally:
         if is_new:
             # Nothing has been made.
@@ -407,6 +505,17 @@ def _append(*lines: tuple[io.FileIO, bytes]) -> None:
         for file, end in ends:
             file.truncate(end)
         raise
+
+
+def _last_line_end(file: io.FileIO) -> int:
+    """Where the last complete line of a file ends."""
+    file.seek(0)
+    return file.readall().rfind(b"\n") + 1
+
+
+def _cut(file: io.FileIO, end: int) -> None:
+    file.truncate(end)
+    file.seek(end)
 
 
 def _not_ours(path: pathlib.Path) -> UserError:

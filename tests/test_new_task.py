@@ -315,7 +315,7 @@ def test_its_dice_is_that_of_an_oracle(experiment, complete_data, resolution):
 def test_it_is_predicted(experiment, shared_dir, tmp_path):
     _, workdir = experiment
     photographs = shared_dir / "complete" / "p1*.png"
-    failures, _ = predictions.write(workdir, str(photographs), tmp_path / "out")
+    failures, *_ = predictions.write(workdir, str(photographs), tmp_path / "out")
     assert failures == []
     network = workdirs.load(workdir)
     with (tmp_path / "out" / "predictions.csv").open(newline="") as file:

@@ -321,7 +321,7 @@ def signalled(glaucoma_run, compiled, tmp_path_factory):
             f"--images={place / 'in'}",
             f"--output={place / name / 'out'}",
         ]
-        signals[name] = one, str(place / name / "out" / "overlays" / "005.png")
+        signals[name] = one, str(place / name / "out" / "overlays" / "005.jpg")
     commands["after"] = [*predict[:2], f"--images={place / 'in/00[1-3].png'}"]
     commands["after"].append(f"--output={place / 'SIGKILL' / 'out'}")
     commands["evaluate"] = ["evaluate", f"--workdir={workdir}"]
@@ -351,7 +351,7 @@ def test_what_was_predicted_before_a_signal_stays(number, signalled):
     else:
         assert ended.code == 128 + number
         name = "" if number == signal.SIGINT else f" by {number.name}"
-        assert said[1:] == [f"interrupted{name}; repeat the command."]
+        assert said[1:] == [f"interrupted{name}; continue with --resume."]
         wanted = [f"{index:03}" for index in range(1, 5)]
     with (place / "out" / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

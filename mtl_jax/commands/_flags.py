@@ -1,6 +1,7 @@
 """Reads the values of flags and reports a mistake in one sentence."""
 
 import pathlib
+import re
 from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
@@ -72,6 +73,22 @@ def numbers(flag: flags.FlagHolder[list[str]]) -> list[float]:
       UserError: if an entry is not a number.
     """
     return _parsed(flag, float, "numbers")
+
+
+def part(flag: flags.FlagHolder[str]) -> tuple[int, int]:
+    """Reads a flag such as 2/8, the second of eight parts.
+
+    Raises:
+      UserError: if it is no such part.
+    """
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", flag.value, re.ASCII)
+    number, count = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= number <= count:
+        raise UserError(
+            f"--{flag.name}={flag.value} is no part of a whole; write 2/8 for the "
+            "second of eight."
+        )
+    return number, count
 
 
 def _parsed(

@@ -103,6 +103,8 @@ def run(verb: str) -> NoReturn:
         what, code = "interrupted", 130
         if isinstance(stop, Interrupted):
             what, code = str(stop), 128 + stop.signal
+        if verb == "predict":
+            advice = "continue with --resume"
         print(f"{what}; {advice}.", file=sys.stderr)
         sys.exit(code)
     except Exception as error:

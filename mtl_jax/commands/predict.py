@@ -6,10 +6,12 @@ medical device.
 
 import pathlib
 import sys
+from typing import cast
 
 from absl import flags
 
 from mtl_jax.commands import _flags, _program
+from mtl_jax.errors import UserError
 
 WORKDIR = flags.DEFINE_string(
     "workdir",
@@ -44,12 +46,41 @@ FORMAT = flags.DEFINE_enum(
 )
 
 
+PICTURES = flags.DEFINE_bool(
+    "pictures", True, "Write overlays; --nopictures leaves them out."
+)
+MASKS = flags.DEFINE_bool("masks", True, "Write masks; --nomasks leaves them out.")
+PARQUET = flags.DEFINE_bool(
+    "parquet", False, "Write predictions.parquet beside predictions.csv."
+)
+SHARD = flags.DEFINE_string(
+    "shard",
+    "1/1",
+    "Part of the photographs: 2/8 is the second of eight, as large as the others.",
+)
+RESUME = flags.DEFINE_bool(
+    "resume",
+    False,
+    "Continue an earlier output: photographs with a row are left out.",
+)
+REPORT = flags.DEFINE_enum(
+    "report",
+    None,
+    ["pdf", "html"],
+    "Write a report to send on, with a cover and a page for each photograph.",
+)
+
+
 def main() -> int:
     """Predicts. Returns the exit code: 1 if a photograph could not be read."""
-    from mtl_jax.reporting import predictions
+    from mtl_jax.reporting import handout, predictions, summary
 
     table = FORMAT.value == "table"
-    failures, notes = predictions.write(
+    if not table:
+        _refuse_for_submissions()
+    if REPORT.value and not PICTURES.value:
+        raise UserError("--report shows the pictures; leave out --nopictures.")
+    written = predictions.write(
         _flags.workdirs(WORKDIR),
         IMAGES.value,
         pathlib.Path(OUTPUT.value),
@@ -57,11 +88,27 @@ def main() -> int:
         tta=TTA.value,
         calibrated=CALIBRATION.value == "auto",
         form="table" if table else "refuge",
+        pictures=PICTURES.value,
+        masks=MASKS.value,
+        parquet=PARQUET.value,
+        shard=predictions.Shard(*_flags.part(SHARD)),
+        resume=RESUME.value,
+        report=cast("handout.Form | None", REPORT.value),
     )
     print(f"{OUTPUT.value}/predictions.csv" if table else OUTPUT.value)
-    for note in notes:
+    if written.summary:
+        print(summary.text(written.summary))
+    if written.waiting is not None:
+        print(f"The network waited for {written.waiting:.0%} of the time.")
+    for note in written.notes:
         _program.warn(note)
     # Standard error has told why, photograph by photograph.
-    if failures:
-        print(f"Photographs skipped: {len(failures)}.", file=sys.stderr)
-    return 1 if failures else 0
+    if written.failures:
+        print(f"Photographs skipped: {len(written.failures)}.", file=sys.stderr)
+    return 1 if written.failures else 0
+
+
+def _refuse_for_submissions() -> None:
+    for flag, default in ((RESUME, False), (PARQUET, False), (REPORT, None)):
+        if flag.value != default:
+            raise UserError(f"--format=refuge has no --{flag.name}; leave it out.")

@@ -1,12 +1,16 @@
 """Applies a network to photographs."""
 
 import collections
+import dataclasses
 import itertools
+import os
 import pathlib
 import re
 import sys
+import time
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -16,6 +20,7 @@ from PIL import Image
 from mtl_jax import files, workdirs
 from mtl_jax.data import field_of_view, geometry, images
 from mtl_jax.errors import UserError
+from mtl_jax.evaluation import lookahead
 from mtl_jax.inference import averaging, quality
 from mtl_jax.inference.prediction import Prediction
 
@@ -61,51 +66,138 @@ class Predicted(NamedTuple):
     prediction: Prediction
 
 
+@dataclasses.dataclass
+class Tally:
+    """What `predict` says of photographs beside their predictions.
+
+    Attributes:
+      failures: a sentence for every photograph that cannot be read or interpreted.
+      conversions: number of photographs by `images.Photograph.conversion`.
+      busy: intervals in seconds in which the network worked, each from `time.monotonic`
+        to another; one for each batch.
+    """
+
+    failures: list[str] = dataclasses.field(default_factory=list)
+    conversions: collections.Counter[str] = dataclasses.field(
+        default_factory=collections.Counter
+    )
+    busy: list[tuple[float, float]] = dataclasses.field(default_factory=list)
+
+    def waiting(self) -> float | None:
+        """Share of the time in which the network waited; None if that says nothing.
+
+        The first batch does not count: it includes compilation.
+        """
+        if len(self.busy) < 3:
+            return None
+        (_, start), *others = self.busy
+        worked = sum(end - begin for begin, end in others)
+        return 1 - worked / (self.busy[-1][1] - start)
+
+
+class _Read(NamedTuple):
+    """A photograph that has been read, and its place in its batch."""
+
+    place: int
+    name: str
+    path: pathlib.Path
+    photograph: Photograph
+
+
 def predict(
     network: workdirs.TrainedNetwork,
-    paths: Sequence[pathlib.Path],
-    failures: list[str],
-    conversions: collections.Counter[str],
-) -> Iterator[Predicted]:
+    photographs: Mapping[str, pathlib.Path],
+    finish: Callable[[Predicted], _T],
+    tally: Tally,
+    done: Collection[str] = (),
+) -> Generator[tuple[pathlib.Path, _T]]:
     """Applies a network to photographs of any size, with a progress bar.
+
+    Threads read photographs and finish predictions while the network works. A few
+    batches are in memory, however many photographs there are. Each photograph has its
+    place in a batch, whether or not the others can be read or are done: so its
+    prediction does not depend on them.
 
     Args:
       network: network that `workdirs.load` or `load_averaged` returned.
-      paths: paths of the photographs.
-      failures: list that gets a sentence for every photograph that cannot be read or
-        interpreted and is left out.
-      conversions: counter that gets the number of photographs by
-        `images.Photograph.conversion`.
+      photographs: paths by name, as of `distinct_names`.
+      finish: makes of a prediction what is wanted; a thread calls it.
+      tally: gets what is to be said of the photographs.
+      done: names of the photographs that are left out.
+
+    Yields:
+      The path of each photograph, and what `finish` returned. Photographs that cannot
+      be read or finished are left out.
     """
-    names = _distinct_names(paths)
-    progress = tqdm.tqdm(total=len(paths), desc="predicting", unit="image")
-    with progress:
-        for start in range(0, len(paths), network.batch_size):
-            chunk = paths[start : start + network.batch_size]
-            tried = [
-                (path, attempt(failures, path, _read, path, network)) for path in chunk
-            ]
-            read = [(path, one) for path, one in tried if one is not None]
-            conversions.update(one.conversion for _, one in read)
-            if read:
-                outputs = outputs_of(network, [one for _, one in read])
-                for index, (path, one) in enumerate(read):
-                    prediction = attempt(
-                        failures, path, interpret, network, outputs, index, one
-                    )
-                    if prediction is not None:
-                        yield Predicted(names[path], path, one.pixels, prediction)
-            progress.update(len(chunk))
+    cores, size = lookahead.num_cores(), network.batch_size
+    progress = tqdm.tqdm(
+        total=len(photographs), initial=len(done), desc="predicting", unit="image"
+    )
+
+    def run(batch: list[_Read]) -> averaging.Outputs:
+        begin = time.monotonic()
+        places: list[Photograph | None] = [None] * size
+        for one in batch:
+            places[one.place] = one.photograph
+        outputs = outputs_of(network, places)
+        tally.busy.append((begin, time.monotonic()))
+        return outputs
+
+    def complete(task: tuple[_Read, averaging.Outputs]) -> _T:
+        (place, name, path, photograph), outputs = task
+        prediction = interpret(network, outputs, place, photograph)
+        return finish(Predicted(name, path, photograph.pixels, prediction))
+
+    with progress, lookahead.threads(cores) as pool, lookahead.threads(1) as device:
+        batches = _batches(network, photographs, pool, tally, done, progress)
+        run_ones = lookahead.in_order(device, run, batches, 1)
+        tasks = ((one, ran.result()) for batch, ran in run_ones for one in batch)
+        for (one, _), result in lookahead.in_order(pool, complete, tasks, 2 * cores):
+            # None would stand for a failure.
+            finished = attempt(tally.failures, one.path, lambda r=result: [r.result()])
+            if finished is not None:
+                yield one.path, finished[0]
+            progress.update()
+
+
+def _batches(
+    network: workdirs.TrainedNetwork,
+    photographs: Mapping[str, pathlib.Path],
+    pool: ThreadPoolExecutor,
+    tally: Tally,
+    done: Collection[str],
+    progress: tqdm.tqdm,
+) -> Iterator[list[_Read]]:
+    """Reads photographs ahead, batch by batch; leaves out those that cannot be read."""
+    size = network.batch_size
+    wanted = (
+        (*divmod(number, size), name, path)
+        for number, (name, path) in enumerate(photographs.items())
+        if name not in done
+    )
+    results = lookahead.in_order(pool, lambda x: _read(x[-1], network), wanted, size)
+    for _, group in itertools.groupby(results, lambda pair: pair[0][0]):
+        batch = []
+        for (_, place, name, path), result in group:
+            photograph = attempt(tally.failures, path, result.result)
+            if photograph is None:
+                progress.update()
+                continue
+            tally.conversions[photograph.conversion] += 1
+            batch.append(_Read(place, name, path, photograph))
+        if batch:
+            yield batch
 
 
 def outputs_of(
-    network: workdirs.TrainedNetwork, photographs: Sequence[Photograph]
+    network: workdirs.TrainedNetwork, photographs: Sequence[Photograph | None]
 ) -> averaging.Outputs:
-    """Computes what a network says of one photograph to a batch of them."""
-    # The rest of the batch is black.
-    shape = (network.batch_size, *photographs[0].model_image.shape)
-    model_images = np.zeros(shape, np.uint8)
-    model_images[: len(photographs)] = [one.model_image for one in photographs]
+    """Computes what a network says of up to a batch of photographs; None is black."""
+    side = network.image_size
+    model_images = np.zeros((network.batch_size, side, side, 3), np.uint8)
+    for place, one in enumerate(photographs):
+        if one is not None:
+            model_images[place] = one.model_image
     return network.outputs({"image": model_images})
 
 
@@ -183,8 +275,26 @@ def attempt(
 
 
 def _read(path: pathlib.Path, network: workdirs.TrainedNetwork) -> Photograph:
-    picture, conversion, _ = images.open_photograph(path)
+    before = _state(path)
+    try:
+        picture, conversion, _ = images.open_photograph(path)
+    finally:
+        # Half a file is often damaged, and the reason is then this one.
+        if before is not None and _state(path) != before:
+            raise UserError(
+                f"{path} changed while it was read; predict on it again when nothing "
+                "writes to it any more."
+            )
     return as_seen(network, picture, conversion)
+
+
+def _state(path: pathlib.Path) -> tuple[int, int, int] | None:
+    """What differs after a file has been written to; None if there is no file."""
+    try:
+        state = os.stat(path)
+    except OSError:
+        return None
+    return state.st_ino, state.st_size, state.st_mtime_ns
 
 
 def as_seen(
@@ -198,7 +308,7 @@ def as_seen(
     return Photograph(np.array(picture), conversion, frame, model_image, field)
 
 
-def _distinct_names(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, str]:
+def distinct_names(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, str]:
     """Returns file stems, numbered where several photographs share one.
 
     They also differ where a file system ignores case, or how accents are composed. No

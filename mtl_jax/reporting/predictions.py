@@ -1,8 +1,10 @@
 """Writes predictions on photographs: a table, masks at native size, overlays."""
 
-import collections
+import contextlib
+import functools
+import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -10,13 +12,28 @@ import numpy as np
 from mtl_jax import files, metrics, tasks, workdirs
 from mtl_jax.data import images
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation.predict import Predicted, attempt, judge, predict
+from mtl_jax.evaluation.predict import (
+    Predicted,
+    Tally,
+    attempt,
+    distinct_names,
+    judge,
+    predict,
+)
 from mtl_jax.inference import averaging, postprocess, quality
 from mtl_jax.inference.prediction import IN_GREY_MASK, grey_mask
-from mtl_jax.reporting import submission
+from mtl_jax.reporting import beginning, handout, submission, summary
 from mtl_jax.reporting.drawing import overlay
+from mtl_jax.reporting.parquet import write as write_parquet
 
 Form = Literal["table", "refuge"]
+
+# Thin coloured lines stay sharp: colours have the full resolution. PNG takes 40 times
+# as long, and 4 times as much room.
+_JPEG = {"quality": 90, "subsampling": 0}
+
+
+TABLE, PARQUET, SUMMARY = "predictions.csv", "predictions.parquet", "summary.json"
 
 
 class Written(NamedTuple):
@@ -27,10 +44,31 @@ class Written(NamedTuple):
       notes: one sentence for every kind of conversion, with the number of photographs,
         one if the calibration of the network is not used, and one if the quality of
         photographs is doubtful.
+      summary: see `summary.summarise`; empty for a submission.
+      waiting: share of the time in which the network waited, see `Tally.waiting`.
     """
 
     failures: list[str]
     notes: list[str]
+    summary: dict[str, Any] = {}
+    waiting: float | None = None
+
+
+class Shard(NamedTuple):
+    """A part of the photographs: the `number`th of `count`, counted from 1."""
+
+    number: int
+    count: int
+
+    def of(self, names: Sequence[str]) -> Sequence[str]:
+        """The names in this part. The parts of a list, one after the other, are it."""
+        first, end = (
+            k * len(names) // self.count for k in (self.number - 1, self.number)
+        )
+        return names[first:end]
+
+
+WHOLE = Shard(1, 1)
 
 
 def write(
@@ -42,6 +80,12 @@ def write(
     tta: bool | None = None,
     calibrated: bool = True,
     form: Form = "table",
+    pictures: bool = True,
+    masks: bool = True,
+    parquet: bool = False,
+    shard: Shard = WHOLE,
+    resume: bool = False,
+    report: handout.Form | None = None,
 ) -> Written:
     """Predicts on photographs of any size, and writes the results.
 
@@ -51,10 +95,10 @@ def write(
     `quality` has the doubts about a photograph, see `inference.quality`; where it is
     not a fundus, nothing that was predicted is in the table. Beside the table
     are `masks/NAME.png` with REFUGE's grey values, `TASK_masks/NAME.png` (255 inside)
-    for each mask that these do not show, and `overlays/NAME.png`. For the form `refuge`
-    see `submission`. What is written of a photograph is there as soon as it is made,
-    and stays, however the process ends; its row comes last. A photograph that cannot be
-    read is left out, and standard error says why. Where several have
+    for each mask that these do not show, `overlays/NAME.jpg`, and `summary.json`. For
+    the form `refuge` see `submission`. What is written of a photograph is there as soon
+    as it is made, and stays, however the process ends; its row comes last. A photograph
+    that cannot be read is left out, and standard error says why. Where several have
     one stem, or one that makes no sound name, `image` has a number or is escaped.
 
     Args:
@@ -66,47 +110,112 @@ def write(
       tta: whether to average over flips; None if the calibration was fitted so.
       calibrated: whether to use the calibration of the first workdir, if it has one.
       form: format of the output, `table` or `refuge`.
+      pictures: whether to write overlays.
+      masks: whether to write masks.
+      parquet: whether to write the table as `predictions.parquet`, too.
+      shard: which of the photographs to predict on. They are named as if all were.
+      resume: whether an earlier output with a table stays, and only photographs that
+        have no row there are predicted on.
+      report: form of `report.pdf` or `report.html`, see `handout`; None for none.
 
     Returns:
       What is to be said of photographs that were converted, are of doubtful quality or
-      could not be read.
+      could not be read, and the summary.
 
     Raises:
       UserError: if there are no photographs, or none of them can be read, or the
-        checkpoint cannot be read, or the output holds something else.
+        checkpoint cannot be read, or the output holds something else; or if the earlier
+        output has another network, other photographs or other flags.
     """
     paths = images.find_photographs(photographs)
+    named = _part(shard, paths)
     folders = workdirs.as_folders(workdir)
-    failures: list[str] = []
-    conversions = collections.Counter[str]()
-    doubtful: list[bool] = []
-    with files.growing_directory(output, [*paths, *folders]) as folder:
-        if calibrated:
-            network = workdirs.load_calibrated(folders, checkpoint, tta=tta)
-        else:
-            network = workdirs.load_averaged(folders, checkpoint, tta=bool(tta))
+    continues = resume and beginning.exists(output)
+    used, tally, summed = [*paths, *folders], Tally(), {}
+    with files.growing_directory(output, used, continues=continues) as folder:
+        network = _load(folders, checkpoint, tta, calibrated)
+        finish = functools.partial(_finish, pictures=pictures, masks=masks)
         if form == "refuge":
             submission.check_tasks(network.config.tasks)
-        for one in predict(network, paths, failures, conversions):
-            if form == "refuge":
-                attempt(
-                    failures,
-                    one.path,
-                    submission.write_one,
-                    folder,
-                    one.name,
-                    one.prediction,
-                )
-            else:
-                attempt(failures, one.path, _write_one, folder, one, doubtful)
-        if len(failures) == len(paths):
+            finish = _finish_submission
+        flags = {"form": form, "pictures": pictures, "masks": masks}
+        start, done = beginning.describe(network, named, flags), set[str]()
+        if continues:
+            beginning.check(output, start)
+            done = _done(folder, output)
+        _add_all(folder, start, predict(network, named, finish, tally, done), tally)
+        if len(tally.failures) == len(named):
             raise UserError(
-                f"No photograph could be read ({len(paths)} of {len(paths)} were "
+                f"No photograph could be read ({len(named)} of {len(named)} were "
                 "skipped, for the reasons above); name others."
             )
-    conversion = images.conversion_sentences(conversions)
-    calibration = [network.note] * bool(network.note)
-    return Written(failures, [*conversion, *calibration, *_doubts(doubtful)])
+        if form == "table" and (output / TABLE).is_file():
+            summed = _sum_up(folder, output, tally, parquet)
+            if report is not None:
+                is_built_in = folders == [workdirs.BUILT_IN]
+                made = handout.content(
+                    output, output / TABLE, named, summed, network, is_built_in
+                )
+                folder.make(
+                    f"report.{report}", functools.partial(handout.write, report, made)
+                )
+    notes = [*images.conversion_sentences(tally.conversions)]
+    notes += [network.note] * bool(network.note) + _doubts(summed)
+    return Written(tally.failures, notes, summed, tally.waiting())
+
+
+def _add_all(
+    folder: files.Growing,
+    start: bytes,
+    results: Generator[tuple[pathlib.Path, files.Part]],
+    tally: Tally,
+) -> None:
+    """Writes what comes; before the first of it, how the prediction began."""
+    with contextlib.closing(results):
+        for number, (path, part) in enumerate(results):
+            if number == 0:
+                folder.write(beginning.NAME, start)
+            attempt(tally.failures, path, folder.add, part)
+
+
+def _part(shard: Shard, paths: Sequence[pathlib.Path]) -> dict[str, pathlib.Path]:
+    """Names all photographs, and chooses those of a shard."""
+    names = {name: path for path, name in distinct_names(paths).items()}
+    part = {name: names[name] for name in shard.of([*names])}
+    if not part:
+        raise UserError(
+            f"The shard {shard.number}/{shard.count} of {len(paths)} photographs is "
+            "empty; ask for fewer shards."
+        )
+    return part
+
+
+def _load(
+    folders: Sequence[pathlib.Path], checkpoint: str, tta: bool | None, calibrated: bool
+) -> workdirs.TrainedNetwork:
+    if calibrated:
+        return workdirs.load_calibrated(folders, checkpoint, tta=tta)
+    return workdirs.load_averaged(folders, checkpoint, tta=bool(tta))
+
+
+def _done(folder: files.Growing, output: pathlib.Path) -> set[str]:
+    """Names the photographs that have a row already."""
+    if not folder.reopen(TABLE):
+        return set()
+    return {row["image"] for row in summary.rows(output / TABLE)}
+
+
+def _sum_up(
+    folder: files.Growing, output: pathlib.Path, tally: Tally, parquet: bool
+) -> dict[str, Any]:
+    """Writes what is made of the whole table; returns its summary."""
+    summed = summary.summarise(output / TABLE, tally.failures)
+    folder.write(SUMMARY, (json.dumps(summed, indent=2) + "\n").encode())
+    if parquet:
+        folder.make(
+            PARQUET, lambda path: write_parquet(output / TABLE, columns(), path)
+        )
+    return summed
 
 
 def columns() -> tuple[str, ...]:
@@ -146,51 +255,51 @@ def _other_masks() -> list[str]:
     return [name for name in names if name not in IN_GREY_MASK]
 
 
-def _write_one(
-    folder: files.Growing, predicted: Predicted, doubtful: list[bool]
-) -> None:
-    """Writes the pictures and the row of a photograph; notes if it is doubtful."""
-    row, pictures = _describe(predicted)
-    for name, pixels in pictures.items():
-        folder.write(name, submission.encode(pixels, "PNG"))
-    folder.add_row("predictions.csv", columns(), row)
-    doubtful.append(bool(row["quality"]))
+def _finish_submission(predicted: Predicted) -> files.Part:
+    return submission.part(predicted.name, predicted.prediction)
 
 
-def _doubts(doubtful: list[bool]) -> list[str]:
+def _doubts(summed: Mapping[str, Any]) -> list[str]:
     """Says how many photographs are of doubtful quality; nothing if none is."""
-    if not any(doubtful):
+    count = summed.get("photographs", 0)
+    doubtful = count - summed.get("quality", {}).get(summary.GOOD, 0)
+    if not doubtful:
         return []
-    count = len(doubtful)
     noun = "photograph" if count == 1 else "photographs"
-    verb = "is" if sum(doubtful) == 1 else "are"
+    verb = "is" if doubtful == 1 else "are"
     return [
-        f"{sum(doubtful)} of {count} {noun} {verb} of doubtful quality, see the column "
+        f"{doubtful} of {count} {noun} {verb} of doubtful quality, see the column "
         "quality."
     ]
 
 
-def _describe(predicted: Predicted) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Makes the row of one photograph, and its pictures by their path."""
+def _finish(predicted: Predicted, *, pictures: bool, masks: bool) -> files.Part:
+    """Makes the row of one photograph, and encodes its pictures."""
     prediction, doubts = judge(predicted.photograph, predicted.prediction)
     predicted = predicted._replace(prediction=prediction)
-    row, masks = describe(predicted, doubts)
-    name, pictures = predicted.name, {}
-    for column, pixels in masks.items():
-        place = "masks" if column == "mask" else f"{column}s"
-        row[column] = f"{place}/{name}.png"
-        pictures[row[column]] = pixels
-    caption = name
+    row, found = describe(predicted, doubts)
+    contents: dict[str, bytes] = {}
+    if masks:
+        for column, pixels in found.items():
+            place = "masks" if column == "mask" else f"{column}s"
+            row[column] = f"{place}/{predicted.name}.png"
+            contents[row[column]] = submission.encode(pixels, "PNG")
+    if pictures:
+        row["overlay"] = f"overlays/{predicted.name}.jpg"
+        drawn = _draw(predicted, doubts)
+        contents[row["overlay"]] = submission.encode(drawn, "JPEG", **_JPEG)
+    return files.Part(contents, {TABLE: (columns(), row)})
+
+
+def _draw(predicted: Predicted, doubts: Sequence[quality.Doubt]) -> np.ndarray:
+    """Draws what was found on a photograph, above its name and numbers."""
+    caption, prediction = predicted.name, predicted.prediction
     if prediction.probability is not None:
         caption += f", P({metrics.DIAGNOSIS}) {prediction.probability:.2f}"
     if prediction.vcdr is not None:
         caption += f", vCDR {prediction.vcdr:.2f}"
     caption = ", ".join([caption, *(doubt.name for doubt in doubts)])
-    row["overlay"] = f"overlays/{name}.png"
-    pictures[row["overlay"]] = overlay.draw(
-        predicted.photograph, prediction.found, {}, caption
-    )
-    return row, pictures
+    return overlay.draw(predicted.photograph, prediction.found, {}, caption)
 
 
 def describe(

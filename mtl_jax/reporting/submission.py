@@ -13,6 +13,7 @@ Reference:
 import io
 import pathlib
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -66,29 +67,29 @@ def write(folder: files.Growing, predictions: Iterable[tuple[str, Prediction]]) 
                 "submission; rename one of the photographs."
             )
         named[stem] = file_name
-        write_one(folder, stem, prediction)
+        folder.add(part(stem, prediction))
 
 
-def write_one(folder: files.Growing, stem: str, prediction: Prediction) -> None:
-    """Writes one photograph's part of a submission; see `write`."""
+def part(stem: str, prediction: Prediction) -> files.Part:
+    """Makes one photograph's part of a submission; see `write`."""
     mask = grey_mask(prediction)
     assert mask is not None, "the network has disc and cup, see check_tasks"
-    folder.write(f"segmentation/{stem}.bmp", encode(mask, "BMP"))
     image = f"{stem}.jpg"
     risk = dict(zip(_RISKS, (image, prediction.probability), strict=True))
     point = prediction.point(_POINT)
     assert point is not None, "the network has foveas, see check_tasks"
     fovea = dict(zip(_POINTS, (image, *map(float, point)), strict=True))
-    folder.add_rows(
+    return files.Part(
+        {f"segmentation/{stem}.bmp": encode(mask, "BMP")},
         {
             "classification_results.csv": (_RISKS, risk),
             "fovea_location_results.csv": (_POINTS, fovea),
-        }
+        },
     )
 
 
-def encode(pixels: np.ndarray, form: str) -> bytes:
-    """Encodes an image as a file of a form that Pillow names."""
+def encode(pixels: np.ndarray, form: str, **options: Any) -> bytes:
+    """Encodes an image as a file of a form, and with options, that Pillow names."""
     content = io.BytesIO()
-    Image.fromarray(pixels).save(content, form)
+    Image.fromarray(pixels).save(content, form, **options)
     return content.getvalue()

@@ -6,6 +6,7 @@ A workdir holds one network. If its method trains several, it holds a folder for
 
 from mtl_jax.workdirs._averaged import (
     as_folders,
+    identity,
     load_averaged,
     load_calibrated,
     write_calibration,
@@ -33,6 +34,7 @@ __all__ = [
     "encoder_of",
     "export",
     "fit_missing_classifier",
+    "identity",
     "is_portable",
     "load",
     "load_averaged",

@@ -171,6 +171,18 @@ def _arrangement(network: TrainedNetwork) -> dict[str, Any]:
     }
 
 
+def identity(network: TrainedNetwork) -> dict[str, Any]:
+    """Describes all that the predictions of a network depend on, as JSON can hold it.
+
+    Two networks with the same description predict the same.
+    """
+    calibration = network.calibration
+    return {
+        **_arrangement(network),
+        "calibration": calibration and dataclasses.asdict(calibration),
+    }
+
+
 def _say(arrangement: dict[str, Any]) -> str:
     count = len(arrangement["networks"])
     return (

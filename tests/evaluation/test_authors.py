@@ -4,7 +4,6 @@ docs/authors.md gives the differences measured here. What that program does is w
 anew in PyTorch, SciPy and scikit-learn.
 """
 
-import collections
 import csv
 import dataclasses
 import json
@@ -368,7 +367,9 @@ def test_a_run_of_the_authors_config(make_config, complete_data, tmp_path):
     photograph = tmp_path / "eye.png"
     image = table.take([0])["image"][0]
     Image.fromarray(image).resize((96, 64), Image.Resampling.NEAREST).save(photograph)
-    (predicted,) = predict.predict(network, [photograph], [], collections.Counter())
+    ((_, predicted),) = predict.predict(
+        network, {"eye": photograph}, lambda each: each, predict.Tally()
+    )
     picture = images.read_photograph(photograph)
     seen = geometry.resize_photograph(picture, (32, 32))
     logits, _ = network({"image": np.stack([seen] * network.batch_size)})

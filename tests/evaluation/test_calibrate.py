@@ -287,7 +287,7 @@ def test_another_arrangement_is_not_calibrated(
     if metrics["checkpoint"] != plain[2]["checkpoint"]:
         assert "note" in metrics
     photographs = str(shared_dir / "photographs" / "p1*.png")
-    failures, notes = predictions.write(
+    failures, notes, *_ = predictions.write(
         fitted[0], photographs, tmp_path / "out", tta=True
     )
     assert failures == []

@@ -4,7 +4,6 @@ Their colours say what is where, so that an oracle reads the true maps off the i
 that a network sees.
 """
 
-import collections
 import csv
 import dataclasses
 import math
@@ -184,10 +183,10 @@ def test_the_true_maps_come_back_from_prediction(run, source):
         networks=((lambda variables, batch: (oracle(batch), {}), None),),
     )
     paths = images.find_photographs(f"{source}/[0-9]*.png")
-    failures, conversions = [], collections.Counter()
-    predicted = predict.predict(network, paths, failures, conversions)
-    found = {each.name: each for each in predicted}
-    assert not failures
+    named, tally = {path.stem: path for path in paths}, predict.Tally()
+    predicted = predict.predict(network, named, lambda each: each, tally)
+    found = {each.name: each for _, each in predicted}
+    assert not tally.failures
     for i, eye in enumerate(EYES):
         prediction = found[str(i)].prediction
         assert prediction.size == eye.picture.shape[:2]
@@ -204,7 +203,7 @@ def test_a_run_from_photographs_to_results(run, source, tmp_path):
     output, metrics = evaluation.write(run, resolution="native")
     assert metrics["resolution"] == "native"
     assert len(list((output / "overlays").iterdir())) > 1
-    failures, _ = predictions.write(run, f"{source}/[0-9]*.png", tmp_path / "out")
+    failures, *_ = predictions.write(run, f"{source}/[0-9]*.png", tmp_path / "out")
     assert failures == []
     with (tmp_path / "out/predictions.csv").open() as file:
         rows = {row["image"]: row for row in csv.DictReader(file)}

@@ -8,7 +8,7 @@ import pytest
 from photograph_files import deep, png_bytes, scaled, write_dicom
 from PIL import Image
 
-from mtl_jax import workdirs
+from mtl_jax import files, workdirs
 from mtl_jax.data import geometry
 from mtl_jax.data.synthetic import renderer
 from mtl_jax.errors import UserError
@@ -54,7 +54,7 @@ def read_csv(output):
 @pytest.fixture(scope="module")
 def predicted(tiny_run, photographs, tmp_path_factory):
     output = tmp_path_factory.mktemp("predicted") / "deep" / "out"
-    failures, notes = predictions.write(tiny_run.workdir, str(photographs), output)
+    failures, notes, *_ = predictions.write(tiny_run.workdir, str(photographs), output)
     assert failures == []
     # So small a network finds foveas beside the disc.
     assert all("of doubtful quality" in note for note in notes)
@@ -83,10 +83,11 @@ def test_what_is_written(predicted):
         "predictions.csv",
         "masks",
         "overlays",
+        "summary.json",
     }
-    for folder in ("masks", "overlays"):
+    for folder, ending in (("masks", "png"), ("overlays", "jpg")):
         names = {path.name for path in (predicted / folder).iterdir()}
-        assert names == {f"{name}.png" for name in SIZES}
+        assert names == {f"{name}.{ending}" for name in SIZES}
     text = (predicted / "predictions.csv").read_text()
     assert text.splitlines()[0] == COLUMNS
 
@@ -145,7 +146,7 @@ def test_what_was_converted_is_said_once(tiny_run, photographs, tmp_path):
     write_dicom(folder / "eye.dcm", deep(10), BitsStored=10)
     write_dicom(folder / "cut.dcm", deep(8).astype(np.uint8), Modality="OPT")
     Image.new("CMYK", (64, 48)).save(folder / "print.jpg")
-    failures, conversions = predictions.write(
+    failures, conversions, *_ = predictions.write(
         tiny_run.workdir, str(folder), tmp_path / "out"
     )
     (failure,) = failures
@@ -173,7 +174,7 @@ def test_nothing_is_said_of_what_is_not_a_fundus(tiny_run, photographs, tmp_path
     Image.fromarray(np.asarray(picture)[..., ::-1].copy()).save(folder / "cat.png")
     Image.fromarray(np.asarray(picture) // 4).save(folder / "dark.png")
     output = tmp_path / "out"
-    _, notes = predictions.write(tiny_run.workdir, str(folder), output)
+    _, notes, *_ = predictions.write(tiny_run.workdir, str(folder), output)
     (note,) = notes
     assert note.endswith(" of doubtful quality, see the column quality.")
     rows = read_csv(output)
@@ -203,7 +204,7 @@ def test_broken_files_are_named_and_skipped(tiny_run, photographs, predicted, tm
     (folder / "text.jpg").write_text("not a picture")
     (folder / "zero.png").touch()
     (folder / "notes.txt").write_text("not looked at")
-    failures, _ = predictions.write(tiny_run.workdir, str(folder), tmp_path / "out")
+    failures, *_ = predictions.write(tiny_run.workdir, str(folder), tmp_path / "out")
     assert len(failures) == 3
     for name, failure in zip(
         ("cut.jpg", "text.jpg", "zero.png"), failures, strict=True
@@ -246,16 +247,18 @@ def test_a_full_disk_leaves_what_is_finished(
     shutil.copyfile(photographs / "odd.png", folder / "a.png")
     shutil.copyfile(photographs / "large.jpg", folder / "b.jpg")
     # The mask has room, then the overlay of the small photograph too.
-    room = (predicted / "overlays" / "odd.png").stat().st_size + 999
-    assert (predicted / "overlays" / "large.png").stat().st_size > room
+    room = (predicted / "overlays" / "odd.jpg").stat().st_size + 999
+    assert (predicted / "overlays" / "large.jpg").stat().st_size > room
     for size, finished in (
         (500, ["masks/a.png"]),
-        (room, ["masks/a.png", "overlays/a.png", "predictions.csv"]),
+        (room, ["masks/a.png", "overlays/a.jpg", "predictions.csv"]),
     ):
         with full_disk.limit(size), pytest.raises(UserError, match="make room there"):
             predictions.write(tiny_run.workdir, str(folder), output)
         left = [str(path.relative_to(output)) for path in output.rglob("[!.]*.*")]
-        assert [name for name in sorted(left) if "b.png" not in name] == finished
+        assert [
+            name for name in sorted(left) if "b.png" not in name and "b.jpg" not in name
+        ] == finished
     assert [*read_csv(output)] == ["a"]
     assert {path.name for path in tmp_path.iterdir()} == {"in", "out"}
     # Nothing that is left there is somebody else's.
@@ -274,15 +277,16 @@ def test_somebody_elses_picture_is_kept_and_the_others_written(
 ):
     """Somebody puts a file where the third photograph's mask is to be."""
     output = tmp_path / "out"
-    describe = predictions._describe
+    add = files.Growing.add
 
-    def describe_and_draw(predicted):
-        if predicted.name == "square":
+    def draw_and_add(folder, part):
+        if "masks/square.png" in part.files:
+            (output / "masks").mkdir(parents=True, exist_ok=True)
             (output / "masks/square.png").write_text("drawn by hand")
-        return describe(predicted)
+        add(folder, part)
 
-    monkeypatch.setattr(predictions, "_describe", describe_and_draw)
-    failures, _ = predictions.write(tiny_run.workdir, str(photographs), output)
+    monkeypatch.setattr(files.Growing, "add", draw_and_add)
+    failures, *_ = predictions.write(tiny_run.workdir, str(photographs), output)
     (failure,) = failures
     assert "masks/square.png is there already, and mtl_jax did not write it" in failure
     assert (output / "masks/square.png").read_text() == "drawn by hand"
@@ -332,7 +336,7 @@ def test_names_are_distinct_stems():
         "a" * 251 + ".png": "a" * 240 + "_2",
         "\u03bc" * 126: "\u03bc" * 120,
     }
-    found = predict._distinct_names([pathlib.Path(name) for name in names])
+    found = predict.distinct_names([pathlib.Path(name) for name in names])
     assert [str(path) for path in found] == [*names]
     assert [*found.values()] == [*names.values()]
 
@@ -374,10 +378,8 @@ def test_no_photographs(tiny_run, tmp_path):
 @pytest.mark.parametrize("task", ["glaucoma", "fovea"])
 def test_networks_of_one_task(request, task, photographs, tmp_path):
     run = request.getfixturevalue(f"{task}_run")
-    assert predictions.write(run.workdir, str(photographs), tmp_path / "out") == (
-        [],
-        [],
-    )
+    written = predictions.write(run.workdir, str(photographs), tmp_path / "out")
+    assert (written.failures, written.notes) == ([], [])
     rows = read_csv(tmp_path / "out")
     assert set(rows) == set(SIZES)
     always = {"image", "file", "width", "height", "overlay"}

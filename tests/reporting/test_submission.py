@@ -314,7 +314,7 @@ def test_prediction_in_the_challenges_format(tiny_run, evaluated, tmp_path):
     for i, picture in enumerate(pictures):
         name = table.details(i)["file_name"]
         Image.fromarray(picture).save(tmp_path / "images" / name)
-    failures, _ = predictions.write(
+    failures, *_ = predictions.write(
         tiny_run.workdir,
         str(tmp_path / "images"),
         tmp_path / "out",

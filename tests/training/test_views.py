@@ -86,7 +86,7 @@ def test_pasting_puts_a_crop_back(left, top, side):
 def test_nothing_appears_at_the_edges_of_a_crop(window):
     """Edges through the middle of pixels, which rounding puts on either side."""
     pasted = paste(jnp.full((1, 32, 32), -3.0), jnp.float32([window]), SIZE)
-    assert pasted.max() <= -3 + 1e-4
+    assert pasted.max() <= -3 + 3e-4
 
 
 def batch_of(n=4):
@@ -136,7 +136,7 @@ def test_what_is_seen_of_an_image_does_not_depend_on_its_neighbours():
     everything = look(jax.random.key(1), batch_of(), jnp.arange(4))
     last = {key: value[3:] for key, value in batch_of().items()}
     alone = look(jax.random.key(1), last, jnp.arange(3, 4))
-    np.testing.assert_allclose(alone["image"][0], everything["image"][3], atol=1e-6)
+    np.testing.assert_allclose(alone["image"][0], everything["image"][3], atol=3e-6)
 
 
 def test_given_windows_take_the_place_of_true_discs():

@@ -1,0 +1,59 @@
+"""Does work in threads ahead of its use, in order, and never far ahead.
+
+Decoders, encoders and XLA work without Python's lock, so that threads suffice.
+"""
+
+import collections
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def num_cores() -> int:
+    """Number of cores that this process may use."""
+    # Schedulers of clusters give a process some of them, which Linux alone can tell.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Starts threads; when the block ends, what they have not begun is dropped."""
+    pool = ThreadPoolExecutor(count)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def in_order(
+    pool: ThreadPoolExecutor,
+    function: Callable[[_Item], _Result],
+    items: Iterable[_Item],
+    ahead: int,
+) -> Iterator[tuple[_Item, Future[_Result]]]:
+    """Applies a function to items in threads, in the items' order.
+
+    Args:
+      pool: the threads.
+      function: function of one item.
+      items: items, which are taken one by one by the calling thread.
+      ahead: how many items are taken before the first of their results is used. So
+        many results are in memory at most, and one more.
+
+    Yields:
+      Each item and its finished or unfinished result.
+    """
+    waiting = collections.deque[tuple[_Item, Future[_Result]]]()
+    for item in items:
+        waiting.append((item, pool.submit(function, item)))
+        if len(waiting) > ahead:
+            yield waiting.popleft()
+    while waiting:
+        yield waiting.popleft()
