@@ -50,6 +50,7 @@ class TrainedNetwork:
       classifier: classifier on the cup-to-disc ratio, fitted on the training split.
       num_parameters: number of parameters of all networks.
       networks: pairs of a function mapped over the devices, and its variables there.
+      parts: what the configs of `networks` describe, in their order.
       members: what `outputs` averages, see `load_averaged`; empty for this network.
       averaged: the networks that are averaged; empty for this network.
       calibration: calibration of its probabilities; None for none.
@@ -64,6 +65,7 @@ class TrainedNetwork:
     classifier: VcdrClassifier | None
     num_parameters: int
     networks: tuple[tuple[Any, Any], ...]
+    parts: tuple[configuration.Experiment, ...] = ()
     members: tuple[Network, ...] = ()
     averaged: tuple["TrainedNetwork", ...] = ()
     calibration: Calibration | None = None
@@ -305,6 +307,7 @@ def _network(
         networks=(
             (parallel.map_evaluation(step_function), parallel.replicate(variables)),
         ),
+        parts=(experiment,),
     )
 
 
@@ -407,6 +410,7 @@ def _join(members: list[TrainedNetwork]) -> TrainedNetwork:
         },
         num_parameters=sum(member.num_parameters for member in members),
         networks=tuple(pair for member in members for pair in member.networks),
+        parts=tuple(part for member in members for part in member.parts),
     )
 
 
