@@ -454,6 +454,15 @@ def _reduction(operator: str) -> Callable[..., str]:
     return reduce
 
 
+def _sum(graph, equation, x):
+    # One axis after the other. onnxruntime adds the numbers of several axes in a row:
+    # of 128 x 128 pixels it loses three digits, and a variance that is the difference
+    # of two such sums all of them.
+    for axis in sorted(equation.params["axes"], reverse=True):
+        x = graph.emit("ReduceSum", x, graph.integers([axis]), keepdims=0)
+    return x
+
+
 def _arg(operator: str) -> Callable[..., str]:
     def index(graph, equation, x):
         (axis,) = equation.params["axes"]
@@ -526,7 +535,8 @@ def _gather(graph, equation, inputs, shapes):
     operand, indices = inputs
     x = _named(graph, operand, shapes[0])
     out = equation.outvars[0].aval.shape
-    if indices.known is not None and not numbers.operand_batching_dims:
+    is_part = indices.known is not None and indices.known.ndim == 1
+    if is_part and not numbers.operand_batching_dims:
         starts = indices.known.reshape(-1)
         axes = numbers.start_index_map
         ends = [s + sizes[axis] for s, axis in zip(starts, axes, strict=True)]
@@ -574,7 +584,7 @@ _OTHERS: Mapping[str, Callable[..., str]] = {
     "reduce_max": _reduction("ReduceMax"),
     "reduce_min": _reduction("ReduceMin"),
     "reduce_or": _reduction("ReduceMax"),
-    "reduce_sum": _reduction("ReduceSum"),
+    "reduce_sum": _sum,
     "reduce_window_max": _pool,
     "reshape": _to_output_shape,
     "rev": _reverse,
