@@ -136,9 +136,7 @@ def _of_flips(
     ]
 
 
-def _average(
-    name: str, said: Sequence[Outputs], post: PostProcessing
-) -> _Probability:
+def _average(name: str, said: Sequence[Outputs], post: PostProcessing) -> _Probability:
     """See `averaging.average`."""
     logits = jnp.stack([one[name] for one in said])
     if len(said) > 1 and post.point == "map" and _is_point(name):
@@ -171,6 +169,8 @@ def _read(
     masks: dict[str, jax.Array] = {}
     for name, probability in probabilities.items():
         kind = tasks.TASKS[name].kind
+        if name == DIAGNOSIS:
+            continue
         if kind == "classification":
             found[metrics.probability_of(tasks.TASKS[name])] = probability.yes
             continue
@@ -209,7 +209,10 @@ def _diagnosis(
         joined = from_ratio if fc is None else fc
     else:
         joined = _Probability(
-            *(weight * a + (1 - weight) * b for a, b in zip(fc, from_ratio, strict=True))
+            *(
+                weight * a + (1 - weight) * b
+                for a, b in zip(fc, from_ratio, strict=True)
+            )
         )
     named = {
         "probability_fc": fc,
@@ -263,9 +266,7 @@ def _centre_of_mass(maps: jax.Array, of: postprocess.Point) -> jax.Array:
 
 def _vertical_cdr(disc: jax.Array, cup: jax.Array) -> jax.Array:
     """See `postprocess.vertical_cdr`; NaN if both are empty."""
-    disc, cup = (
-        mask.astype(jnp.float32).sum(1).max(1) for mask in (disc, cup)
-    )
+    disc, cup = (mask.astype(jnp.float32).sum(1).max(1) for mask in (disc, cup))
     return jnp.where(disc > 0, cup / (disc + _LEAST_HEIGHT), jnp.nan)
 
 

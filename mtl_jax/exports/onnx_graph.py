@@ -300,9 +300,7 @@ def _computed(
     return [_Value(np.shape(x), known=np.asarray(x)) for x in found]
 
 
-def _named(
-    graph: _Graph, value: _Value, shape: tuple[Any, ...] | None = None
-) -> str:
+def _named(graph: _Graph, value: _Value, shape: tuple[Any, ...] | None = None) -> str:
     """The name of a value; with a shape, it is repeated to fill it."""
     name = graph.constant(value.known) if value.name is None else value.name
     if shape is None or value.shape == shape:
@@ -315,7 +313,8 @@ def _joined(shapes: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
     rank = max(map(len, shapes))
     full = [(1,) * (rank - len(shape)) + shape for shape in shapes]
     return tuple(
-        next((s for s in sizes if not _is_one(s)), 1) for sizes in zip(*full, strict=True)
+        next((s for s in sizes if not _is_one(s)), 1)
+        for sizes in zip(*full, strict=True)
     )
 
 
@@ -446,7 +445,7 @@ def _reduction(operator: str) -> Callable[..., str]:
     def reduce(graph, equation, x):
         axes = graph.integers(equation.params["axes"])
         dtype = equation.invars[0].aval.dtype
-        is_bool = dtype == bool
+        is_bool = dtype == np.bool_
         x = _cast(graph, x, np.int32) if is_bool else x
         reduced = graph.emit(operator, x, axes, keepdims=0)
         return _cast(graph, reduced, bool) if is_bool else reduced
@@ -466,7 +465,7 @@ def _sum(graph, equation, x):
 def _arg(operator: str) -> Callable[..., str]:
     def index(graph, equation, x):
         (axis,) = equation.params["axes"]
-        if equation.invars[0].aval.dtype == bool:
+        if equation.invars[0].aval.dtype == np.bool_:
             x = _cast(graph, x, np.int32)
         found = graph.emit(operator, x, axis=int(axis), keepdims=0)
         return _cast(graph, found, equation.params["index_dtype"])
@@ -531,7 +530,10 @@ def _pool(graph, equation, x):
 
 def _gather(graph, equation, inputs, shapes):
     """A part at a known place, or one element of each row for each of some indices."""
-    numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
+    numbers, sizes = (
+        equation.params["dimension_numbers"],
+        equation.params["slice_sizes"],
+    )
     operand, indices = inputs
     x = _named(graph, operand, shapes[0])
     out = equation.outvars[0].aval.shape
@@ -540,9 +542,7 @@ def _gather(graph, equation, inputs, shapes):
         starts = indices.known.reshape(-1)
         axes = numbers.start_index_map
         ends = [s + sizes[axis] for s, axis in zip(starts, axes, strict=True)]
-        part = graph.emit(
-            "Slice", x, *map(graph.integers, (starts, ends, axes))
-        )
+        part = graph.emit("Slice", x, *map(graph.integers, (starts, ends, axes)))
         return _reshape(graph, part, out)
     if numbers.operand_batching_dims != (0,) or numbers.start_index_map != (1,):
         raise _unknown_places("takes")
