@@ -41,8 +41,8 @@ TTA = flags.DEFINE_bool(
 CHECK = flags.DEFINE_string(
     "check",
     None,
-    "Photographs: a directory, a file or a glob. The file is read back, and its largest "
-    "differences from what predict says of them are printed.",
+    "Photographs: a directory, a file or a glob. The file is read back, and its "
+    "largest differences from what predict says of them are printed.",
 )
 
 

@@ -274,7 +274,8 @@ def _read_onnx(
     names = [output.name for output in session.get_outputs()]
 
     def apply(images: np.ndarray) -> Mapping[str, np.ndarray]:
-        return dict(zip(names, session.run(names, {"images": images}), strict=True))
+        found = map(np.asarray, session.run(names, {"images": images}))
+        return dict(zip(names, found, strict=True))
 
     return apply
 

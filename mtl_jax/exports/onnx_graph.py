@@ -124,7 +124,7 @@ class _Graph:
             self._of_content[key] = name
         return self._of_content[key]
 
-    def integers(self, values: Sequence[int]) -> str:
+    def integers(self, values: Sequence[Any]) -> str:
         return self.constant(np.array([int(value) for value in values], np.int64))
 
     def factor(self, size: Any) -> int:
@@ -229,6 +229,10 @@ def _needed(
     return kept[::-1]
 
 
+def _aval(variable: Any) -> Any:
+    return variable.aval
+
+
 def _apply(graph: _Graph, closed: Any, arguments: Sequence[_Value]) -> list[_Value]:
     """Adds a traced function to the graph."""
     jaxpr = closed.jaxpr
@@ -236,7 +240,7 @@ def _apply(graph: _Graph, closed: Any, arguments: Sequence[_Value]) -> list[_Val
 
     def read(variable):
         if isinstance(variable, jax.extend.core.Literal):
-            known = np.asarray(variable.val, variable.aval.dtype)
+            known = np.asarray(variable.val, _aval(variable).dtype)
             return _Value(known.shape, known=known)
         return values[variable]
 
@@ -339,7 +343,7 @@ def _broadcast(graph: _Graph, equation: Any, value: _Value) -> _Value:
         return _Value(shape, known=value.known.reshape(shape))
     if shape == value.shape:
         return value
-    return _Value(shape, _reshape(graph, value.name, shape))
+    return _Value(shape, _reshape(graph, _named(graph, value), shape))
 
 
 def _cast(graph: _Graph, name: str, dtype: Any) -> str:
@@ -621,10 +625,11 @@ def _loop(
     inside = [_Value(aval.shape, name) for aval, name in zip(outs, names, strict=True)]
     found = _apply(graph, params["body_jaxpr"], [*of_body, *inside])
     new = [
-        _Value(aval.shape, graph.emit("Identity", _named(graph, value, aval.shape)))
+        graph.emit("Identity", _named(graph, value, aval.shape))
         for value, aval in zip(found, outs, strict=True)
     ]
-    condition = graph.emit("Identity", goes_on(new))
+    after = [_Value(a.shape, name) for a, name in zip(outs, new, strict=True)]
+    condition = graph.emit("Identity", goes_on(after))
     rounds, before = graph.new_name(), graph.new_name()
     body = helper.make_graph(
         graph.nodes,
@@ -636,11 +641,11 @@ def _loop(
         ],
         [
             _info(condition, bool, ()),
-            *(_info(v.name, a.dtype, a.shape) for v, a in zip(new, outs, strict=True)),
+            *(_info(n, a.dtype, a.shape) for n, a in zip(new, outs, strict=True)),
         ],
     )
     graph.nodes = outer
     results = [graph.new_name() for _ in outs]
-    inputs_of_loop = ["", first, *(value.name for value in state)]
+    inputs_of_loop = ["", first, *(_named(graph, value) for value in state)]
     graph.nodes.append(helper.make_node("Loop", inputs_of_loop, results, body=body))
     return [_Value(aval.shape, name) for aval, name in zip(outs, results, strict=True)]

@@ -396,6 +396,7 @@ def _join(members: list[TrainedNetwork]) -> TrainedNetwork:
         config.view.kind = ""
     names = {name for member in members for name in member.config.tasks}
     config.tasks = tuple(name for name in tasks.TASKS if name in names)
+    seconds = [member.metadata["seconds_per_step"] for member in members]
     # As in the paper's tables, Res34-Unet does not predict glaucoma.
     is_diagnosed = not is_two_stage or metrics.DIAGNOSIS in names
     return dataclasses.replace(
@@ -405,8 +406,8 @@ def _join(members: list[TrainedNetwork]) -> TrainedNetwork:
         checkpoint="-".join(member.checkpoint for member in members),
         metadata={
             **first.metadata,
-            # One iteration is a step of every network.
-            "seconds_per_step": sum(m.metadata["seconds_per_step"] for m in members),
+            # One iteration is a step of every network; imported ones took none.
+            "seconds_per_step": None if None in seconds else sum(seconds),
         },
         num_parameters=sum(member.num_parameters for member in members),
         networks=tuple(pair for member in members for pair in member.networks),

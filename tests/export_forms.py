@@ -1,6 +1,6 @@
 """Networks of every form that is exported, and the table of their equality.
 
-python tests/exports/forms.py PHOTOGRAPHS writes, for each form and format, the largest
+python tests/export_forms.py PHOTOGRAPHS writes, for each form and format, the largest
 differences between an export and `predict` on these photographs, as docs/export.md has
 them. Two stages are the network in the package, with its flips and its calibration. Of
 the same first stage are the network of one stage, and those of single tasks. The
