@@ -380,6 +380,7 @@ _ELEMENTWISE: Mapping[str, Callable[..., str]] = {
     "ne": _not_equal,
     "rsqrt": lambda graph, _, x: graph.emit("Reciprocal", graph.emit("Sqrt", x)),
     "select_n": _select,
+    "stop_gradient": lambda graph, _, x: graph.emit("Identity", x),
     "square": lambda graph, _, x: graph.emit("Mul", x, x),
 }
 
