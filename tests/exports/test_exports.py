@@ -148,7 +148,9 @@ def test_a_difference_is_seen(written, photographs):
     assert found.mask_pixels == len(photographs) * SIZE**2
 
 
-@pytest.mark.parametrize("form", ["one stage", "two stages"])
+@pytest.mark.parametrize(
+    "form", ["one stage", pytest.param("two stages", marks=pytest.mark.slow)]
+)
 def test_a_process_with_jax_alone(form, written, photographs, compiled, tmp_path):
     network, path = written(form, "stablehlo")
     images = seen(network, photographs)
