@@ -30,6 +30,7 @@ EXTRAS = {
     "weights": ("h5py", "safetensors"),
     "dicom": ("pydicom",),
     "heic": ("pillow_heif",),
+    "export": ("flatbuffers", "onnx", "onnxruntime"),
     "serve": ("starlette", "uvicorn"),
 }
 

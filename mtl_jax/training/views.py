@@ -23,6 +23,9 @@ KINDS = ("", "whole", "crop")
 _CLOSE_UPS, _LEAST_MARGIN = 1 / 3, 1.1
 # The logit of what lies outside of the window: nothing is there.
 OUTSIDE = -20.0
+# Pixels whose centre is nearer to the edge of a window lie outside of it. On the edge
+# itself, rounding would decide, and each machine and program could decide otherwise.
+_EDGE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,8 +186,8 @@ def paste(maps: jax.Array, windows: jax.Array, size: int) -> jax.Array:
     def one(values, window):
         left, top, side = window
         scale = side / values.shape[0]
-        # Zeros stand where, by rounding, an edge lies out of the crop: as logits they
-        # would be on the verge of something being there.
+        # The resizing puts zeros outside of the crop: as logits they would be on the
+        # verge of something being there.
         pasted = jax.image.scale_and_translate(
             values - OUTSIDE,
             (size, size),
@@ -194,8 +197,8 @@ def paste(maps: jax.Array, windows: jax.Array, size: int) -> jax.Array:
             "linear",
         )
         centres = jnp.arange(size) + 0.5
-        rows = (centres >= top) & (centres <= top + side)
-        columns = (centres >= left) & (centres <= left + side)
+        rows = (centres > top + _EDGE) & (centres < top + side - _EDGE)
+        columns = (centres > left + _EDGE) & (centres < left + side - _EDGE)
         inside = rows[:, None] & columns[None, :]
         return jnp.where(inside, pasted + OUTSIDE, OUTSIDE)
 

@@ -50,6 +50,7 @@ class TrainedNetwork:
       classifier: classifier on the cup-to-disc ratio, fitted on the training split.
       num_parameters: number of parameters of all networks.
       networks: pairs of a function mapped over the devices, and its variables there.
+      parts: what the configs of `networks` describe, in their order.
       members: what `outputs` averages, see `load_averaged`; empty for this network.
       averaged: the networks that are averaged; empty for this network.
       calibration: calibration of its probabilities; None for none.
@@ -64,6 +65,7 @@ class TrainedNetwork:
     classifier: VcdrClassifier | None
     num_parameters: int
     networks: tuple[tuple[Any, Any], ...]
+    parts: tuple[configuration.Experiment, ...] = ()
     members: tuple[Network, ...] = ()
     averaged: tuple["TrainedNetwork", ...] = ()
     calibration: Calibration | None = None
@@ -305,6 +307,7 @@ def _network(
         networks=(
             (parallel.map_evaluation(step_function), parallel.replicate(variables)),
         ),
+        parts=(experiment,),
     )
 
 
@@ -393,6 +396,7 @@ def _join(members: list[TrainedNetwork]) -> TrainedNetwork:
         config.view.kind = ""
     names = {name for member in members for name in member.config.tasks}
     config.tasks = tuple(name for name in tasks.TASKS if name in names)
+    seconds = [member.metadata["seconds_per_step"] for member in members]
     # As in the paper's tables, Res34-Unet does not predict glaucoma.
     is_diagnosed = not is_two_stage or metrics.DIAGNOSIS in names
     return dataclasses.replace(
@@ -402,11 +406,12 @@ def _join(members: list[TrainedNetwork]) -> TrainedNetwork:
         checkpoint="-".join(member.checkpoint for member in members),
         metadata={
             **first.metadata,
-            # One iteration is a step of every network.
-            "seconds_per_step": sum(m.metadata["seconds_per_step"] for m in members),
+            # One iteration is a step of every network; imported ones took none.
+            "seconds_per_step": None if None in seconds else sum(seconds),
         },
         num_parameters=sum(member.num_parameters for member in members),
         networks=tuple(pair for member in members for pair in member.networks),
+        parts=tuple(part for member in members for part in member.parts),
     )
 
 
