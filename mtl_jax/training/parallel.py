@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -75,17 +75,16 @@ def connected_processes(
         )
         if coordinator:
             how = f"start all {num_processes}, and name a free port of the first's host"
-        reason = str(error).partition("\n")[0].rstrip(".")
         raise UserError(
-            f"The processes of this run cannot find each other ({reason}); {how}."
+            "The processes of this run cannot find each other "
+            f"({_first_line(error)}); {how}."
         ) from error
     ending = _Ending(f"{_lost('see the message above')}\n", LOST_CODE)
     _end_on_abort(lambda: ending)
     try:
         yield
     except Exception as error:
-        if _EXCHANGE.search(str(error)):
-            reason = str(error).partition("\n")[0].rstrip(".")
+        if reason := _failed_exchange(error):
             print(_lost(reason), file=sys.stderr, flush=True)
             # An ordinary end would wait for the other processes.
             os._exit(LOST_CODE)
@@ -106,6 +105,22 @@ def _lost(reason: str) -> str:
         f"error: Another process of the {jax.process_count()} of this run has ended or "
         f"cannot be reached ({reason}); start all of them again with --resume."
     )
+
+
+def _failed_exchange(error: BaseException | None) -> str | None:
+    """Returns what failed between processes, if that is the cause of an error.
+
+    A save that was under way fails by it, too, with an error of its own.
+    """
+    while error is not None:
+        if _EXCHANGE.search(str(error)):
+            return _first_line(error)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0].rstrip(".")
 
 
 def _end_on_abort(ending: Callable[[], _Ending]) -> None:
@@ -153,9 +168,19 @@ def check_batch_size(batch_size: int, accumulate: int = 1) -> None:
         )
 
 
-def map_step(step: Callable[[T, Batch], R]) -> Callable[[T, HostBatch], R]:
-    """Maps `step(state, batch)` over the devices; the state given in is consumed."""
-    return jax.pmap(step, axis_name=AXIS, donate_argnums=0)
+def map_step(
+    step: Callable[[T, Batch], R], devices: Sequence[jax.Device] | None = None
+) -> Any:
+    """Maps `step(state, batch)` over the devices; the state given in is consumed.
+
+    Args:
+      step: with the axis `AXIS`.
+      devices: all of this run by default, or those of a `--target` to compile for.
+
+    Returns:
+      `(state, batch)` of a leading device axis, which has `lower`, too.
+    """
+    return jax.pmap(step, axis_name=AXIS, donate_argnums=0, devices=devices)
 
 
 def map_evaluation(function: Callable[[T, Batch], R]) -> Callable[[T, HostBatch], R]:
