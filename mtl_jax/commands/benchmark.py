@@ -96,7 +96,7 @@ def _time_steps() -> None:
                 f"multiple of {stride}, at least 32."
             )
     if TARGET.value:
-        _compile_steps()
+        _compile_steps(TARGET.value)
         return
     others = None
     if COMPARE.value:
@@ -123,15 +123,14 @@ def _time_steps() -> None:
     print(benchmark.table(results))
 
 
-def _compile_steps() -> None:
+def _compile_steps(target: str) -> None:
     from mtl_jax import files
     from mtl_jax.experiments import benchmark, compilation
 
-    platform, _, topology = TARGET.value.partition(":")
+    platform, _, topology = target.partition(":")
     if platform != "tpu" or not topology:
         raise UserError(
-            f"--target is {TARGET.value!r}; give tpu and a topology, such as "
-            "tpu:v5e:2x2."
+            f"--target is {target!r}; give tpu and a topology, such as tpu:v5e:2x2."
         )
     if "independent_unrolled" in METHODS.value:
         raise UserError(

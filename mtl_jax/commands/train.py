@@ -67,28 +67,27 @@ def main() -> None:
 
 def _check_processes() -> None:
     """Refuses flags of several processes that do not fit each other."""
-    together = (COORDINATOR, NUM_PROCESSES, PROCESS_ID)
-    missing = [f"--{flag.name}" for flag in together if flag.value is None]
-    if len(missing) == len(together):
+    address, number, index = COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
+    if address is None and number is None and index is None:
         return
-    if missing:
+    if address is None or number is None or index is None:
         raise UserError(
-            f"{' and '.join(missing)} is missing; --coordinator, --num_processes and "
-            "--process_id belong together."
+            "--coordinator, --num_processes and --process_id belong together; give all "
+            "three of them, or none."
         )
     if DISTRIBUTED.value:
         raise UserError(
             "--distributed and --coordinator both tell how processes meet; leave out "
             "one of them."
         )
-    host, _, port = COORDINATOR.value.rpartition(":")
+    host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise UserError(
-            f"--coordinator is {COORDINATOR.value!r}; give the host and a free port of "
+            f"--coordinator is {address!r}; give the host and a free port of "
             "the first process, such as 10.0.0.1:1234."
         )
-    if not 0 <= PROCESS_ID.value < NUM_PROCESSES.value:
+    if not 0 <= index < number:
         raise UserError(
-            f"--process_id is {PROCESS_ID.value}; number the {NUM_PROCESSES.value} "
-            f"processes of --num_processes from 0 to {NUM_PROCESSES.value - 1}."
+            f"--process_id is {index}; number the {number} processes of "
+            f"--num_processes from 0 to {number - 1}."
         )
