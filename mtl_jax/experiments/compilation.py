@@ -100,7 +100,7 @@ def compile_step(
 
     Returns:
       The setting, `method`, `target`, `chips`, `parameters`, `compile_seconds`, and of
-      one chip: `argument_bytes`, `temporary_bytes`, `formula_flops` of the passes'
+      one chip: `argument_bytes` and `temporary_bytes` of its HBM, `formula_flops` of the passes'
       convolutions and products, `program_flops` and `program_bytes` as XLA counts them
       (a loop's body once), and `all_reduces`.
     """
