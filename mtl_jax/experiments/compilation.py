@@ -100,9 +100,9 @@ def compile_step(
 
     Returns:
       The setting, `method`, `target`, `chips`, `parameters`, `compile_seconds`, and of
-      one chip: `argument_bytes` and `temporary_bytes` of its HBM, `formula_flops` of the passes'
-      convolutions and products, `program_flops` and `program_bytes` as XLA counts them
-      (a loop's body once), and `all_reduces`.
+      one chip: `argument_bytes` and `temporary_bytes` of its HBM, `formula_flops` of
+      the passes' convolutions and products, `program_flops` and `program_bytes` as XLA
+      counts them (a loop's body once), and `all_reduces`.
     """
     model = MultiTaskUNet(
         encoder=setting.encoder,
