@@ -122,6 +122,24 @@ def mistakes(place, synthetic_data, glaucoma_run):
             train(new, config="configs/synthetic.py:study,pcgrad,vanilla"),
             "pcgrad and vanilla are two methods; choose one",
         ),
+        "no_number": (train(new, "--coordinator=a:1"), "belong together; give all"),
+        "no_port": (
+            train(new, "--coordinator=a", "--num_processes=2", "--process_id=0"),
+            "--coordinator is 'a'; give the host and a free port",
+        ),
+        "process": (
+            train(new, "--coordinator=a:1", "--num_processes=2", "--process_id=2"),
+            "--process_id is 2; number the 2 processes of --num_processes from 0 to 1",
+        ),
+        "two_ways": (
+            train(
+                new,
+                *("--coordinator=a:1", "--num_processes=2", "--process_id=0"),
+                "--distributed",
+            ),
+            "leave out one of them",
+        ),
+        "target": (["benchmark", "--target=v5e"], "give tpu and a topology"),
         "no_config": (["train", f"--workdir={new}"], "--config"),
         "flag": (train(new, "--wrokdir=x"), "Unknown command line flag 'wrokdir'"),
         "argument": (train(new, "fast"), "unknown argument 'fast'"),

@@ -1,6 +1,8 @@
 """Times training steps: [--methods=vanilla,independent] [--image_sizes=64] ....
 
 It measures every combination of the lists; see mtl_jax/experiments/benchmark.py. With
+--target=tpu:v5e:2x2 it compiles the steps for that TPU and reads memory, arithmetic and
+all-reduces from the programs (mtl_jax/experiments/compilation.py). With
 --aggregators=all, or the names of some, it times these methods' aggregators alone,
 beside TorchJD's where that is installed.
 """
@@ -39,6 +41,12 @@ COMPARE = flags.DEFINE_enum(
     None,
     ["torch"],
     "torch times PyTorch's forms of an MTL-IO step beside ours, on the same machine.",
+)
+TARGET = flags.DEFINE_string(
+    "target",
+    None,
+    "tpu:TOPOLOGY, such as tpu:v5e:2x2: compile the step for TPUs that are not there, "
+    "with --batch_sizes images a chip, and run nothing.",
 )
 STEPS = flags.DEFINE_integer("steps", 3, "Timed steps in each of 3 rounds.")
 OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
@@ -87,6 +95,9 @@ def _time_steps() -> None:
                 f"--image_sizes has {size}, which does not fit {encoder}; name a "
                 f"multiple of {stride}, at least 32."
             )
+    if TARGET.value:
+        _compile_steps(TARGET.value)
+        return
     others = None
     if COMPARE.value:
         try:
@@ -110,3 +121,37 @@ def _time_steps() -> None:
         if OUTPUT.value:
             files.write_json(pathlib.Path(OUTPUT.value), results)
     print(benchmark.table(results))
+
+
+def _compile_steps(target: str) -> None:
+    from mtl_jax import files
+    from mtl_jax.experiments import benchmark, compilation
+
+    platform, _, topology = target.partition(":")
+    if platform != "tpu" or not topology:
+        raise UserError(
+            f"--target is {target!r}; give tpu and a topology, such as tpu:v5e:2x2."
+        )
+    if "independent_unrolled" in METHODS.value:
+        raise UserError(
+            "--methods has independent_unrolled, a step for one device; leave it out "
+            "with --target."
+        )
+    if COMPARE.value:
+        raise UserError(
+            "--compare times programs, and --target runs none; leave out one of them."
+        )
+    chips = compilation.devices(topology)
+    results = []
+    for encoder, size, batch, dtype, method in itertools.product(
+        ENCODERS.value,
+        _flags.whole_numbers(IMAGE_SIZES),
+        _flags.whole_numbers(BATCH_SIZES),
+        DTYPES.value,
+        METHODS.value,
+    ):
+        setting = benchmark.Setting(encoder, WIDTH.value, size, batch, dtype)
+        results.append(compilation.compile_step(setting, method, chips))
+        if OUTPUT.value:
+            files.write_json(pathlib.Path(OUTPUT.value), results)
+    print(compilation.table(results))

@@ -67,9 +67,10 @@ class Method:
 
 
 def _trained_by(optimizer: Callable[[Any, int], steps.Optimizer], **options: Any):
-    def create(model, tasks):
+    def create(model, tasks, axis_name=None):
         tx = optimizer(optax.adam(1e-4), len(tasks))
-        return steps.train_step(model, tasks, tx, **options), tx
+        step = steps.train_step(model, tasks, tx, axis_name=axis_name, **options)
+        return step, tx
 
     return create
 
@@ -94,10 +95,10 @@ def _norms_at_one_layer(routes, whole):
 
 
 def _gradnorm(optimizer: Callable[..., steps.Optimizer]):
-    def create(model, tasks):
+    def create(model, tasks, axis_name=None):
         last_kernel = ENCODERS[model.encoder].last_kernel
         tx = optimizer(len(tasks), lambda path: path == last_kernel, optax.adam(1e-4))
-        return steps.train_step(model, tasks, tx), tx
+        return steps.train_step(model, tasks, tx, axis_name=axis_name), tx
 
     return create
 
@@ -186,8 +187,8 @@ def measure(
         dtype=jnp.dtype(setting.dtype),
     )
     tasks = tasks_lib.build()
-    batch = _random_batch(setting.batch_size, setting.image_size)
-    routes, whole = _forward_flops(model, tasks, batch["image"])
+    batch = random_batch(setting.batch_size, setting.image_size)
+    routes, whole = forward_flops(model, tasks, batch["image"])
     programs = {name: _program(name, model, tasks, batch) for name in methods}
     programs |= others(setting, batch) if others else {}
     compile_seconds = {name: _seconds(it.run) for name, it in programs.items()}
@@ -265,7 +266,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _forward_flops(
+def forward_flops(
     model: nn.Module, tasks: Sequence[tasks_lib.Task], images: np.ndarray
 ) -> tuple[list[float], float]:
     """Counts the arithmetic of a forward pass for each task, and for all together."""
@@ -361,7 +362,8 @@ def _unrolled_step(
     return step
 
 
-def _random_batch(batch_size: int, image_size: int) -> dict[str, Any]:
+def random_batch(batch_size: int, image_size: int) -> dict[str, Any]:
+    """Returns a batch of noise with every label, as the data pipeline gives batches."""
     rng = np.random.default_rng(0)
     shape = (batch_size, image_size, image_size)
     return {

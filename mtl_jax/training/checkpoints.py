@@ -217,8 +217,8 @@ class Checkpoints:
             step,
             model=ocp.args.StandardRestore(_model_item(target)),
             optimizer=ocp.args.StandardRestore(_optimizer_item(target)),
-            data=grain.checkpoint.CheckpointRestore(batches),
         )
+        batches.set_state(self._read(step, self._position, step))
         return dataclasses.replace(
             target,
             step=read.optimizer["step"],
@@ -345,6 +345,11 @@ class Checkpoints:
             "checkpoint or workdir, or delete that folder.",
             path,
         )
+
+    def _position(self, step: int) -> dict[str, Any]:
+        """The position in the data: every process wrote the same, however many."""
+        first = next((self.path(step) / "data").glob("process_0-of-*.json"))
+        return json.loads(first.read_text())
 
     def _score_of(self, step: int) -> float | None:
         path = self.path(step) / "metrics/metrics"

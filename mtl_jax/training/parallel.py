@@ -4,8 +4,14 @@
 of the state per local device and feeds its own share of every batch.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+import contextlib
+import ctypes
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -15,6 +21,16 @@ from mtl_jax.tasks import Batch
 
 AXIS = "batch"
 
+# A process that is silent for so long is given up. The default of JAX is 100.
+LOST_SECONDS = 30
+# sysexits.h: the same command may succeed later.
+LOST_CODE = os.EX_TEMPFAIL
+
+# Failures of what carries values between processes, and of the barriers of a save.
+_EXCHANGE = re.compile("Gloo|NCCL|CoordinationService")
+
+_handlers: list[Any] = []
+
 # A batch in host memory.
 HostBatch = Mapping[str, np.ndarray]
 
@@ -22,22 +38,110 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def connect_processes() -> None:
-    """Joins the processes that a cluster started for this run, one for each host.
+@contextlib.contextmanager
+def connected_processes(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> Iterator[None]:
+    """Joins the processes of this run, one for each host, for the rest of the process.
 
-    They learn of each other from SLURM, Open MPI, Kubernetes or the TPU's host; to be
-    called before anything else of JAX.
+    To be entered before anything else of JAX. If another process of the run ends or
+    cannot be reached, this one waits in vain for its share. It then ends as well,
+    within `LOST_SECONDS` and some seconds, with a sentence and the code `LOST_CODE`.
+    What the block was about to tidy stays as it is.
+
+    Args:
+      coordinator: HOST:PORT at which the first process listens. Without it, SLURM, Open
+        MPI, Kubernetes or the TPU's host tell of the other processes.
+      num_processes: number of all processes.
+      process_id: number of this process, from 0.
 
     Raises:
-      UserError: if nothing is known of other processes.
+      UserError: if the processes do not find each other.
     """
     try:
-        jax.distributed.initialize()
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            cluster_detection_method="deactivate" if coordinator else None,
+            heartbeat_timeout_seconds=LOST_SECONDS,
+            shutdown_timeout_seconds=LOST_SECONDS,
+        )
     except (ValueError, RuntimeError) as error:
+        how = (
+            "leave out --distributed, or start them by SLURM, Open MPI or on a TPU pod"
+        )
+        if coordinator:
+            how = f"start all {num_processes}, and name a free port of the first's host"
         raise UserError(
-            f"The processes of this run cannot find each other ({error}); leave out "
-            "--distributed, or start them by SLURM, Open MPI or on a TPU pod."
+            "The processes of this run cannot find each other "
+            f"({_first_line(error)}); {how}."
         ) from error
+    ending = _Ending(f"{_lost('see the message above')}\n", LOST_CODE)
+    _end_on_abort(lambda: ending)
+    try:
+        yield
+    except Exception as error:
+        if reason := _failed_exchange(error):
+            print(_lost(reason), file=sys.stderr, flush=True)
+            # An ordinary end would wait for the other processes.
+            os._exit(LOST_CODE)
+        # The others still compute, so JAX is going to abort this process at its end.
+        ending = _Ending("", 1)
+        raise
+
+
+class _Ending(NamedTuple):
+    """What a process prints and with which code it ends when JAX aborts it."""
+
+    sentence: str
+    code: int
+
+
+def _lost(reason: str) -> str:
+    return (
+        f"error: Another process of the {jax.process_count()} of this run has ended or "
+        f"cannot be reached ({reason}); start all of them again with --resume."
+    )
+
+
+def _failed_exchange(error: BaseException | None) -> str | None:
+    """Returns what failed between processes, if that is the cause of an error.
+
+    A save that was under way fails by it, too, with an error of its own.
+    """
+    while error is not None:
+        if _EXCHANGE.search(str(error)):
+            return _first_line(error)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0].rstrip(".")
+
+
+def _end_on_abort(ending: Callable[[], _Ending]) -> None:
+    """Replaces the end by SIGABRT, by which JAX ends a process that lost another.
+
+    JAX's own callback for this cannot be written in Python (jaxlib 0.10.2 has no
+    conversion of its argument). A handler of the module `signal` would wait for the
+    main thread, which waits for the lost process.
+    """
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def end(number: int) -> None:
+        sentence, code = ending()
+        os.write(2, sentence.encode())
+        os._exit(code)
+
+    # C keeps the address alone.
+    _handlers.append(end)
+    register = ctypes.CDLL(None).signal
+    register.argtypes, register.restype = (ctypes.c_int, ctypes.c_void_p), None
+    register(signal.SIGABRT, ctypes.cast(end, ctypes.c_void_p))
 
 
 def is_first_process() -> bool:
@@ -64,9 +168,19 @@ def check_batch_size(batch_size: int, accumulate: int = 1) -> None:
         )
 
 
-def map_step(step: Callable[[T, Batch], R]) -> Callable[[T, HostBatch], R]:
-    """Maps `step(state, batch)` over the devices; the state given in is consumed."""
-    return jax.pmap(step, axis_name=AXIS, donate_argnums=0)
+def map_step(
+    step: Callable[[T, Batch], R], devices: Sequence[jax.Device] | None = None
+) -> Any:
+    """Maps `step(state, batch)` over the devices; the state given in is consumed.
+
+    Args:
+      step: with the axis `AXIS`.
+      devices: all of this run by default, or those of a `--target` to compile for.
+
+    Returns:
+      `(state, batch)` of a leading device axis, which has `lower`, too.
+    """
+    return jax.pmap(step, axis_name=AXIS, donate_argnums=0, devices=devices)
 
 
 def map_evaluation(function: Callable[[T, Batch], R]) -> Callable[[T, HostBatch], R]:

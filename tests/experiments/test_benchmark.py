@@ -29,7 +29,7 @@ def test_arithmetic_of_a_convolution_and_a_product():
 def test_arithmetic_of_the_network():
     """By hand: VGG-13 at 256 x 256, two operations for each weight and pixel."""
     images = np.zeros((1, 256, 256, 3), np.uint8)
-    routes, whole = benchmark._forward_flops(
+    routes, whole = benchmark.forward_flops(
         MultiTaskUNet(encoder="vgg13"), tasks.build(), images
     )
     pairs = [(3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256)]
