@@ -250,8 +250,8 @@ def test_every_import_is_declared_and_its_extra_known():
     modules -= {"mtl_jax", *sys.stdlib_module_names}
     # These come along with jax, flax, optax and tensorflow-datasets.
     modules -= {"google", "ml_dtypes", "orbax", "scipy"}
-    # Has a sentence of its own.
-    modules.remove("torch")
+    # These have sentences of their own.
+    modules -= {"torch", "libtpu"}
     # The benchmark compares with it where it is installed.
     modules.remove("torchjd")
     distributions = metadata.packages_distributions()

@@ -219,9 +219,11 @@ def max_pool(x: jax.Array) -> jax.Array:
 
     The first of equal elements has the gradient, as in PyTorch.
     """
-    top = _larger(x[:, ::2, ::2], x[:, ::2, 1::2])
-    bottom = _larger(x[:, 1::2, ::2], x[:, 1::2, 1::2])
-    return _larger(top, bottom)
+
+    def at(row, column):
+        return lax.slice(x, (0, row, column, 0), x.shape, (1, 2, 2, 1))
+
+    return _larger(_larger(at(0, 0), at(0, 1)), _larger(at(1, 0), at(1, 1)))
 
 
 def _larger(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -236,9 +238,10 @@ def global_max_pool(x: jax.Array) -> jax.Array:
 
     The first of equal elements has the gradient, as in PyTorch.
     """
-    x = x.reshape(len(x), -1, x.shape[-1])
+    b, h, w, c = x.shape
+    x = x.reshape(b, h * w, c)
     # As in `_larger`, the gradient of `max` would compare.
-    largest = jnp.arange(x.shape[1])[:, None] == jnp.argmax(x, 1)[:, None]
+    largest = jnp.arange(h * w)[:, None] == jnp.argmax(x, 1)[:, None]
     return jnp.where(largest, x, 0).sum(1)
 
 
