@@ -79,7 +79,7 @@ def connected_processes(
             "The processes of this run cannot find each other "
             f"({_first_line(error)}); {how}."
         ) from error
-    ending = _Ending(f"{_lost('see the message above')}\n", LOST_CODE)
+    ending = _Ending(f"{_lost('unless the message above says otherwise')}\n", LOST_CODE)
     _end_on_abort(lambda: ending)
     try:
         yield
