@@ -255,6 +255,15 @@ def test_a_tilde_is_the_users_folder(network_folder, place, tmp_path, monkeypatc
     assert (tmp_path / "out" / "summary.json").is_file()
 
 
+def test_a_report_needs_the_overlays(network_folder, place, tmp_path):
+    images, output = str(place / "in" / "00[1-3].png"), tmp_path / "out"
+    predictions.write(network_folder, images, output)
+    (output / "overlays" / "002.jpg").unlink()
+    with pytest.raises(UserError, match=r"002\.jpg is missing, and the report shows"):
+        predictions.write(network_folder, images, output, resume=True, report="html")
+    assert not (output / "report.html").exists()
+
+
 def test_a_changed_table_is_not_continued(network_folder, place, tmp_path):
     output = tmp_path / "out"
     images = str(place / "in" / "00[1-3].png")
