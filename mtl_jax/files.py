@@ -135,14 +135,14 @@ def check_replaceable(path: pathlib.Path, used: Collection[pathlib.Path] = ()) -
       UserError: if `path` holds anything else, or is a folder that is in use.
     """
     _check_place(path, used)
-    path = _resolved(path)
+    path = resolved(path)
     if os.path.exists(path):
         _check_ours(path)
 
 
 def _check_place(path: pathlib.Path, used: Collection[pathlib.Path]) -> None:
     """Refuses an output folder that is, or holds, something in use."""
-    path = _resolved(path)
+    path = resolved(path)
     if os.path.ismount(path):
         raise UserError(f"{path} is a whole file system; name a folder in it.")
     if pathlib.Path.cwd().is_relative_to(path):
@@ -150,7 +150,7 @@ def _check_place(path: pathlib.Path, used: Collection[pathlib.Path]) -> None:
             f"{path} is the current folder or holds it; name another output folder."
         )
     for one in used:
-        if _resolved(one).is_relative_to(path):
+        if resolved(one).is_relative_to(path):
             raise UserError(
                 f"{path} is or holds {one}, which is used here; name another output "
                 "folder."
@@ -189,7 +189,7 @@ def whole_directory(
       UserError: if `path` may not be replaced, or cannot be written.
     """
     check_replaceable(path, used)
-    path = _resolved(path)
+    path = resolved(path)
     with _making(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)
@@ -327,8 +327,10 @@ class Growing:
                 except FileExistsError:
                     raise _not_ours(self._path / name) from None
                 self._tables[name] = file, hashlib.sha256()
-                line = _csv_line(columns) + line
             file, digest = self._tables[name]
+            # Also where an earlier process ended before its first row.
+            if not file.tell():
+                line = _csv_line(columns) + line
             digest = digest.copy()
             digest.update(line.encode())
             self._note(name, digest.hexdigest())
@@ -426,7 +428,7 @@ def growing_directory(
         _check_place(path, used)
     else:
         check_replaceable(path, used)
-    path = _resolved(path)
+    path = resolved(path)
     is_new = not path.exists()
     with _making(path):
         path.mkdir(parents=True, exist_ok=True)
@@ -524,7 +526,8 @@ def _not_ours(path: pathlib.Path) -> UserError:
     )
 
 
-def _resolved(path: pathlib.Path) -> pathlib.Path:
+def resolved(path: pathlib.Path) -> pathlib.Path:
+    """The absolute path of an output, with ~ as the user's folder."""
     # Unlike pathlib's, these functions accept links in a circle and unknown users.
     return pathlib.Path(os.path.realpath(os.path.expanduser(path)))
 

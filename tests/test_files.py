@@ -1,5 +1,6 @@
 import contextlib
 import csv
+import errno
 import json
 import os
 import shutil
@@ -242,6 +243,29 @@ def test_rows_of_several_tables_come_together(tmp_path):
         "b.csv": "number\n1\n1\n",
         "c.csv": "mine",
     }
+
+
+def test_a_table_that_ended_before_its_first_row_is_continued_with_a_head(
+    tmp_path, monkeypatch
+):
+    append, row = files._append, ("table.csv", ["name"], {"name": "a"})
+
+    def on_a_full_disk(*lines):
+        if any(b"name\r\n" in line for _, line in lines):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append(*lines)
+
+    monkeypatch.setattr(files, "_append", on_a_full_disk)
+    with (
+        pytest.raises(UserError, match="make room"),
+        files.growing_directory(tmp_path / "out") as folder,
+    ):
+        folder.add_row(*row)
+    assert contents(tmp_path / "out") == {"table.csv": ""}
+    monkeypatch.undo()
+    with files.growing_directory(tmp_path / "out", continues=True) as folder:
+        folder.add_row(*row)
+    assert contents(tmp_path / "out") == {"table.csv": "name\na\n"}
 
 
 def test_a_folder_in_which_nothing_grew_is_not_there(tmp_path):

@@ -103,7 +103,7 @@ def run(verb: str) -> NoReturn:
         what, code = "interrupted", 130
         if isinstance(stop, Interrupted):
             what, code = str(stop), 128 + stop.signal
-        if verb == "predict":
+        if verb == "predict" and not _is_submission():
             advice = "continue with --resume"
         print(f"{what}; {advice}.", file=sys.stderr)
         sys.exit(code)
@@ -111,6 +111,12 @@ def run(verb: str) -> NoReturn:
         if sentence := _of_the_system(error):
             _fail(f"{sentence}, and {advice}.", 1)
         raise
+
+
+def _is_submission() -> bool:
+    """Whether `predict` writes what it cannot continue."""
+    # A signal may come before the flag is defined.
+    return "format" in flags.FLAGS and flags.FLAGS["format"].value == "refuge"
 
 
 def _end_on_signals() -> None:

@@ -46,7 +46,7 @@ TARGET = flags.DEFINE_string(
     "target",
     None,
     "tpu:TOPOLOGY, such as tpu:v5e:2x2: compile the step for TPUs that are not there, "
-    "with --batch_sizes images a chip, and run nothing.",
+    "with --batch_sizes images a device, and run nothing.",
 )
 STEPS = flags.DEFINE_integer("steps", 3, "Timed steps in each of 3 rounds.")
 OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
@@ -141,7 +141,7 @@ def _compile_steps(target: str) -> None:
         raise UserError(
             "--compare times programs, and --target runs none; leave out one of them."
         )
-    chips = compilation.devices(topology)
+    targets = compilation.devices(topology)
     results = []
     for encoder, size, batch, dtype, method in itertools.product(
         ENCODERS.value,
@@ -151,7 +151,7 @@ def _compile_steps(target: str) -> None:
         METHODS.value,
     ):
         setting = benchmark.Setting(encoder, WIDTH.value, size, batch, dtype)
-        results.append(compilation.compile_step(setting, method, chips))
+        results.append(compilation.compile_step(setting, method, targets))
         if OUTPUT.value:
             files.write_json(pathlib.Path(OUTPUT.value), results)
     print(compilation.table(results))

@@ -26,7 +26,10 @@ COORDINATOR = flags.DEFINE_string(
     "and --process_id, instead of --distributed.",
 )
 NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", None, "Number of the processes that meet at --coordinator."
+    "num_processes",
+    None,
+    "Number of the processes that meet at --coordinator.",
+    lower_bound=1,
 )
 PROCESS_ID = flags.DEFINE_integer(
     "process_id", None, "Number of this process among them, from 0."

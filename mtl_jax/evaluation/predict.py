@@ -114,9 +114,9 @@ def predict(
     """Applies a network to photographs of any size, with a progress bar.
 
     Threads read photographs and finish predictions while the network works. A few
-    batches are in memory, however many photographs there are. Each photograph has its
-    place in a batch, whether or not the others can be read or are done: so its
-    prediction does not depend on them.
+    batches, and two photographs for each core, are in memory, however many photographs
+    there are. Each photograph has its place in a batch, whether or not the others can
+    be read or are done: so its prediction does not depend on them.
 
     Args:
       network: network that `workdirs.load` or `load_averaged` returned.

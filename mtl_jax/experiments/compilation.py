@@ -38,6 +38,8 @@ _BYTES |= {"u32": 4, "f64": 8, "s64": 8, "u64": 8}
 def devices(topology: str) -> list[jax.Device]:
     """Returns the compile-only devices of a topology, such as v5e:2x2.
 
+    A device is a chip, or one of its cores where libtpu tells them apart.
+
     Raises:
       UserError: if libtpu is missing, or does not know the topology.
     """
@@ -61,13 +63,13 @@ def devices(topology: str) -> list[jax.Device]:
 
 @dataclasses.dataclass(frozen=True)
 class AllReduces:
-    """The all-reduces that one step executes on a chip.
+    """The all-reduces that one step executes on a device.
 
     Attributes:
       count: how many, those of a loop once for each of its rounds, of the larger one
         where there is a choice.
       num_bytes: what they reduce, likewise.
-      num_async: how many have a start and an end, between which the chip computes.
+      num_async: how many have a start and an end, between which the device computes.
     """
 
     count: int = 0
@@ -88,19 +90,19 @@ class AllReduces:
 
 
 def compile_step(
-    setting: benchmark.Setting, method: str, chips: Sequence[jax.Device]
+    setting: benchmark.Setting, method: str, targets: Sequence[jax.Device]
 ) -> dict[str, Any]:
     """Compiles the mapped step of a method.
 
     Args:
-      setting: network and batch; its `batch_size` is that of one chip.
+      setting: network and batch; its `batch_size` is that of one device.
       method: a name from `benchmark.METHODS`, except `independent_unrolled`, which is
         for one device.
-      chips: from `devices`.
+      targets: from `devices`.
 
     Returns:
-      The setting, `method`, `target`, `chips`, `parameters`, `compile_seconds`, and of
-      one chip: `argument_bytes` and `temporary_bytes` of its HBM, `formula_flops` of
+      The setting, `method`, `target`, `devices`, `parameters`, `compile_seconds`, and
+      of one device: `argument_bytes` and `temporary_bytes` in HBM, `formula_flops` of
       the passes' convolutions and products, `program_flops` and `program_bytes` as XLA
       counts them (a loop's body once), and `all_reduces`.
     """
@@ -118,21 +120,21 @@ def compile_step(
     )
     state, mapped = (
         jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((len(chips), *x.shape), x.dtype), tree
+            lambda x: jax.ShapeDtypeStruct((len(targets), *x.shape), x.dtype), tree
         )
         for tree in (state, batch)
     )
     params = jax.tree.leaves(state.params)
     start = time.perf_counter()
-    compiled = parallel.map_step(step, chips).lower(state, mapped).compile()
+    compiled = parallel.map_step(step, targets).lower(state, mapped).compile()
     seconds = time.perf_counter() - start
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     floor = benchmark.METHODS[method].floor
     return {
         "method": method,
         **dataclasses.asdict(setting),
-        "target": chips[0].device_kind,
-        "chips": len(chips),
+        "target": targets[0].device_kind,
+        "devices": len(targets),
         "parameters": sum(math.prod(x.shape[1:]) for x in params),
         "compile_seconds": seconds,
         "argument_bytes": memory.argument_size_in_bytes,
@@ -184,7 +186,7 @@ def _num_bytes(shapes: str) -> int:
 def table(results: Sequence[dict[str, Any]]) -> str:
     """Formats the results of `compile_step` as Markdown."""
     lines = [
-        "| method | pixels | a chip | dtype | target | chips | compile s "
+        "| method | pixels | a device | dtype | target | devices | compile s "
         "| arguments GB | temporary GB | TFLOP (formula) | TFLOP (program) | GB moved "
         "| all-reduces (overlapped) | all-reduced MB |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
@@ -193,7 +195,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         reduced = row["all_reduces"]
         lines.append(
             f"| {row['method']} | {row['image_size']} | {row['batch_size']} "
-            f"| {row['dtype']} | {row['target']} | {row['chips']} "
+            f"| {row['dtype']} | {row['target']} | {row['devices']} "
             f"| {row['compile_seconds']:.0f} | {row['argument_bytes'] / 1e9:.2f} "
             f"| {row['temporary_bytes'] / 1e9:.2f} | {row['formula_flops'] / 1e12:.2f} "
             f"| {row['program_flops'] / 1e12:.2f} | {row['program_bytes'] / 1e9:.1f} "

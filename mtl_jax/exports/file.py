@@ -150,6 +150,9 @@ def _digest(content: bytes) -> str:
 def _stablehlo(
     network: TrainedNetwork, function: Callable[..., Any], size: int
 ) -> tuple[bytes, dict[str, Any]]:
+    # Without it, jax raises an error that does not name the module.
+    import flatbuffers  # noqa: F401
+
     (batch,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
 
@@ -220,6 +223,8 @@ def read(path: pathlib.Path) -> Export:
 def _read_stablehlo(
     path: pathlib.Path, content: bytes, description: Mapping[str, Any]
 ) -> Callable[[np.ndarray], Mapping[str, np.ndarray]]:
+    import flatbuffers  # noqa: F401
+
     try:
         version = description["jax"]["calling_convention"]
         writer = description["jax"]["version"]

@@ -130,6 +130,7 @@ def write(
     paths = images.find_photographs(photographs)
     named = _part(shard, paths)
     folders = workdirs.as_folders(workdir)
+    output = files.resolved(output)
     continues = resume and beginning.exists(output)
     used, tally, summed = [*paths, *folders], Tally(), {}
     with files.growing_directory(output, used, continues=continues) as folder:

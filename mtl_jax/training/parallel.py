@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from mtl_jax.errors import UserError
+from mtl_jax.errors import Interrupted, UserError
 from mtl_jax.tasks import Batch
 
 AXIS = "batch"
@@ -79,7 +79,7 @@ def connected_processes(
             "The processes of this run cannot find each other "
             f"({_first_line(error)}); {how}."
         ) from error
-    ending = _Ending(f"{_lost('see the message above')}\n", LOST_CODE)
+    ending = _Ending(f"{_lost('unless the message above says otherwise')}\n", LOST_CODE)
     _end_on_abort(lambda: ending)
     try:
         yield
@@ -90,6 +90,10 @@ def connected_processes(
             os._exit(LOST_CODE)
         # The others still compute, so JAX is going to abort this process at its end.
         ending = _Ending("", 1)
+        raise
+    except KeyboardInterrupt as stop:
+        number = stop.signal if isinstance(stop, Interrupted) else signal.SIGINT
+        ending = _Ending("", 128 + number)
         raise
 
 

@@ -43,7 +43,7 @@ def test_a_step_compiles_for_a_tpu(method):
     pytest.importorskip("libtpu")
     setting = benchmark.Setting("small", 1 / 16, 32, 2, "bfloat16")
     row = compilation.compile_step(setting, method, compilation.devices("v5e:2x2"))
-    assert row["chips"] == 4
+    assert row["devices"] == 4
     # The parameters and Adam's moments. Temporaries of a network so small may all find
     # room beside the arithmetic units, and none in the chip's memory.
     assert row["argument_bytes"] > 3 * 4 * row["parameters"]

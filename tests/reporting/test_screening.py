@@ -1,7 +1,9 @@
 """Long predictions: continued after a kill, in parts, and what is made at their end."""
 
+import contextlib
 import csv
 import json
+import pathlib
 import signal
 import threading
 import time
@@ -64,13 +66,17 @@ def ended(place, network_folder, compiled):
         "finished": start("whole", "--resume", "--parquet"),
         "first": start("first", "--shard=1/2", "--resume"),
         "second": start("second", "--shard=2/2", "--nopictures", "--nomasks"),
+        "submission": start("submission", "--format=refuge"),
         "many": start("new", "--shard=1/99"),
         "report": start("new", "--report=pdf", "--nopictures"),
         "refuge": start("new", "--resume", "--format=refuge"),
     }
     for number, text in enumerate(MALFORMED):
         commands[f"malformed {number}"] = start("new", f"--shard={text}")
-    signals = {"killed": (signal.SIGKILL, str(place / "killed/overlays/013.jpg"))}
+    signals = {
+        "killed": (signal.SIGKILL, str(place / "killed/overlays/013.jpg")),
+        "submission": (signal.SIGTERM, str(place / "submission/segmentation/013.bmp")),
+    }
     (place / "said").mkdir()
     return forked_commands.run(commands, place / "said", compiled, signals=signals)
 
@@ -105,6 +111,12 @@ def test_a_killed_prediction_ends_as_one_that_was_not(place, ended):
     # Nothing was left to do.
     assert ended["finished"].code == 1
     assert contents(place / "whole") == contents(place / "killed")
+
+
+def test_a_submission_is_not_to_be_continued(ended):
+    assert ended["submission"].code == 128 + signal.SIGTERM
+    (*_, said) = ended["submission"].err.splitlines()
+    assert said == "interrupted by SIGTERM; repeat the command."
 
 
 def test_shards_are_the_whole(place, ended):
@@ -228,6 +240,28 @@ def test_a_file_that_changes_is_said(network_folder, place, tmp_path, monkeypatc
         "nothing writes to it any more."
     )
     assert len(rows(place / "changing")) == 3
+
+
+def test_a_tilde_is_the_users_folder(network_folder, place, tmp_path, monkeypatch):
+    """Shells leave it as it is in --output=~/out."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    output = pathlib.Path("~/out")
+    for images in ("00[1-3].png", "00[1-4].png"):
+        with contextlib.suppress(UserError):
+            predictions.write(
+                network_folder, str(place / "in" / images), output, resume=True
+            )
+        assert len(rows(tmp_path / "out")) == 1 + 3
+    assert (tmp_path / "out" / "summary.json").is_file()
+
+
+def test_a_report_needs_the_overlays(network_folder, place, tmp_path):
+    images, output = str(place / "in" / "00[1-3].png"), tmp_path / "out"
+    predictions.write(network_folder, images, output)
+    (output / "overlays" / "002.jpg").unlink()
+    with pytest.raises(UserError, match=r"002\.jpg is missing, and the report shows"):
+        predictions.write(network_folder, images, output, resume=True, report="html")
+    assert not (output / "report.html").exists()
 
 
 def test_a_changed_table_is_not_continued(network_folder, place, tmp_path):

@@ -170,6 +170,12 @@ def _rounded(cell: str, spread: str = "") -> str:
 def _page(
     folder: pathlib.Path, row: Mapping[str, str], photograph: pathlib.Path
 ) -> Page:
+    overlay = files.inside(folder, row["overlay"])
+    if not overlay.is_file():
+        raise UserError(
+            f"{overlay} is missing, and the report shows it; leave out --resume to "
+            "make it again, or leave out --report."
+        )
     numbers = [
         (
             f"P({metrics.DIAGNOSIS})",
@@ -196,7 +202,7 @@ def _page(
         numbers=numbers,
         doubts=summary.reasons(row["quality"]),
         photograph=_reduced(photograph),
-        overlay=files.inside(folder, row["overlay"]).read_bytes(),
+        overlay=overlay.read_bytes(),
     )
 
 
