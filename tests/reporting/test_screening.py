@@ -21,7 +21,7 @@ from mtl_jax.reporting import predictions, summary
 
 pytest_plugins = ("training_fixtures", "untrained_network")
 
-COUNT = 60
+COUNT = 36
 
 
 def fundus(index):
@@ -153,7 +153,7 @@ SENTENCES = {
     "shard": "killed was begun with other photographs, or another --shard;",
     "network": "killed was begun with another network, checkpoint, calibration or",
     "thesis": "mine holds no prediction that --resume can continue; leave the flag",
-    "many": "The shard 1/99 of 61 photographs is empty; ask for fewer",
+    "many": "The shard 1/99 of 37 photographs is empty; ask for fewer",
     "refuge": "--format=refuge has no --resume; leave it out",
 }
 

@@ -402,11 +402,13 @@ def test_a_file_that_would_fill_the_memory_is_refused(name, write, tmp_path):
 
 def test_the_hash_in_a_name_of_torchvision_is_that_of_the_file(tmp_path):
     content = b"not the weights"
+    # Without PyTorch nothing is known of what follows the hash.
+    read = "is damaged, incomplete|can be read only with PyTorch"
     digest = hashlib.sha256(content).hexdigest()
     for name, said in [
         ("vgg16_bn-6c64b313.pth", f"begins with {digest[:8]} and not with 6c64b313"),
-        (f"vgg16_bn-{digest[:8]}.pth", "is damaged, incomplete"),
-        ("mine-6c64b313.pth", "is damaged, incomplete"),
+        (f"vgg16_bn-{digest[:8]}.pth", read),
+        ("mine-6c64b313.pth", read),
     ]:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=said):
