@@ -122,8 +122,8 @@ def test_a_submission_is_not_to_be_continued(ended):
 def test_shards_are_the_whole(place, ended):
     assert (ended["first"].code, ended["second"].code) == (1, 0)
     first, second, whole = map(rows, map(place.joinpath, ("first", "second", "whole")))
-    # One of the first thirty cannot be read.
-    assert (len(first), len(second)) == (1 + 29, 1 + 31)
+    # One of the first half cannot be read.
+    assert (len(first), len(second)) == (COUNT // 2, COUNT // 2 + 2)
     assert second[0] == whole[0] == first[0]
     pictures = [whole[0].index(name) for name in ("mask", "overlay")]
     assert {row[column] for row in second[1:] for column in pictures} == {""}
