@@ -55,10 +55,10 @@ def main() -> None:
 
 
 def _write_folder() -> None:
-    from mtl_jax import workdirs
+    from mtl_jax import files, workdirs
     from mtl_jax.errors import UserError
 
-    output = pathlib.Path(OUTPUT.value)
+    output = files.resolved(pathlib.Path(OUTPUT.value))
     folders = _flags.workdirs(WORKDIR)
     if len(folders) > 1 or TTA.value is not None or CHECK.value is not None:
         raise UserError(
@@ -72,33 +72,33 @@ def _write_folder() -> None:
         dtype="float16" if DTYPE.value == "float16" else "float32",
     )
     for path in sorted(output.glob("[!.]*")):
-        print(path)
+        print(pathlib.Path(OUTPUT.value, path.name))
     print(f"{exported.num_bytes / 1e6:.2f} MB")
     if exported.difference:
         print(
             f"{DTYPE.value} changes probabilities, of classes and pixels, by at most "
             f"{exported.difference:.2g} on drawn fundi"
         )
-    _program.say(f"{output}: now scripts/predict.py --workdir={output}")
+    _program.say(f"{OUTPUT.value}: now scripts/predict.py --workdir={OUTPUT.value}")
 
 
 def _write_file(form) -> None:
-    from mtl_jax import exports, workdirs
+    from mtl_jax import exports, files, workdirs
     from mtl_jax.data import images
     from mtl_jax.errors import UserError
 
     if DTYPE.value != "float32":
         raise UserError("--dtype is for --format=safetensors; leave it out.")
     photographs = images.find_photographs(CHECK.value) if CHECK.value else []
-    output = pathlib.Path(OUTPUT.value)
+    output = files.resolved(pathlib.Path(OUTPUT.value))
     network = workdirs.load_calibrated(
         _flags.workdirs(WORKDIR), CHECKPOINT.value, tta=TTA.value
     )
     if network.note:
         _program.warn(network.note)
     exports.write(network, output, form)
-    print(output)
-    print(f"{output}.json")
+    print(OUTPUT.value)
+    print(f"{OUTPUT.value}.json")
     print(f"{output.stat().st_size / 1e6:.2f} MB")
     if not photographs:
         return

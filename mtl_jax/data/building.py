@@ -3,10 +3,8 @@
 TFDS' own output is hidden; each pass over the images shows one progress bar.
 """
 
-import collections
 import contextlib
 import io
-import itertools
 import multiprocessing
 import os
 import pathlib
@@ -25,7 +23,7 @@ import tqdm
 from absl import logging
 from tensorflow_datasets.core.utils import tqdm_utils
 
-from mtl_jax.data import images, schema
+from mtl_jax.data import images, lookahead, schema
 from mtl_jax.data.field_of_view import Shape
 from mtl_jax.errors import UserError, check_access, no_room
 
@@ -180,24 +178,17 @@ def parallel_map(
     Yields:
       The results, in the order of the items.
     """
-    workers = max(1, min(_cores(), len(items)))
+    workers = max(1, min(lookahead.num_cores(), len(items)))
     if processes and len(items) >= PROCESSES_FROM:
         executor = futures.ProcessPoolExecutor(
             workers, multiprocessing.get_context("spawn"), _start_worker
         )
     else:
         executor = futures.ThreadPoolExecutor(workers)
-    remaining = iter(items)
     with executor, tqdm.tqdm(total=len(items), desc=description, mininterval=1) as bar:
         # Records are large, so only a few may wait for a slow consumer.
-        pending = collections.deque(
-            executor.submit(function, item)
-            for item in itertools.islice(remaining, 2 * workers)
-        )
-        while pending:
-            result = pending.popleft().result()
-            for item in itertools.islice(remaining, 1):
-                pending.append(executor.submit(function, item))
+        for _, done in lookahead.in_order(executor, function, items, 2 * workers):
+            result = done.result()
             bar.update()
             yield result
 
@@ -215,12 +206,6 @@ def _locked(directory: pathlib.Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _start_worker() -> None:

@@ -18,9 +18,8 @@ import tqdm
 from PIL import Image
 
 from mtl_jax import files, workdirs
-from mtl_jax.data import field_of_view, geometry, images
+from mtl_jax.data import field_of_view, geometry, images, lookahead
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation import lookahead
 from mtl_jax.inference import averaging, quality
 from mtl_jax.inference.prediction import Prediction
 
@@ -113,7 +112,8 @@ def predict(
 ) -> Generator[tuple[pathlib.Path, _T]]:
     """Applies a network to photographs of any size, with a progress bar.
 
-    Threads read photographs and finish predictions while the network works. A few
+    Threads read photographs and finish predictions while the network works: decoders,
+    encoders and XLA need no lock of Python. A few
     batches, and two photographs for each core, are in memory, however many photographs
     there are. Each photograph has its place in a batch, whether or not the others can
     be read or are done: so its prediction does not depend on them.

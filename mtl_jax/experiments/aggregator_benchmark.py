@@ -4,7 +4,6 @@ The floor is the time in which the device reads all gradients once.
 """
 
 import functools
-import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 import optax
 
 from mtl_jax import methods
+from mtl_jax.data import lookahead
 from mtl_jax.models import MultiTaskUNet
 
 # The whole network with the paper's tasks; a quarter of its channels with more tasks.
@@ -176,7 +176,7 @@ def _of_torchjd(
         from torchjd import aggregation
     except ImportError:
         return {}
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(lookahead.num_cores())
     matrix = torch.tensor(
         np.concatenate(
             [np.reshape(leaf, (num_tasks, -1)) for leaf in jax.tree.leaves(gradients)],

@@ -5,7 +5,6 @@ and each task has its own Adam, as in the authors' program.
 """
 
 import contextlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mtl_jax import losses
+from mtl_jax.data import lookahead
 from mtl_jax.experiments.benchmark import Program, Setting
 from mtl_jax.models import vgg
 from mtl_jax.tasks import Batch
@@ -72,7 +72,7 @@ def programs(setting: Setting, batch: Batch) -> Mapping[str, Program]:
       The plain form and the one with channels last. On a GPU, the latter is compiled,
       with TensorFloat-32, a fused Adam and automatic mixed precision.
     """
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(lookahead.num_cores())
     device = "cuda" if torch.cuda.is_available() else "cpu"
     is_fast = device == "cuda"
     widths = [max(1, round(setting.width * width)) for width in vgg.WIDTHS]

@@ -73,7 +73,7 @@ def write(network: TrainedNetwork, output: pathlib.Path, form: Format) -> None:
         "mtl_jax": metadata.version("mtl_jax"),
         "format": form,
         "bytes": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
+        "sha256": _digest(content),
         **own,
         "input": {
             "name": "images",

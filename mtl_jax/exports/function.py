@@ -22,18 +22,13 @@ from mtl_jax.errors import UserError
 from mtl_jax.exports import components
 from mtl_jax.inference import postprocess
 from mtl_jax.inference.averaging import FLIPS
-from mtl_jax.inference.calibration import Calibration
+from mtl_jax.inference.calibration import LEAST_PROBABILITY, Calibration
 from mtl_jax.inference.postprocess import PostProcessing
 from mtl_jax.inference.vcdr import VcdrClassifier
 from mtl_jax.metrics import DIAGNOSIS
 from mtl_jax.training import parallel, views
 from mtl_jax.training.step import evaluation_step
 from mtl_jax.workdirs import TrainedNetwork
-
-# As in `inference.calibration` and `inference.postprocess`.
-_LEAST = 1e-12
-_LEAST_HEIGHT = 1e-7
-_PEAK_SHARE = 1 / 3
 
 _DISC, _CUP = "disc", "cup"
 
@@ -227,7 +222,7 @@ def _scaled(
 ) -> _Probability | None:
     if probability is None or temperature is None:
         return probability
-    yes, no = (jnp.log(jnp.maximum(value, _LEAST)) for value in probability)
+    yes, no = (jnp.log(jnp.maximum(value, LEAST_PROBABILITY)) for value in probability)
     logit = (yes - no) / temperature
     return _Probability(nn.sigmoid(logit), nn.sigmoid(-logit))
 
@@ -248,7 +243,7 @@ def _centre_of_mass(maps: jax.Array, of: postprocess.Point) -> jax.Array:
     mass = maps
     if of == "peak":
         peak = components.around_highest(
-            maps, maps >= _PEAK_SHARE * maps.max((1, 2), keepdims=True)
+            maps, maps >= postprocess.PEAK_SHARE * maps.max((1, 2), keepdims=True)
         )
         mass = jnp.where(peak, maps, 0.0)
     total = mass.sum((1, 2))
@@ -267,12 +262,12 @@ def _centre_of_mass(maps: jax.Array, of: postprocess.Point) -> jax.Array:
 def _vertical_cdr(disc: jax.Array, cup: jax.Array) -> jax.Array:
     """See `postprocess.vertical_cdr`; NaN if both are empty."""
     disc, cup = (mask.astype(jnp.float32).sum(1).max(1) for mask in (disc, cup))
-    return jnp.where(disc > 0, cup / (disc + _LEAST_HEIGHT), jnp.nan)
+    return jnp.where(disc > 0, cup / (disc + postprocess.LEAST_HEIGHT), jnp.nan)
 
 
 def _probability_cdr(probabilities: dict[str, _Probability]) -> jax.Array:
     disc, cup = (probabilities[name].yes.sum(1).max(1) for name in (_DISC, _CUP))
-    return cup / (disc + _LEAST_HEIGHT)
+    return cup / (disc + postprocess.LEAST_HEIGHT)
 
 
 def _from_ratio(classifier: VcdrClassifier, ratio: jax.Array) -> _Probability:

@@ -39,7 +39,7 @@ FEW = 20
 _WEIGHTS: list[float] = np.linspace(0, 1, 21).tolist()
 
 # Keeps the logit of a probability finite.
-_EPSILON = 1e-12
+LEAST_PROBABILITY = 1e-12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,9 @@ class Calibration:
 
 def scale(probability: ArrayLike, temperature: float) -> np.ndarray:
     """Divides the logits of probabilities by a temperature."""
-    inside = np.clip(np.asarray(probability, np.float64), _EPSILON, 1 - _EPSILON)
+    inside = np.clip(
+        np.asarray(probability, np.float64), LEAST_PROBABILITY, 1 - LEAST_PROBABILITY
+    )
     return expit(logit(inside) / temperature)
 
 
@@ -94,7 +96,9 @@ def log_losses(probability: ArrayLike, labels: ArrayLike) -> np.ndarray:
     Returns:
       [N] losses.
     """
-    inside = np.clip(np.asarray(probability, np.float64), _EPSILON, 1 - _EPSILON)
+    inside = np.clip(
+        np.asarray(probability, np.float64), LEAST_PROBABILITY, 1 - LEAST_PROBABILITY
+    )
     labels = np.asarray(labels)
     ones = np.count_nonzero(labels)
     target = np.where(labels, (ones + 1) / (ones + 2), 1 / (len(labels) - ones + 2))

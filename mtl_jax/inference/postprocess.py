@@ -29,7 +29,7 @@ Cup = Literal["largest", "in_disc"]
 Point = Literal["map", "peak"]
 
 # Keeps the ratio finite without a disc, as in REFUGE's evaluation program.
-_EPSILON = 1e-7
+LEAST_HEIGHT = 1e-7
 
 # The least maximum of a map with a point; that of the target is 1. Measured on the
 # validation photographs of docs/model_card.md: of IDRiD's 69 maps two are lower, whose
@@ -37,7 +37,7 @@ _EPSILON = 1e-7
 LEAST_PEAK = 0.2
 
 # Share of a map's highest probability that its peak's pixels have at least.
-_PEAK_SHARE = 1 / 3
+PEAK_SHARE = 1 / 3
 
 # Neighbours of a pixel that belong to its component.
 _NEIGHBOURS = {
@@ -154,7 +154,7 @@ def centre_of_mass(logits: np.ndarray, of: Point = "map") -> tuple[float, float]
     mass = expit(np.asarray(logits, np.float64))
     height, width = mass.shape
     if of == "peak":
-        labels, _ = ndimage.label(mass >= _PEAK_SHARE * mass.max(), _NEIGHBOURS[8])
+        labels, _ = ndimage.label(mass >= PEAK_SHARE * mass.max(), _NEIGHBOURS[8])
         mass = np.where(labels == labels.flat[mass.argmax()], mass, 0.0)
     total = mass.sum()
     if total == 0:
@@ -186,7 +186,7 @@ def vertical_cdr(disc: np.ndarray, cup: np.ndarray) -> float:
     Returns:
       The ratio; 0 without a cup, and very large for a cup without a disc.
     """
-    return mask_height(cup) / (mask_height(disc) + _EPSILON)
+    return mask_height(cup) / (mask_height(disc) + LEAST_HEIGHT)
 
 
 def probability_cdr(disc_logits: np.ndarray, cup_logits: np.ndarray) -> float:
@@ -206,4 +206,4 @@ def probability_cdr(disc_logits: np.ndarray, cup_logits: np.ndarray) -> float:
         expit(np.asarray(logits, np.float64)).sum(axis=0).max()
         for logits in (disc_logits, cup_logits)
     )
-    return float(cup / (disc + _EPSILON))
+    return float(cup / (disc + LEAST_HEIGHT))

@@ -123,7 +123,13 @@ def test_gradient_of_a_maximum_that_xla_computes_twice():
 
     # As all tests do, it compiles with few optimizations.
     found = jax.jit(gradients)(params)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+    with jax.disable_jit():
+        expected = gradients(params)
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3),
+        found,
+        expected,
+    )
 
 
 def test_the_first_of_equals_has_the_gradient():

@@ -15,8 +15,9 @@ import pytest
 from photograph_files import round_fundus
 from PIL import Image
 
+from mtl_jax.data import lookahead
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation import lookahead, predict
+from mtl_jax.evaluation import predict
 from mtl_jax.reporting import predictions, summary
 
 pytest_plugins = ("training_fixtures", "untrained_network")

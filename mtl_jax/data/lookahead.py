@@ -1,13 +1,10 @@
-"""Does work in threads ahead of its use, in order, and never far ahead.
-
-Decoders, encoders and XLA work without Python's lock, so that threads suffice.
-"""
+"""Does work in threads or processes ahead of its use, in order, and never far ahead."""
 
 import collections
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import TypeVar
 
 _Item = TypeVar("_Item")
@@ -33,15 +30,15 @@ def threads(count: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def in_order(
-    pool: ThreadPoolExecutor,
+    pool: Executor,
     function: Callable[[_Item], _Result],
     items: Iterable[_Item],
     ahead: int,
 ) -> Iterator[tuple[_Item, Future[_Result]]]:
-    """Applies a function to items in threads, in the items' order.
+    """Applies a function to items in a pool, in the items' order.
 
     Args:
-      pool: the threads.
+      pool: threads, or processes.
       function: function of one item.
       items: items, which are taken one by one by the calling thread.
       ahead: how many items are taken before the first of their results is used. So
