@@ -110,6 +110,17 @@ def fields() -> dict[str, Field]:
     return _SHARED_FIELDS | own
 
 
+def default_setting(
+    tx: optax.GradientTransformation,
+    num_tasks: int,
+    key: jax.Array,
+    last_shared: str = "",
+) -> Setting:
+    """Returns a setting whose fields have their defaults; see `Setting`."""
+    defaults = {name: field.default for name, field in fields().items()}
+    return Setting(tx, num_tasks, key, last_shared, defaults)
+
+
 def _aggregator(
     name: str,
     heading: str,
@@ -118,7 +129,7 @@ def _aggregator(
     **fields: Field,
 ) -> None:
     """Registers an aggregator, with `tx` after it."""
-    _AGGREGATORS[name] = create
+    AGGREGATORS[name] = create
     register(
         Method(
             name, heading, lambda s: optax.chain(create(s), s.tx), fields, fewest_tasks
@@ -144,7 +155,8 @@ def _all_preferences(setting: Setting) -> tuple[float, ...]:
     return _preferences(setting) or (1 / setting.num_tasks,) * setting.num_tasks
 
 
-_AGGREGATORS: dict[str, Callable[[Setting], aggregating.Aggregator]] = {}
+# What makes the aggregators of methods, without `tx`.
+AGGREGATORS: dict[str, Callable[[Setting], aggregating.Aggregator]] = {}
 
 register(Method("single", "STL"))
 register(
@@ -280,14 +292,14 @@ _aggregator(
     "cr_mogm",
     "CR-MOGM",
     lambda s: optim.cr_mogm(
-        _AGGREGATORS[s.fields["cr_mogm_smoothed"]](s),
+        AGGREGATORS[s.fields["cr_mogm_smoothed"]](s),
         s.num_tasks,
         s.fields["cr_mogm_alpha"],
     ),
     lambda fields: METHODS[fields["cr_mogm_smoothed"]].fewest_tasks(fields),
     # The method whose weights it smooths. MoCo's are weights of what it has tracked.
     cr_mogm_smoothed=Field(
-        "pcgrad", choices=tuple(name for name in _AGGREGATORS if name != "moco")
+        "pcgrad", choices=tuple(name for name in AGGREGATORS if name != "moco")
     ),
     cr_mogm_alpha=Field(0.9, 0, 1),
 )

@@ -113,3 +113,19 @@ def check_list(flag: flags.FlagHolder[list[str]], choices: Collection[str]) -> N
             raise UserError(
                 f"--{flag.name} has {value!r}; choose from {', '.join(choices)}."
             )
+
+
+def all_or_some(
+    flag: flags.FlagHolder[list[str]],
+    every: Collection[str],
+    others: Collection[str] = (),
+) -> list[str]:
+    """Returns `every` if a comma-separated list flag is `all`, else what it holds.
+
+    Raises:
+      UserError: if it holds what is neither in `every` nor in `others`.
+    """
+    if flag.value == ["all"]:
+        return list(every)
+    check_list(flag, ["all", *every, *others])
+    return flag.value

@@ -9,6 +9,7 @@ beside TorchJD's where that is installed.
 
 import itertools
 import pathlib
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -26,7 +27,8 @@ METHODS = flags.DEFINE_list(
         "gradnorm",
         "per_task",
     ],
-    "Methods to time; also gradnorm_stacked, independent_unrolled and pcgrad_vmap.",
+    "Methods to time, or all; also gradnorm_stacked, independent_unrolled and "
+    "pcgrad_vmap.",
 )
 ENCODERS = flags.DEFINE_list("encoders", ["vgg13"], "Some of vgg13, vgg16, resnet34.")
 WIDTH = flags.DEFINE_float("width", 1.0, "Multiplier of the number of channels.")
@@ -63,16 +65,13 @@ def main() -> None:
 
 
 def _time_aggregators() -> None:
-    from mtl_jax import files
+    from mtl_jax import files, methods
     from mtl_jax.experiments import aggregator_benchmark as benchmark
 
-    every = benchmark.aggregators(benchmark.SETTINGS[0][0])
-    if AGGREGATORS.value != ["all"]:
-        _flags.check_list(AGGREGATORS, every)
-        every = AGGREGATORS.value
+    names = _flags.all_or_some(AGGREGATORS, methods.AGGREGATORS)
     results = []
     for num_tasks, width in benchmark.SETTINGS:
-        results += benchmark.measure(list(every), num_tasks, width, 3 * STEPS.value)
+        results += benchmark.measure(names, num_tasks, width, 3 * STEPS.value)
     if OUTPUT.value:
         files.write_json(pathlib.Path(OUTPUT.value), results)
     print(benchmark.table(results))
@@ -83,7 +82,7 @@ def _time_steps() -> None:
     from mtl_jax.experiments import benchmark
     from mtl_jax.models import encoders
 
-    _flags.check_list(METHODS, benchmark.METHODS)
+    names = _flags.all_or_some(METHODS, benchmark.REGISTERED, benchmark.METHODS)
     _flags.check_list(ENCODERS, encoders.ENCODERS)
     _flags.check_list(DTYPES, ["float32", "bfloat16"])
     for encoder, size in itertools.product(
@@ -96,7 +95,7 @@ def _time_steps() -> None:
                 f"multiple of {stride}, at least 32."
             )
     if TARGET.value:
-        _compile_steps(TARGET.value)
+        _compile_steps(TARGET.value, names)
         return
     others = None
     if COMPARE.value:
@@ -117,13 +116,13 @@ def _time_steps() -> None:
         DTYPES.value,
     ):
         setting = benchmark.Setting(encoder, WIDTH.value, size, batch, dtype)
-        results += benchmark.measure(setting, METHODS.value, STEPS.value, others)
+        results += benchmark.measure(setting, names, STEPS.value, others)
         if OUTPUT.value:
             files.write_json(pathlib.Path(OUTPUT.value), results)
     print(benchmark.table(results))
 
 
-def _compile_steps(target: str) -> None:
+def _compile_steps(target: str, names: Sequence[str]) -> None:
     from mtl_jax import files
     from mtl_jax.experiments import benchmark, compilation
 
@@ -132,7 +131,7 @@ def _compile_steps(target: str) -> None:
         raise UserError(
             f"--target is {target!r}; give tpu and a topology, such as tpu:v5e:2x2."
         )
-    if "independent_unrolled" in METHODS.value:
+    if "independent_unrolled" in names:
         raise UserError(
             "--methods has independent_unrolled, a step for one device; leave it out "
             "with --target."
@@ -148,7 +147,7 @@ def _compile_steps(target: str) -> None:
         _flags.whole_numbers(IMAGE_SIZES),
         _flags.whole_numbers(BATCH_SIZES),
         DTYPES.value,
-        METHODS.value,
+        names,
     ):
         setting = benchmark.Setting(encoder, WIDTH.value, size, batch, dtype)
         results.append(compilation.compile_step(setting, method, targets))

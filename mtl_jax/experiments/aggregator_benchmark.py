@@ -43,27 +43,6 @@ TORCHJD: dict[str, Callable[[Any, int], Any]] = {
 }
 
 
-def aggregators(num_tasks: int) -> dict[str, optax.GradientTransformation]:
-    """Makes the aggregators of all joint methods, by name, with default fields."""
-    setting = methods.Setting(
-        tx=optax.identity(),
-        num_tasks=num_tasks,
-        key=jax.random.key(0),
-        last_shared="",
-        fields={name: field.default for name, field in methods.fields().items()},
-    )
-    made = {
-        name: method.create(setting)
-        for name, method in methods.METHODS.items()
-        if method.create
-    }
-    return {
-        name: optimizer
-        for name, optimizer in made.items()
-        if isinstance(optimizer, optax.GradientTransformation)
-    }
-
-
 def measure(
     names: Sequence[str], num_tasks: int, width: float, num_rounds: int
 ) -> list[dict[str, Any]]:
@@ -73,7 +52,7 @@ def measure(
     TorchJD is given the gradients as one matrix, on the CPU.
 
     Args:
-      names: some of `aggregators`.
+      names: some of `methods.AGGREGATORS`.
       num_tasks: N.
       width: multiplier of the channels of the VGG-13 network whose parameters have the
         gradients.
@@ -96,9 +75,10 @@ def measure(
     params = jax.tree.map(lambda leaf: leaf[0], gradients)
     losses = jnp.ones(num_tasks)
     calls = {"floor": _reading(gradients)}
-    made = aggregators(num_tasks)
+    setting = methods.default_setting(optax.identity(), num_tasks, jax.random.key(0))
     for name in names:
-        calls[name] = _updating(made[name], gradients, params, losses)
+        aggregator = methods.AGGREGATORS[name](setting)
+        calls[name] = _updating(aggregator, gradients, params, losses)
     calls |= _of_torchjd(names, num_tasks, gradients)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(num_rounds):

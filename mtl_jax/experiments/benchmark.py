@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mtl_jax import losses, optim
+from mtl_jax import losses, methods, optim
 from mtl_jax import tasks as tasks_lib
 from mtl_jax.models import MultiTaskUNet
 from mtl_jax.models.encoders import ENCODERS
@@ -66,11 +66,17 @@ class Method:
     floor: Callable[[Sequence[float], float], float]
 
 
-def _trained_by(optimizer: Callable[[Any, int], steps.Optimizer], **options: Any):
+def _trained_by(
+    optimizer: Callable[[methods.Setting], steps.Optimizer], **options: Any
+):
     def create(model, tasks, axis_name=None):
-        tx = optimizer(optax.adam(1e-4), len(tasks))
-        step = steps.train_step(model, tasks, tx, axis_name=axis_name, **options)
-        return step, tx
+        made = optimizer(
+            methods.default_setting(
+                optax.adam(1e-4), len(tasks), KEY, ENCODERS[model.encoder].last_kernel
+            )
+        )
+        step = steps.train_step(model, tasks, made, axis_name=axis_name, **options)
+        return step, made
 
     return create
 
@@ -78,6 +84,10 @@ def _trained_by(optimizer: Callable[[Any, int], steps.Optimizer], **options: Any
 def _unrolled(model, tasks):
     tx = optax.adam(1e-4)
     return _unrolled_step(model, tasks, tx), optim.independent(tx, len(tasks))
+
+
+def _one_pass(routes, whole):
+    return 3 * whole
 
 
 def _task_by_task(routes, whole):
@@ -94,51 +104,35 @@ def _norms_at_one_layer(routes, whole):
     return 3 * whole + sum(route - min(routes) for route in routes)
 
 
-def _gradnorm(optimizer: Callable[..., steps.Optimizer]):
-    def create(model, tasks, axis_name=None):
-        last_kernel = ENCODERS[model.encoder].last_kernel
-        tx = optimizer(len(tasks), lambda path: path == last_kernel, optax.adam(1e-4))
-        return steps.train_step(model, tasks, tx, axis_name=axis_name), tx
+_FLOORS = {
+    "independent": _task_by_task,
+    "alternating": _task_by_task,
+    "random_grouping": lambda routes, whole: 6 * whole,  # Two groups.
+    "gradnorm": _norms_at_one_layer,
+    "per_task": _one_forward,
+    **dict.fromkeys(methods.AGGREGATORS, _one_forward),
+}
 
-    return create
-
-
-METHODS = {
-    "vanilla": Method(
-        _trained_by(lambda tx, n: optim.random_grouping(tx, 1, KEY)),
-        lambda routes, whole: 3 * whole,
-    ),
-    "independent": Method(_trained_by(optim.independent), _task_by_task),
-    "alternating": Method(
-        _trained_by(lambda tx, n: optim.alternating(tx)), _task_by_task
-    ),
-    "random_grouping": Method(
-        _trained_by(lambda tx, n: optim.random_grouping(tx, 2, KEY)),
-        lambda routes, whole: 6 * whole,
-    ),
-    "pcgrad": Method(
-        _trained_by(lambda tx, n: optax.chain(optim.pcgrad(KEY), tx)), _one_forward
-    ),
-    "gradnorm": Method(
-        _gradnorm(
-            lambda n, shared, tx: optim.weighted(
-                optim.gradnorm_weighting(n, shared=shared), tx
-            )
-        ),
-        _norms_at_one_layer,
-    ),
-    "per_task": Method(_trained_by(optim.per_task), _one_forward),
-    # Other programs for the same methods, to compare their speed.
+# The registered methods of one network.
+REGISTERED = {
+    name: Method(_trained_by(method.create), _FLOORS.get(name, _one_pass))
+    for name, method in methods.METHODS.items()
+    if method.create
+}
+# With other programs for the same methods, to compare their speed.
+METHODS = REGISTERED | {
     "gradnorm_stacked": Method(
-        _gradnorm(
-            lambda n, shared, tx: optax.chain(optim.gradnorm(n, shared=shared), tx)
+        _trained_by(
+            lambda s: optax.chain(
+                optim.gradnorm(s.num_tasks, shared=lambda path: path == s.last_shared),
+                s.tx,
+            )
         ),
         _one_forward,
     ),
     "independent_unrolled": Method(_unrolled, _task_by_task),
     "pcgrad_vmap": Method(
-        _trained_by(lambda tx, n: optax.chain(optim.pcgrad(KEY), tx), backward="vmap"),
-        _one_forward,
+        _trained_by(methods.METHODS["pcgrad"].create, backward="vmap"), _one_forward
     ),
 }
 
@@ -160,7 +154,7 @@ class Program:
 
 def measure(
     setting: Setting,
-    methods: Sequence[str],
+    names: Sequence[str],
     num_steps: int,
     others: Callable[[Setting, tasks_lib.Batch], Mapping[str, Program]] | None = None,
 ) -> list[dict[str, Any]]:
@@ -170,7 +164,7 @@ def measure(
 
     Args:
       setting: network and batch of all methods.
-      methods: names from `METHODS`.
+      names: names from `METHODS`.
       num_steps: timed steps of each method in each of `ROUNDS` rounds.
       others: makes programs of another library, which take part in the turns.
 
@@ -189,7 +183,7 @@ def measure(
     tasks = tasks_lib.build()
     batch = random_batch(setting.batch_size, setting.image_size)
     routes, whole = forward_flops(model, tasks, batch["image"])
-    programs = {name: _program(name, model, tasks, batch) for name in methods}
+    programs = {name: _program(name, model, tasks, batch) for name in names}
     programs |= others(setting, batch) if others else {}
     compile_seconds = {name: _seconds(it.run) for name, it in programs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in programs}
