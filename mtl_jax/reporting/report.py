@@ -58,12 +58,12 @@ def write(
     """Writes `report/` into the folder of an experiment.
 
     The report has the tables `table-RESOLUTION.md`, `.tex` and `.csv`; the differences
-    between methods, `comparisons.md`; and the figures `roc`, `reliability` and
-    `progress` as PNG and PDF. A study of learning rates has the figure `learning_rates`
-    instead of the differences and these three figures. A cross-validation that chose
-    among several rates has all of them. If the data set is at hand, there are also the
-    figures `case`, `fovea_map` and `saliency`, and `report.html`, which shows
-    everything.
+    between methods, `comparisons.md`; and the figures `methods`, `roc`, `reliability`
+    and `progress` as PNG and PDF. A study of learning rates has the figure
+    `learning_rates` instead of the differences and the last three of these figures. A
+    cross-validation that chose among several rates has all of them. If the data set is
+    at hand, there are also the figures `case`, `fovea_map` and `saliency`, and
+    `report.html`, which shows everything.
 
     Args:
       directory: folder of the experiment.
@@ -88,7 +88,8 @@ def write(
     output = experiment.directory / "report"
     with files.whole_directory(output) as folder:
         shown = _write_tables(folder, experiment)
-        figures: Figures = {}
+        curves.plot_means(tables.summarize(experiment.rows), folder / "methods")
+        figures: Figures = {"Methods": folder / "methods.png"}
         if experiment.kind != "learning_rates":
             diagnosed = comparisons.diagnoses(experiment.numbers)
             shown["Differences"] = _write_comparisons(folder, experiment, diagnosed)

@@ -64,12 +64,12 @@ def texts(
     for metric in metrics.every().values():
         own = cells[cells.metric == metric.name]
         number = f"{{:.{metric.unit.digits}f}}".format
-        best = number(_best(own["mean"], metric))
+        highlighted = number(best(own["mean"], metric))
         ours = dict.fromkeys(methods.index, "-")
         parts = (own[column] for column in ("line", "mean", "std", "count"))
         for line, mean, deviation, count in zip(*parts, strict=True):
             text = number(mean)
-            text = bold.format(text) if text == best else text
+            text = bold.format(text) if text == highlighted else text
             if not metric.is_constant:
                 text += f" {plus_minus} {number(deviation)}" if count > 1 else ""
                 text += f" ({count})"
@@ -117,8 +117,8 @@ def as_csv(cells: pd.DataFrame, theirs: Published) -> str:
     return pd.DataFrame(numbers).to_csv(index=False)
 
 
-def _best(means: pd.Series, metric: metrics.Metric) -> float:
-    """Returns the best mean of a column; NaN where no mean is better than another."""
+def best(means: pd.Series, metric: metrics.Metric) -> float:
+    """Returns the best mean of a metric; NaN where no mean is better than another."""
     if len(means) < 2 or metric.better is None:
         return float("nan")
     return means.max() if metric.better == "higher" else means.min()

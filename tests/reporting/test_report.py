@@ -122,7 +122,8 @@ def number(line, metric):
 
 
 def test_what_is_written(written):
-    names = ("roc", "reliability", "progress", "case", "fovea_map", "saliency")
+    names = ["methods", "roc", "reliability", "progress"]
+    names += ["case", "fovea_map", "saliency"]
     figures = {f"{name}.{s}" for name in names for s in ("png", "pdf")}
     assert {path.name for path in written.glob("[!.]*")} == figures | {
         *(f"table-{r}.{s}" for r in ("model", "native") for s in ("md", "csv", "tex")),

@@ -1,4 +1,4 @@
-"""Figures of experiments: mean ROC curves, learning rates, and training over time.
+"""Figures of experiments: means, ROC curves, learning rates, and training over time.
 
 A panel of curves is a table with the columns `curve`, `x` and `y`: one row for each run
 at each point of its curve. Curves are drawn in the order in which the panel names them.
@@ -18,6 +18,54 @@ from numpy.typing import ArrayLike
 
 from mtl_jax import metrics
 from mtl_jax.reporting.drawing import roc
+from mtl_jax.reporting.tables import best
+
+# The best mean of a metric, and the others (Okabe and Ito's blue and orange).
+_BEST, _OTHERS = "#D55E00", "#0072B2"
+
+
+def plot_means(cells: pd.DataFrame, path: pathlib.Path) -> None:
+    """Writes the means of a table: a panel for each metric, a row for each method.
+
+    Bars show one sample standard deviation either way. The best mean is a diamond.
+
+    Args:
+      cells: see `tables.summarize`.
+      path: path without suffix; a PNG and a PDF are written.
+    """
+    shown = [
+        metric
+        for metric in metrics.every().values()
+        if (cells.metric == metric.name).any() and not metric.is_constant
+    ]
+    lines = list(cells.line.unique())
+    figure = Figure(
+        figsize=(1.5 + 1.7 * len(shown), 1.1 + 0.24 * len(lines)), layout="constrained"
+    )
+    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for axes, metric in zip(panels, shown, strict=True):
+        own = cells[cells.metric == metric.name]
+        for line, mean, deviation in zip(
+            own.line, own["mean"], own["std"].fillna(0), strict=True
+        ):
+            is_best = mean == best(own["mean"], metric)
+            axes.errorbar(
+                mean,
+                lines.index(line),
+                xerr=deviation,
+                fmt="D" if is_best else "o",
+                color=_BEST if is_best else _OTHERS,
+                markersize=5,
+                elinewidth=1,
+            )
+        direction = f"\n{metric.better} is better" if metric.better else ""
+        axes.set_xlabel(metric.column + direction, fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.grid(True, color="#DDDDDD", linewidth=0.6)
+        axes.set_axisbelow(True)
+    panels[0].set_yticks(range(len(lines)), lines)
+    panels[0].invert_yaxis()
+    save(figure, path)
 
 
 def plot_mean_roc(

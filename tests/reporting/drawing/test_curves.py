@@ -31,6 +31,32 @@ def drawn(monkeypatch):
     return figures
 
 
+def test_means_of_methods(drawn, tmp_path):
+    rows = [
+        ("MTL-IO", "auc", 90.0, 2.0),
+        ("MTL-IO", "fovea_error", 1.0, np.nan),
+        ("Vanilla MTL", "auc", 80.0, 1.0),
+    ]
+    cells = pd.DataFrame(rows, columns=["line", "metric", "mean", "std"])
+    curves.plot_means(cells, tmp_path / "methods")
+    auc, fovea = drawn[0].axes
+    assert [text.get_text() for text in auc.get_yticklabels()] == [
+        "MTL-IO",
+        "Vanilla MTL",
+    ]
+    assert auc.get_xlabel() == "AUC, %\nhigher is better"
+    dots = [bars.lines[0] for bars in auc.containers]
+    assert [(*dot.get_xydata()[0], dot.get_marker()) for dot in dots] == [
+        (90, 0, "D"),
+        (80, 1, "o"),
+    ]
+    (spread,) = auc.containers[0].lines[2]
+    np.testing.assert_allclose(spread.get_segments()[0][:, 0], [88, 92])
+    # A single mean is not the best of any.
+    (only,) = fovea.containers
+    assert (*only.lines[0].get_xydata()[0], only.lines[0].get_marker()) == (1, 0, "o")
+
+
 def test_mean_roc_of_runs_and_of_one(tmp_path):
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1], [30, 10])
