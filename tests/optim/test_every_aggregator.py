@@ -359,7 +359,8 @@ def on_four_devices():
     """What another process makes of them: the number of devices is fixed for one."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} "
+        f"--xla_force_host_platform_device_count={DEVICES}",
         "PYTHONPATH": os.pathsep.join(
             [str(pathlib.Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
         ),

@@ -333,7 +333,8 @@ def compute():
     """Both at the same time."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} "
+        f"--xla_force_host_platform_device_count={DEVICES}",
     }
     with subprocess.Popen(
         [sys.executable, __file__],
