@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-# Columns of a block that a CPU multiplies at once.
-_BLOCK = 16384
+# Bytes of a block that a CPU multiplies at once.
+_BLOCK = 2**17
 
 
 def num_tasks(updates: optax.Updates, params: optax.Params | None = None) -> int | None:
@@ -53,7 +53,7 @@ def check_num_tasks(n: int | None, expected: int) -> None:
 
 def gram(updates: optax.Updates) -> jax.Array:
     """Inner products [N, N] of the task gradients, see `inner_products`."""
-    return inner_products(updates, updates)
+    return _inner_products(updates)
 
 
 def inner_products(first: optax.Updates, second: optax.Updates) -> jax.Array:
@@ -62,18 +62,23 @@ def inner_products(first: optax.Updates, second: optax.Updates) -> jax.Array:
     At least float32. Nothing is rescaled. The squares of norms from 1e-15 to 1e15 are
     normal numbers of float32, and so are those of the elements of 1e7 equal parameters.
     """
+    return _inner_products(first, second)
+
+
+def _inner_products(*trees: optax.Updates) -> jax.Array:
+    """Inner products of two trees, or of one with itself."""
 
     def of_leaf(*leaves):
         if _is_sharded_explicitly(leaves[0]):
             return _product(*leaves)
         matrices = [leaf.reshape(len(leaf), -1) for leaf in leaves]
-        if matrices[0].shape[1] < 2 * _BLOCK:
+        if matrices[0].nbytes < 2 * _BLOCK:
             return _product(*matrices)
         return lax.platform_dependent(
             *matrices, cpu=_product_in_blocks, default=_product
         )
 
-    products = jax.tree.leaves(jax.tree.map(of_leaf, first, second))
+    products = jax.tree.leaves(jax.tree.map(of_leaf, *trees))
     return functools.reduce(jnp.add, products)
 
 
@@ -85,8 +90,9 @@ def _is_sharded_explicitly(leaf: jax.Array) -> bool:
     return any(axis is not None for axis in jax.typeof(leaf).sharding.spec)
 
 
-def _product(first: jax.Array, second: jax.Array) -> jax.Array:
-    """Inner products [N, N] of the tasks' parts of two leaves, on all devices."""
+def _product(*leaves: jax.Array) -> jax.Array:
+    """Inner products [N, N] of one or two leaves, on all devices."""
+    first, second = leaves[0], leaves[-1]
     axes, whole = tuple(range(1, first.ndim)), None
     if _is_sharded_explicitly(first):
         mesh = jax.typeof(first).sharding.mesh
@@ -101,22 +107,21 @@ def _product(first: jax.Array, second: jax.Array) -> jax.Array:
     )
 
 
-def _product_in_blocks(first: jax.Array, second: jax.Array) -> jax.Array:
-    """As `_product`, by blocks of columns, which stay in the cache of a CPU.
-
-    XLA's product of 16 rows of 1e6 numbers takes 4 times as long at once.
-    """
-    whole = first.shape[1] // _BLOCK * _BLOCK
-    rest = _product(first[:, whole:], second[:, whole:])
+def _product_in_blocks(*matrices: jax.Array) -> jax.Array:
+    """As `_product`, by blocks of columns, which stay in the cache of a CPU."""
+    first = matrices[0]
+    columns = max(_BLOCK * first.shape[1] // first.nbytes, 1)
+    whole = first.shape[1] // columns * columns
 
     def add(total, start):
-        parts = (
-            lax.dynamic_slice_in_dim(matrix, start, _BLOCK, axis=1)
-            for matrix in (first, second)
+        blocks = (
+            lax.dynamic_slice_in_dim(matrix, start, columns, axis=1)
+            for matrix in matrices
         )
-        return total + _product(*parts), None
+        return total + _product(*blocks), None
 
-    return lax.scan(add, rest, jnp.arange(0, whole, _BLOCK))[0]
+    rest = _product(*(matrix[:, whole:] for matrix in matrices))
+    return lax.scan(add, rest, jnp.arange(0, whole, columns))[0]
 
 
 def norms_and_cosines(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -142,7 +147,7 @@ def norms(updates: optax.Updates) -> jax.Array:
 def scale(weights: jax.Array, updates: optax.Updates) -> optax.Updates:
     """Multiplies task k's gradient by weights[k]; dtypes stay."""
     return jax.tree.map(
-        lambda leaf: _weighted(weights, leaf).astype(leaf.dtype), updates
+        lambda leaf: (along(weights, leaf) * widened(leaf)).astype(leaf.dtype), updates
     )
 
 
@@ -158,11 +163,15 @@ def inverse(values: jax.Array) -> jax.Array:
 
 def combine(weights: jax.Array, updates: optax.Updates) -> optax.Updates:
     """sum_k weights[k] g_k without the task axis, added in float32; dtypes stay."""
+
     # Products and a sum rather than a matrix product, for which an accelerator rounds
-    # the operands to fewer bits. XLA makes one pass of them.
-    return jax.tree.map(
-        lambda leaf: total(_weighted(weights, leaf)).astype(leaf.dtype), updates
-    )
+    # the operands to fewer bits. XLA makes one pass of them if each task has its own:
+    # products of all tasks at once it would store, from some eight tasks on.
+    def of_leaf(leaf):
+        rows = [weights[k] * widened(leaf[k]) for k in range(len(leaf))]
+        return functools.reduce(jnp.add, rows).astype(leaf.dtype)
+
+    return jax.tree.map(of_leaf, updates)
 
 
 def total(leaf: jax.Array) -> jax.Array:
@@ -232,7 +241,3 @@ def widened(leaf: jax.Array) -> jax.Array:
 def along(vector: jax.Array, leaf: jax.Array) -> jax.Array:
     """A vector [N] as an array that multiplies a leaf [N, ...]."""
     return vector.reshape(-1, *(1,) * (leaf.ndim - 1))
-
-
-def _weighted(weights, leaf):
-    return along(weights, leaf) * widened(leaf)
