@@ -111,6 +111,13 @@ def test_an_over_long_name_is_said():
     )
 
 
+def chosen_of(text):
+    values = flags.FlagValues()
+    flag = flags.DEFINE_list("methods", [], "", flag_values=values)
+    values(["program", f"--methods={text}"])
+    return _flags.all_or_some(flag, ("vanilla", "famo"), ("famo", "other"))
+
+
 def workdirs_of(text):
     values = flags.FlagValues()
     flag = flags.DEFINE_string("workdir", None, "", flag_values=values)
@@ -320,3 +327,10 @@ def test_the_second_command_finds_compiled_programs(tiny_run, tmp_path):
     assert [name for name in first if second.pop(name) != first[name]] == [torn]
     assert second == {}
     assert all(used_again[name] > used[name] for name in first)
+
+
+def test_all_or_some_methods():
+    assert chosen_of("all") == ["vanilla", "famo"]
+    assert chosen_of("other,famo") == ["other", "famo"]
+    with pytest.raises(UserError, match="'all'; choose from vanilla, famo, other.$"):
+        chosen_of("all,famo")

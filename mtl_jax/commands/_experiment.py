@@ -20,7 +20,8 @@ DIRECTORY = flags.DEFINE_string(
 METHODS = flags.DEFINE_list(
     "methods",
     ["single", "independent", "vanilla", "gradnorm", "pcgrad"],
-    "Methods to run, as in config.method.name; two_stage always has encoder resnet34.",
+    "Methods to run, as in config.method.name, or all; two_stage always has encoder "
+    "resnet34.",
 )
 SHARD = flags.DEFINE_string(
     "shard", "0/1", "i/n runs part i of n on this machine; i counts from 0."
@@ -29,6 +30,17 @@ REDO_DAMAGED = flags.DEFINE_bool(
     "redo_damaged", False, "Train a network anew if all its checkpoints are damaged."
 )
 flags.mark_flag_as_required("config")
+
+
+def method_names() -> list[str]:
+    """Reads --methods.
+
+    Raises:
+      UserError: if it names what is no method.
+    """
+    from mtl_jax import methods
+
+    return _flags.all_or_some(METHODS, methods.METHODS)
 
 
 def carry_out(kind: str, plan: Callable[..., Sequence], *arguments: object) -> int:
@@ -42,14 +54,12 @@ def carry_out(kind: str, plan: Callable[..., Sequence], *arguments: object) -> i
     Returns:
       Number of runs that other processes are working on; they may be unfinished.
     """
-    from mtl_jax import methods
     from mtl_jax.experiments import execution
     from mtl_jax.experiments import plan as plans
 
-    _flags.check_list(METHODS, methods.METHODS)
     config = CONFIG.value
     index, count = _shard()
-    runs = plans.share(plan(config, METHODS.value, *arguments), index, count)
+    runs = plans.share(plan(config, method_names(), *arguments), index, count)
     directory = pathlib.Path(DIRECTORY.value)
     elsewhere = execution.execute(
         directory,

@@ -127,5 +127,5 @@ def all_or_some(
     """
     if flag.value == ["all"]:
         return list(every)
-    check_list(flag, ["all", *every, *others])
+    check_list(flag, dict.fromkeys([*every, *others]))
     return flag.value

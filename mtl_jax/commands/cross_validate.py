@@ -36,7 +36,7 @@ def main() -> None:
             "be finished before the others; start the command without it on each "
             "machine."
         )
-    methods, failure, elsewhere = _experiment.METHODS.value, None, 0
+    methods, failure, elsewhere = _experiment.method_names(), None, 0
     try:
         elsewhere = _experiment.carry_out(
             "cross_validation",

@@ -64,7 +64,7 @@ def plot_means(cells: pd.DataFrame, path: pathlib.Path) -> None:
         axes.grid(True, color="#DDDDDD", linewidth=0.6)
         axes.set_axisbelow(True)
     panels[0].set_yticks(range(len(lines)), lines)
-    panels[0].invert_yaxis()
+    panels[0].set_ylim(len(lines) - 0.5, -0.5)
     save(figure, path)
 
 
