@@ -295,7 +295,7 @@ def _changes(paths: Sequence[str]) -> list[str]:
     return [
         f"{len(paths)} {noun} changed since the prediction began, and may have the row "
         f"of what was there before ({', '.join(paths[:3])}"
-        f"{', ...' * (len(paths) > 3)}); predict on what has changed into another folder."
+        f"{', ...' * (len(paths) > 3)}); predict on such into another folder."
     ]
 
 
