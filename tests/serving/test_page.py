@@ -430,7 +430,9 @@ def test_a_chosen_file_that_changes_is_said(window, photographs, tmp_path):
     window.until("return document.querySelectorAll('#errors li').length === 2")
     said = "changing.png has changed or is gone; drop it again."
     assert window.texts("#errors li")[1] == said
-    errors = [one for one in window.complaints() if "ERR_UPLOAD_FILE_CHANGED" not in one]
+    errors = [
+        one for one in window.complaints() if "ERR_UPLOAD_FILE_CHANGED" not in one
+    ]
     assert errors == []
 
 
