@@ -266,7 +266,7 @@ def columns() -> tuple[str, ...]:
         "width",
         "height",
         "mask",
-        *(f"{name}_mask" for name in _other_masks()),
+        *(f"{name}_mask" for name in other_masks()),
         "overlay",
     )
 
@@ -277,7 +277,7 @@ def _other_classes() -> list[tasks.Task]:
     return [task for task in classes if task.name != metrics.DIAGNOSIS]
 
 
-def _other_masks() -> list[str]:
+def other_masks() -> list[str]:
     """Names the segmentations that the grey mask does not show."""
     names = (task.name for task in tasks.of_kind("segmentation"))
     return [name for name in names if name not in IN_GREY_MASK]
@@ -380,7 +380,7 @@ def describe(
             row[f"{task.name}_area"] = int((mask > 0).sum())
     masks = {
         f"{part}_mask": 255 * prediction.found[part]
-        for part in _other_masks()
+        for part in other_masks()
         if part in prediction.found
     }
     grey = grey_mask(prediction)
