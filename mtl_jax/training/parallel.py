@@ -7,6 +7,7 @@ of the state per local device and feeds its own share of every batch.
 import contextlib
 import ctypes
 import os
+import pathlib
 import re
 import signal
 import sys
@@ -116,8 +117,8 @@ class _Ending(NamedTuple):
 
 
 def _threads() -> set[int]:
-    """Numbers of the threads of this process, including those that are not Python's."""
-    return set(map(int, os.listdir("/proc/self/task")))
+    """Numbers of all threads of this process, Python's and others; none without /proc."""
+    return {int(path.name) for path in pathlib.Path("/proc/self/task").glob("*")}
 
 
 def _lost(reason: str) -> str:
