@@ -117,7 +117,7 @@ class _Ending(NamedTuple):
 
 
 def _threads() -> set[int]:
-    """Numbers of all threads of this process, Python's and others; none without /proc."""
+    """Numbers of all threads of this process; none on a system without /proc."""
     return {int(path.name) for path in pathlib.Path("/proc/self/task").glob("*")}
 
 
