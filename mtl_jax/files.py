@@ -330,13 +330,20 @@ class Growing:
             file, digest = self._tables[name]
             # Also where an earlier process ended before its first row.
             if not file.tell():
-                line = _csv_line(columns) + line
+                head = _csv_line(columns)
+                self._note(name, hashlib.sha256(head.encode()).hexdigest())
+                line = head + line
             digest = digest.copy()
             digest.update(line.encode())
             self._note(name, digest.hexdigest())
             added.append((name, file, digest, line.encode()))
         _append(*((file, line) for _, file, _, line in added))
         self._tables |= {name: (file, digest) for name, file, digest, _ in added}
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the folder holds what this process continues or has written."""
+        return self._record is not None
 
     def _place(self, name: str) -> pathlib.Path:
         path = inside(self._path, name)
@@ -518,6 +525,11 @@ def _last_line_end(file: io.FileIO) -> int:
 def _cut(file: io.FileIO, end: int) -> None:
     file.truncate(end)
     file.seek(end)
+
+
+def written(folder: pathlib.Path) -> set[pathlib.Path]:
+    """The files that the record of a folder lists, whether or not they are there."""
+    return {inside(folder, name) for name in _recorded(folder) or ()}
 
 
 def _not_ours(path: pathlib.Path) -> UserError:

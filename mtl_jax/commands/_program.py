@@ -103,20 +103,13 @@ def run(verb: str) -> NoReturn:
         what, code = "interrupted", 130
         if isinstance(stop, Interrupted):
             what, code = str(stop), 128 + stop.signal
-        if verb == "predict" and not _is_submission():
-            advice = "continue with --resume"
+        advice = getattr(stop, "__notes__", [advice])[0]
         print(f"{what}; {advice}.", file=sys.stderr)
         sys.exit(code)
     except Exception as error:
         if sentence := _of_the_system(error):
             _fail(f"{sentence}, and {advice}.", 1)
         raise
-
-
-def _is_submission() -> bool:
-    """Whether `predict` writes what it cannot continue."""
-    # A signal may come before the flag is defined.
-    return "format" in flags.FLAGS and flags.FLAGS["format"].value == "refuge"
 
 
 def _end_on_signals() -> None:

@@ -24,6 +24,9 @@ FORMATS: tuple[str, ...] = get_args(Format)
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
+# Protobuf and FlatBuffers hold less than 2**31 bytes; the rest is for the operations.
+_MOST_PARAMETERS = 500_000_000
+
 _MEANINGS = {
     "probability": "glaucoma, joined and calibrated",
     "probability_fc": "glaucoma by the classifier",
@@ -66,6 +69,11 @@ def write(network: TrainedNetwork, output: pathlib.Path, form: Format) -> None:
     """
     output = pathlib.Path(output)
     _check_replaceable(output)
+    if network.num_parameters > _MOST_PARAMETERS:
+        raise UserError(
+            f"The network has {network.num_parameters:,} parameters, and a file holds "
+            f"{_MOST_PARAMETERS:,} (2 GB) at most; export it with --format=safetensors."
+        )
     function, size = function_of(network), network.image_size
     content, own = _WRITERS[form](network, function, size)
     shapes = jax.eval_shape(function, jax.ShapeDtypeStruct((1, size, size, 3), "uint8"))

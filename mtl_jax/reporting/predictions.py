@@ -4,7 +4,7 @@ import contextlib
 import functools
 import json
 import pathlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -42,8 +42,8 @@ class Written(NamedTuple):
     Attributes:
       failures: one sentence for every photograph that could not be read.
       notes: one sentence for every kind of conversion, with the number of photographs,
-        one if the calibration of the network is not used, and one if the quality of
-        photographs is doubtful.
+        one if the calibration of the network is not used, one if the quality of
+        photographs is doubtful, and one if photographs with rows have changed.
       summary: see `summary.summarise`; empty for a submission.
       waiting: share of the time in which the network waited, see `Tally.waiting`.
     """
@@ -127,13 +127,16 @@ def write(
         checkpoint cannot be read, or the output holds something else; or if the earlier
         output has another network, other photographs or other flags.
     """
-    paths = images.find_photographs(photographs)
+    output = files.resolved(output)
+    paths = _others(files.written(output), images.find_photographs(photographs))
     named = _part(shard, paths)
     folders = workdirs.as_folders(workdir)
-    output = files.resolved(output)
     continues = resume and beginning.exists(output)
-    used, tally, summed = [*paths, *folders], Tally(), {}
-    with files.growing_directory(output, used, continues=continues) as folder:
+    used, tally, summed, changed = [*paths, *folders], Tally(), {}, []
+    with (
+        files.growing_directory(output, used, continues=continues) as folder,
+        _advising(folder, form),
+    ):
         network = _load(folders, checkpoint, tta, calibrated)
         finish = functools.partial(_finish, pictures=pictures, masks=masks)
         if form == "refuge":
@@ -142,9 +145,12 @@ def write(
         flags = {"form": form, "pictures": pictures, "masks": masks}
         start, done = beginning.describe(network, named, flags), set[str]()
         if continues:
-            beginning.check(output, start)
+            begun = beginning.read(output, start)
             done = _done(folder, output)
-        _add_all(folder, start, predict(network, named, finish, tally, done), tally)
+            changed = [x for x in done if start.states[x] != begun.states[x]]
+            start.states.update((name, begun.states[name]) for name in done)
+        results = predict(network, named, finish, tally, done)
+        _add_all(folder, start.content(), results, tally)
         if len(tally.failures) == len(named):
             raise UserError(
                 f"No photograph could be read ({len(named)} of {len(named)} were "
@@ -162,7 +168,19 @@ def write(
                 )
     notes = [*images.conversion_sentences(tally.conversions)]
     notes += [network.note] * bool(network.note) + _doubts(summed)
+    notes += _changes([str(named[name]) for name in sorted(changed)])
     return Written(tally.failures, notes, summed, tally.waiting())
+
+
+@contextlib.contextmanager
+def _advising(folder: files.Growing, form: Form) -> Iterator[None]:
+    """Notes on an interruption whether --resume would go on from there."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if form == "table" and folder.has_begun:
+            stop.add_note("continue with --resume")
+        raise
 
 
 def _add_all(
@@ -177,6 +195,15 @@ def _add_all(
             if number == 0:
                 folder.write(beginning.NAME, start)
             attempt(tally.failures, path, folder.add, part)
+
+
+def _others(
+    ours: Collection[pathlib.Path], paths: Sequence[pathlib.Path]
+) -> Sequence[pathlib.Path]:
+    """Leaves out what an earlier start wrote, unless that is all that is asked for."""
+    if not ours:
+        return paths
+    return [path for path in paths if files.resolved(path) not in ours] or paths
 
 
 def _part(shard: Shard, paths: Sequence[pathlib.Path]) -> dict[str, pathlib.Path]:
@@ -239,7 +266,7 @@ def columns() -> tuple[str, ...]:
         "width",
         "height",
         "mask",
-        *(f"{name}_mask" for name in _other_masks()),
+        *(f"{name}_mask" for name in other_masks()),
         "overlay",
     )
 
@@ -250,7 +277,7 @@ def _other_classes() -> list[tasks.Task]:
     return [task for task in classes if task.name != metrics.DIAGNOSIS]
 
 
-def _other_masks() -> list[str]:
+def other_masks() -> list[str]:
     """Names the segmentations that the grey mask does not show."""
     names = (task.name for task in tasks.of_kind("segmentation"))
     return [name for name in names if name not in IN_GREY_MASK]
@@ -258,6 +285,18 @@ def _other_masks() -> list[str]:
 
 def _finish_submission(predicted: Predicted) -> files.Part:
     return submission.part(predicted.name, predicted.prediction)
+
+
+def _changes(paths: Sequence[str]) -> list[str]:
+    """Says which photographs a later start found changed; nothing if none is."""
+    if not paths:
+        return []
+    noun = "photograph has" if len(paths) == 1 else "photographs have"
+    return [
+        f"{len(paths)} {noun} changed since the prediction began, and may have the row "
+        f"of what was there before ({', '.join(paths[:3])}"
+        f"{', ...' * (len(paths) > 3)}); predict on such into another folder."
+    ]
 
 
 def _doubts(summed: Mapping[str, Any]) -> list[str]:
@@ -341,7 +380,7 @@ def describe(
             row[f"{task.name}_area"] = int((mask > 0).sum())
     masks = {
         f"{part}_mask": 255 * prediction.found[part]
-        for part in _other_masks()
+        for part in other_masks()
         if part in prediction.found
     }
     grey = grey_mask(prediction)

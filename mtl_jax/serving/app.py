@@ -60,16 +60,6 @@ def create_app(
       upload_limit: bytes of the largest photograph.
     """
 
-    async def asset(request: Request) -> Response:
-        name = request.path_params.get("file", "")
-        if name not in _PAGE:
-            raise HTTPException(404)
-        file, kind = _PAGE[name]
-        text = (
-            importlib.resources.files("mtl_jax.serving") / "page" / file
-        ).read_bytes()
-        return Response(text, media_type=kind)
-
     def network(request: Request) -> Response:
         said = {**session.describe_network(), "upload_limit": upload_limit}
         return JSONResponse(said)
@@ -78,11 +68,7 @@ def create_app(
         return JSONResponse(session.describe_all())
 
     async def upload(request: Request) -> Response:
-        name = request.query_params.get("name", "")
-        if _NOT_A_NAME.search(name) or len(name.encode("utf-8", "replace")) > 255:
-            raise HTTPException(
-                400, f"{name!r} is no name of a file; give it without folders."
-            )
+        name = _name(request)
         limit = f"{name} is larger than {upload_limit:,} bytes; reduce it."
         contents = await _body(request, upload_limit, limit)
         return JSONResponse(await run_in_threadpool(session.add, name, contents))
@@ -101,15 +87,7 @@ def create_app(
         return Response(session.gradient_view(_key(request)), media_type="image/png")
 
     async def correct(request: Request) -> Response:
-        limit = "The correction is larger than any that the page sends."
-        body = await _body(request, _CORRECTION_LIMIT, limit)
-        try:
-            said = json.loads(body)
-        except ValueError:
-            raise HTTPException(400, "The correction is no JSON.") from None
-        if not isinstance(said, dict):
-            raise HTTPException(400, "The correction is no JSON object.")
-        key = _key(request)
+        key, said = _key(request), await _correction(request)
         return JSONResponse(await run_in_threadpool(session.correct, key, said))
 
     def withdraw(request: Request) -> Response:
@@ -135,8 +113,8 @@ def create_app(
         Route(f"{photograph}/correction", withdraw, methods=["DELETE"]),
         Route("/predictions.csv", table),
         Route("/masks.zip", masks),
-        Route("/", asset),
-        Route("/{file}", asset),
+        Route("/", _asset),
+        Route("/{file}", _asset),
     ]
     handlers: dict[Any, Any] = {
         HTTPException: _say_status,
@@ -149,6 +127,37 @@ def create_app(
         middleware=[Middleware(_Guard, hosts=hosts)],
         exception_handlers=handlers,
     )
+
+
+async def _asset(request: Request) -> Response:
+    name = request.path_params.get("file", "")
+    if name not in _PAGE:
+        raise HTTPException(404)
+    file, kind = _PAGE[name]
+    text = (importlib.resources.files("mtl_jax.serving") / "page" / file).read_bytes()
+    return Response(text, media_type=kind)
+
+
+def _name(request: Request) -> str:
+    """The name of the file that is uploaded."""
+    name = request.query_params.get("name", "")
+    if _NOT_A_NAME.search(name) or len(name.encode("utf-8", "replace")) > 255:
+        raise HTTPException(
+            400, f"{name!r} is no name of a file; give it without folders."
+        )
+    return name
+
+
+async def _correction(request: Request) -> dict[str, Any]:
+    limit = "The correction is larger than any that the page sends."
+    body = await _body(request, _CORRECTION_LIMIT, limit)
+    try:
+        said = json.loads(body)
+    except ValueError:
+        raise HTTPException(400, "The correction is no JSON.") from None
+    if not isinstance(said, dict):
+        raise HTTPException(400, "The correction is no JSON object.")
+    return said
 
 
 def _key(request: Request) -> str:

@@ -188,7 +188,7 @@ class Session:
             "quality": one.doubts,
             "masks": [
                 part
-                for part in (*PARTS, *_other_masks())
+                for part in (*PARTS, *predictions.other_masks())
                 if self._mask_file(one, part, correction) is not None
             ],
             "fovea": fovea,
@@ -337,7 +337,7 @@ class Session:
         """Finds the corrected mask of a structure, or else the predicted one."""
         if correction is not None and part in PARTS:
             return correction.masks.get(part)
-        if part not in (*PARTS, *_other_masks()):
+        if part not in (*PARTS, *predictions.other_masks()):
             return None
         path = self._file(one.key, f"{part}.png")
         return path if path.exists() else None
@@ -363,11 +363,6 @@ class Session:
 def _masks_of(prediction: Prediction) -> list[str]:
     names = [task.name for task in tasks.of_kind("segmentation")]
     return [name for name in names if prediction.found.get(name) is not None]
-
-
-def _other_masks() -> list[str]:
-    names = [task.name for task in tasks.of_kind("segmentation")]
-    return [name for name in names if name not in PARTS]
 
 
 def _fovea(row: Mapping[str, Any]) -> tuple[float, float] | None:

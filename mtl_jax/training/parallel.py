@@ -7,9 +7,11 @@ of the state per local device and feeds its own share of every batch.
 import contextlib
 import ctypes
 import os
+import pathlib
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -60,6 +62,7 @@ def connected_processes(
     Raises:
       UserError: if the processes do not find each other.
     """
+    before = _threads()
     try:
         jax.distributed.initialize(
             coordinator,
@@ -79,10 +82,19 @@ def connected_processes(
             "The processes of this run cannot find each other "
             f"({_first_line(error)}); {how}."
         ) from error
-    ending = _Ending(f"{_lost('unless the message above says otherwise')}\n", LOST_CODE)
-    _end_on_abort(lambda: ending)
+    # By one of them JAX aborts this process when it has lost another.
+    watching = _threads() - before
+    lost = _Ending(f"{_lost('the message above says how')}\n", LOST_CODE)
+    ending = None
+
+    def ending_now() -> _Ending | None:
+        return ending or (lost if threading.get_native_id() in watching else None)
+
+    _end_on_abort(ending_now)
     try:
         yield
+        # JAX is going to wait for the others, on this thread.
+        ending = lost
     except Exception as error:
         if reason := _failed_exchange(error):
             print(_lost(reason), file=sys.stderr, flush=True)
@@ -104,6 +116,11 @@ class _Ending(NamedTuple):
     code: int
 
 
+def _threads() -> set[int]:
+    """Numbers of all threads of this process; none on a system without /proc."""
+    return {int(path.name) for path in pathlib.Path("/proc/self/task").glob("*")}
+
+
 def _lost(reason: str) -> str:
     return (
         f"error: Another process of the {jax.process_count()} of this run has ended or "
@@ -117,7 +134,9 @@ def _failed_exchange(error: BaseException | None) -> str | None:
     A save that was under way fails by it, too, with an error of its own.
     """
     while error is not None:
-        if _EXCHANGE.search(str(error)):
+        # The name of a file may have such a word in it, too.
+        is_jaxs = isinstance(error, jax.errors.JaxRuntimeError)
+        if is_jaxs and _EXCHANGE.search(str(error)):
             return _first_line(error)
         error = error.__cause__ or error.__context__
     return None
@@ -127,8 +146,10 @@ def _first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0].rstrip(".")
 
 
-def _end_on_abort(ending: Callable[[], _Ending]) -> None:
+def _end_on_abort(ending: Callable[[], _Ending | None]) -> None:
     """Replaces the end by SIGABRT, by which JAX ends a process that lost another.
+
+    Where `ending` returns None, the process ends by the signal all the same.
 
     JAX's own callback for this cannot be written in Python (jaxlib 0.10.2 has no
     conversion of its argument). A handler of the module `signal` would wait for the
@@ -137,9 +158,12 @@ def _end_on_abort(ending: Callable[[], _Ending]) -> None:
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def end(number: int) -> None:
-        sentence, code = ending()
-        os.write(2, sentence.encode())
-        os._exit(code)
+        if (found := ending()) is None:
+            register(number, None)
+            os.kill(os.getpid(), number)
+            return
+        os.write(2, found.sentence.encode())
+        os._exit(found.code)
 
     # C keeps the address alone.
     _handlers.append(end)

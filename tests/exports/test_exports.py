@@ -1,5 +1,6 @@
 """Exported networks say what `predict` says: in onnxruntime, and with jax alone."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -16,7 +17,7 @@ from PIL import Image
 
 from mtl_jax import exports, workdirs
 from mtl_jax.data.synthetic import renderer
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, missing_extra
 from mtl_jax.evaluation import predict
 from mtl_jax.exports import file, onnx_graph
 from mtl_jax.inference.calibration import Calibration
@@ -331,6 +332,39 @@ def test_what_cannot_be_exported(workdir_of, tmp_path):
             lambda images: {"x": jax.numpy.fft.fft(images[..., 0]).real}, 8
         )
     assert [path.name for path in tmp_path.iterdir()] == ["half"]
+
+
+@pytest.mark.parametrize("kind", exports.FORMATS)
+def test_a_file_of_two_gigabytes_is_refused_at_once(kind, written, tmp_path):
+    network, _ = written("one stage", kind)
+    # Of parameters that are not there.
+    large = dataclasses.replace(network, num_parameters=500_000_001, networks=())
+    with pytest.raises(
+        UserError, match=r"500,000,001 parameters.*--format=safetensors"
+    ):
+        exports.write(large, tmp_path / "n", kind)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "module"), [("stablehlo", "flatbuffers"), ("onnx", "onnxruntime")]
+)
+def test_the_extra_of_a_format_is_named(kind, module, one, tmp_path, monkeypatch):
+    path = one(kind, tmp_path)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ModuleNotFoundError) as caught:
+        exports.read(path)
+    said = f"{module} is not installed; install mtl_jax[export], or mtl_jax[all] "
+    assert missing_extra(caught.value).startswith(said)
+
+
+def test_without_flatbuffers_nothing_is_written(written, tmp_path, monkeypatch):
+    network, _ = written("one stage", "stablehlo")
+    monkeypatch.setitem(sys.modules, "flatbuffers", None)
+    with pytest.raises(ModuleNotFoundError) as caught:
+        exports.write(network, tmp_path / "n.stablehlo", "stablehlo")
+    assert missing_extra(caught.value).startswith("flatbuffers is not installed; ")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_command(workdir_of, photographs, compiled, tmp_path):

@@ -252,3 +252,26 @@ def test_a_disc_at_an_unusual_distance_from_the_fovea_is_said(angle, radius, dia
     offset = 2 * radius * diameters * np.array([np.cos(angle), np.sin(angle)])
     names = [d.name for d in quality.doubts(photograph, disc, 128 + offset)]
     assert ("implausible" in names) == (not 1.7 <= diameters <= 3.5)
+
+
+@pytest.mark.parametrize("side", [256, 2500])
+def test_a_disc_of_an_unusual_width_is_said(side):
+    """In a field of view that is whole; in a close-up discs are large."""
+    ys, xs = np.mgrid[:side, :side]
+    from_middle = np.hypot(xs - side / 2, ys - side / 2)
+    whole = draw(0, 256).photograph
+    assert quality.measure(whole).is_whole
+    whole = np.asarray(Image.fromarray(whole).resize((side, side)))
+    field = quality.measure(whole).width
+    for width in (0.15, 0.25, 0.3, 0.5):
+        found = quality.doubts(whole, from_middle < width * field / 2)
+        said = [doubt.reason for doubt in found if doubt.name == "implausible"]
+        assert bool(said) == (width > 0.28)
+        assert all(
+            f"the disc is {width:.2f} times as wide" in reason for reason in said
+        )
+    close = whole[side // 3 : -side // 3, side // 3 : -side // 3]
+    assert not quality.measure(close).is_whole
+    assert "implausible" not in [
+        doubt.name for doubt in quality.doubts(close, np.ones(close.shape[:2]))
+    ]

@@ -14,7 +14,7 @@ from PIL import Image
 from mtl_jax.reporting import handout, predictions
 from mtl_jax.reporting.handout import pages, pdf
 
-pytest_plugins = ("untrained_network",)
+pytest_plugins = ("browser", "untrained_network")
 
 NAMES = ("left", "Ζαφείρης <b>&amp;", "dark", "gone")
 LONG = "of_a_word_that_is_longer_than_its_line_" * 5
@@ -237,3 +237,31 @@ def test_the_colours_of_the_page_can_be_read():
         ]
         luminance = np.dot(linear, (0.2126, 0.7152, 0.0722))
         assert 1.05 / (luminance + 0.05) >= 4.5
+
+
+def test_a_browser_prints_a_cover_and_a_page_for_each(browser, tmp_path):
+    """Tall pictures, many doubts and many numbers included."""
+    of, tall = content(4), io.BytesIO()
+    Image.new("RGB", (50, 400)).save(tall, "JPEG")
+    full = [
+        page._replace(
+            numbers=[(f"number {k}", "0.31 ± 0.02") for k in range(9)],
+            doubts=["blurred: its sharpness is 0.1%, usual 1.0-4.5%"] * 4,
+            photograph=tall.getvalue(),
+            overlay=tall.getvalue(),
+        )
+        for page in of.pages()
+    ]
+    of = of._replace(
+        pages=lambda: iter(full),
+        rows=lambda: [("a", "no", "0.31", "–", "blurred")] * len(full),
+        limits=handout.BUILT_IN_LIMITS,
+    )
+    handout.write("html", of, tmp_path / "a.html")
+    browser.get((tmp_path / "a.html").as_uri())
+    printed = browser.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})
+    data = base64.b64decode(printed["data"])
+    assert len(re.findall(rb"/Type /Page\b", data)) == 1 + len(full)
+    assert {*re.findall(rb"/MediaBox \[([^]]*)\]", data)} == {
+        b"0 0 594.95996 841.91998"
+    }

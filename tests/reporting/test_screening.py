@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import os
 import pathlib
 import signal
 import threading
@@ -15,10 +16,11 @@ import pytest
 from photograph_files import round_fundus
 from PIL import Image
 
+from mtl_jax import files
 from mtl_jax.data import lookahead
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import predict
-from mtl_jax.reporting import predictions, summary
+from mtl_jax.reporting import beginning, predictions, summary
 
 pytest_plugins = ("training_fixtures", "untrained_network")
 
@@ -55,6 +57,8 @@ def ended(place, network_folder, compiled):
 
     (place / "mine").mkdir()
     (place / "mine" / "thesis.tex").write_text("mine")
+    with files.whole_directory(place / "other") as other:
+        (other / "metrics.json").write_text("{}")
     commands = {
         "whole": start("whole", "--parquet"),
         "killed": start("killed"),
@@ -64,6 +68,7 @@ def ended(place, network_folder, compiled):
         "shard": start("killed", "--resume", "--shard=1/2"),
         "network": start("killed", "--resume", "--tta"),
         "thesis": start("mine", "--resume"),
+        "other output": start("other", "--resume"),
         "finished": start("whole", "--resume", "--parquet"),
         "first": start("first", "--shard=1/2", "--resume"),
         "second": start("second", "--shard=2/2", "--nopictures", "--nomasks"),
@@ -153,7 +158,8 @@ SENTENCES = {
     "photographs": "killed was begun with other photographs, or another --shard;",
     "shard": "killed was begun with other photographs, or another --shard;",
     "network": "killed was begun with another network, checkpoint, calibration or",
-    "thesis": "mine holds no prediction that --resume can continue; leave the flag",
+    "thesis": "mine holds something else than earlier output (thesis.tex, and no",
+    "other output": "other holds no prediction that --resume can continue; leave the",
     "many": "The shard 1/99 of 37 photographs is empty; ask for fewer",
     "refuge": "--format=refuge has no --resume; leave it out",
 }
@@ -254,6 +260,109 @@ def test_a_tilde_is_the_users_folder(network_folder, place, tmp_path, monkeypatc
             )
         assert len(rows(tmp_path / "out")) == 1 + 3
     assert (tmp_path / "out" / "summary.json").is_file()
+
+
+def test_an_output_among_the_photographs_is_continued(
+    network_folder, place, tmp_path, monkeypatch
+):
+    """By another path to them, and after one was replaced."""
+    photographs = tmp_path / "in"
+    photographs.mkdir()
+    for index in (1, 2, 4):
+        Image.fromarray(fundus(index)).save(photographs / f"{index}.png")
+    output = photographs / "out"
+
+    def write(pattern, **options):
+        written = predictions.write(network_folder, pattern, output, **options)
+        assert [row[0] for row in rows(output)[1:]] == ["1", "2", "4"]
+        return [note for note in written.notes if "changed" in note]
+
+    assert write(f"{photographs}/**") == []
+    table = (output / "predictions.csv").read_bytes()
+    Image.fromarray(fundus(5)).save(photographs / "2.png")
+    os.utime(photographs / "2.png", (0, 0))
+    monkeypatch.chdir(tmp_path)
+    output = pathlib.Path("in/out")
+    for _ in range(2):
+        (note,) = write("./in/**", resume=True)
+        assert note.startswith("1 photograph has changed since the prediction began, ")
+        assert "(in/2.png);" in note
+        assert (output / "predictions.csv").read_bytes() == table
+    assert write("in/**") == []
+    assert (output / "predictions.csv").read_bytes() != table
+    # Of another folder, whose photographs have the same relative paths.
+    (tmp_path / "elsewhere" / "in").mkdir(parents=True)
+    for index in (1, 2, 4):
+        Image.fromarray(fundus(index)).save(tmp_path / f"elsewhere/in/{index}.png")
+    output = output.absolute()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="was begun with other photographs"):
+        write("in/**", resume=True)
+
+
+def killed_in_an_empty_folder(output):
+    output.mkdir()
+    (output / ".mtl_jax.partial").write_text('{"note":')
+
+
+def killed_before_the_first_file(output):
+    output.mkdir()
+    with files.growing_directory(output) as folder:
+        folder.write(beginning.NAME, b"{}")
+    (output / beginning.NAME).rename(output / ".mtl_jax.partial")
+
+
+def killed_amid_an_earlier_output(output):
+    with files.growing_directory(output) as folder:
+        for name in (beginning.NAME, "masks/1.png", "masks/2.png"):
+            folder.write(name, b"{}")
+    (output / beginning.NAME).unlink()
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [
+        killed_in_an_empty_folder,
+        killed_before_the_first_file,
+        killed_amid_an_earlier_output,
+    ],
+)
+def test_what_a_kill_leaves_before_the_beginning_is_replaced(leave, tmp_path):
+    leave(output := tmp_path / "out")
+    assert not beginning.exists(output)
+    with files.growing_directory(output) as folder:
+        folder.write("new", b"")
+    assert [path.name for path in output.rglob("[!.]*")] == ["new"]
+
+
+@pytest.mark.parametrize("kept", [3, len("a,b\r\n"), len("a,b\r\n1")])
+def test_a_first_row_that_a_kill_has_torn_is_written_again(kept, tmp_path):
+    row = {"table.csv": (("a", "b"), {"a": 1, "b": 2})}
+    with files.growing_directory(tmp_path) as folder:
+        folder.add_rows(row)
+    table = tmp_path / "table.csv"
+    whole = table.read_bytes()
+    table.write_bytes(whole[:kept])
+    with files.growing_directory(tmp_path, continues=True) as folder:
+        folder.add_rows(row)
+    assert table.read_bytes() == whole
+
+
+@pytest.mark.parametrize(("form", "count"), [("table", 0), ("table", 1), ("refuge", 1)])
+def test_what_has_not_begun_is_not_to_be_continued(
+    network_folder, place, tmp_path, monkeypatch, form, count
+):
+    def interrupted(*arguments):
+        yield from [(place, files.Part({"a": b""}, {}))] * count
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predictions, "predict", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        predictions.write(
+            network_folder, str(place / "in"), tmp_path / "out", form=form
+        )
+    wanted = ["continue with --resume"] if form == "table" and count else []
+    assert getattr(caught.value, "__notes__", []) == wanted
 
 
 def test_a_report_needs_the_overlays(network_folder, place, tmp_path):

@@ -5,6 +5,7 @@ import io
 import json
 
 import numpy as np
+import photograph_files
 import pytest
 from PIL import Image
 
@@ -411,3 +412,40 @@ def test_it_asks_no_other_machine(window, client, browser):
     ]
     assert client.address + "/page.js" in asked
     assert [u for u in asked if not u.startswith((client.address, "data:"))] == []
+
+
+def test_a_chosen_file_that_changes_is_said(window, photographs, tmp_path):
+    """Between the choice and its turn, while the file before it is sent."""
+    changing = tmp_path / "changing.png"
+    changing.write_bytes((photographs / "left.png").read_bytes())
+    window.run(
+        "window.send = fetch; window.fetch = (...all) => new Promise("
+        "(go) => { window.go = () => go(send(...all)); })"
+    )
+    names = photographs / "letter.txt", changing
+    window.find("#files").send_keys("\n".join(map(str, names)))
+    window.until("return Boolean(window.go)")
+    changing.write_bytes(b"changed")
+    window.run("window.fetch = window.send; window.go()")
+    window.until("return document.querySelectorAll('#errors li').length === 2")
+    said = "changing.png has changed or is gone; drop it again."
+    assert window.texts("#errors li")[1] == said
+    errors = [
+        one for one in window.complaints() if "ERR_UPLOAD_FILE_CHANGED" not in one
+    ]
+    assert errors == []
+
+
+def test_formats_that_no_browser_shows(window, photographs, tmp_path):
+    pixels = np.array(Image.open(photographs / "left.png"))
+    photograph_files.write_dicom(tmp_path / "eye.dcm", pixels)
+    photograph_files.write_heic(tmp_path / "eye.heic", pixels)
+    deep = photograph_files.tiff16_bytes(pixels * np.uint16(257))
+    (tmp_path / "eye.tiff").write_bytes(deep)
+    names = ["eye.dcm", "eye.heic", "eye.tiff"]
+    files = window.find("#files")
+    files.send_keys("\n".join(str(tmp_path / name) for name in names))
+    for name in names:
+        window.show(name)
+        assert window.pixels().max() > 100
+    assert window.texts("#errors li") == []

@@ -13,6 +13,7 @@ import zipfile
 
 import full_disk
 import numpy as np
+import photograph_files
 import pytest
 from PIL import Image
 from served_page import Client
@@ -83,6 +84,45 @@ def test_it_says_what_predict_writes(page, left, photographs, network_folder, tm
         ours = np.array(Image.open(io.BytesIO(content)))
         theirs = images.read_mask(output / f"masks/{name}.png")
         assert (ours != theirs).mean() < 1e-3
+
+
+FORMATS = {
+    "left.dcm": lambda path, pixels: photograph_files.write_dicom(path, pixels),
+    "left.heic": lambda path, pixels: photograph_files.write_heic(path, pixels),
+    "deep.png": lambda path, pixels: path.write_bytes(
+        photograph_files.png_bytes((pixels * np.uint16(257)).astype(">u2"), 16)
+    ),
+    "deep.tiff": lambda path, pixels: path.write_bytes(
+        photograph_files.tiff16_bytes(pixels * np.uint16(257))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_shows_the_same(name, page, left, photographs, tmp_path):
+    """The same pixels in a file that no browser can show."""
+    pixels = np.array(Image.open(photographs / "left.png"))
+    FORMATS[name](tmp_path / name, pixels)
+    status, one = page.upload(tmp_path / name)
+    assert (status, one["name"], one["size"]) == (200, name, left["size"])
+    assert one["id"] != left["id"]
+    shown = [
+        np.array(
+            Image.open(io.BytesIO(page.ask(f"photographs/{x['id']}/view.jpg")[1]))
+        ).astype(int)
+        for x in (one, left)
+    ]
+    if name.endswith("heic"):
+        # Its colours are rounded to YCbCr.
+        assert abs(shown[0] - shown[1]).mean() < 2
+        assert one["numbers"].keys() == left["numbers"].keys()
+    else:
+        np.testing.assert_array_equal(*shown)
+        assert one["numbers"] == left["numbers"]
+    half = tmp_path / f"half.{name}"
+    half.write_bytes((tmp_path / name).read_bytes()[: len(pixels) * 9])
+    status, said = page.upload(half)
+    assert (status, half.name in said["error"]) == (422, True)
 
 
 def test_pictures_have_the_size_of_the_view(page, left):

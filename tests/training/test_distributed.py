@@ -181,3 +181,38 @@ def test_both_processes_stop_at_one_step(config, compiled, tmp_path):
         assert f"saved after step {step} ({saved}); continue with --resume." in output
         data = saved / f"data/process_{index}-of-2.json"
         assert json.loads(data.read_text()) == {"next_index": step}
+
+
+# The first waits, the second fails at what is named like a library of exchanges, and
+# the third aborts on a thread of its own.
+ENDINGS = """
+import os, sys, threading, time
+from mtl_jax.training import parallel
+port, index = sys.argv[1], int(sys.argv[2])
+with parallel.connected_processes(f"127.0.0.1:{port}", 3, index):
+    if index == 1:
+        raise FileNotFoundError("/runs/NCCL/photograph.png")
+    if index == 2:
+        threading.Thread(target=os.abort).start()
+    time.sleep(200)
+"""
+
+
+@pytest.mark.slow
+def test_an_end_of_its_own_is_no_lost_process(compiled):
+    """So that a scheduler does not repeat it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-c", ENDINGS, str(port)]
+    processes = [start([*command, str(index)], compiled) for index in range(3)]
+    try:
+        outputs = [process.communicate(timeout=180)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    codes = [process.returncode for process in processes]
+    assert codes == [parallel.LOST_CODE, 1, -signal.SIGABRT], outputs
+    sentence = "error: Another process of the 3 of this run has ended"
+    assert [sentence in output for output in outputs] == [True, False, False]
+    assert "FileNotFoundError: /runs/NCCL/photograph.png" in outputs[1]

@@ -70,7 +70,15 @@ async function upload(files) {
         throw new Error(`${file.name} is larger than ${limit} bytes; reduce it.`);
       }
       const address = `photographs?name=${encodeURIComponent(file.name)}`;
-      const one = await ask(address, { method: "POST", body: file });
+      const one = await ask(address, { method: "POST", body: file }).catch(
+        async (error) => {
+          // A browser sends no file that has changed since it was chosen.
+          await file.slice(0, 1).arrayBuffer().catch(() => {
+            throw new Error(`${file.name} has changed or is gone; drop it again.`);
+          });
+          throw error;
+        },
+      );
       photographs.set(one.id, one);
       list();
       if (!editor) await show(one.id);
