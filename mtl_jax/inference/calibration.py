@@ -22,7 +22,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize
 from scipy.special import expit, logit
 
 from mtl_jax.inference import vcdr
@@ -114,6 +113,8 @@ def fit_temperature(probability: ArrayLike, labels: ArrayLike) -> float:
       probability: [N] probabilities of class 1.
       labels: [N] zeros and ones.
     """
+    from scipy import optimize
+
     # Equal probabilities have no order that a temperature could spread or narrow.
     if np.ptp(np.asarray(probability)) == 0:
         return 1.0
