@@ -491,3 +491,13 @@ if __name__ == "__main__":
             }
         )
     )
+
+
+def test_only_errors_of_jax_tell_of_a_lost_process():
+    lost = jax.errors.JaxRuntimeError("INTERNAL: Gloo AllReduce failed.\nmore")
+    assert parallel._failed_exchange(lost) == "INTERNAL: Gloo AllReduce failed"
+    own = FileNotFoundError("/runs/Gloo/NCCL/photograph.png")
+    assert parallel._failed_exchange(own) is None
+    own.__context__ = lost
+    assert parallel._failed_exchange(own) == "INTERNAL: Gloo AllReduce failed"
+    assert parallel._failed_exchange(jax.errors.JaxRuntimeError("a bug")) is None
