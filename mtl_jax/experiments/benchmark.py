@@ -132,7 +132,8 @@ METHODS = REGISTERED | {
     ),
     "independent_unrolled": Method(_unrolled, _task_by_task),
     "pcgrad_vmap": Method(
-        _trained_by(methods.METHODS["pcgrad"].create, backward="vmap"), _one_forward
+        _trained_by(lambda s: optax.chain(optim.pcgrad(s.key), s.tx), backward="vmap"),
+        _one_forward,
     ),
 }
 
