@@ -123,8 +123,8 @@ def get_config() -> Config:
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.name = "adam"  # adamw, lion, rmsprop, sgd
-    # bfloat16: keeps the first moment of adam, adamw and lion in half the memory. Adam's
-    # second moment changes by 0.1 % a step, too little for bfloat16: it stays float32.
+    # bfloat16: keeps the first moment of adam, adamw and lion in half the memory. The
+    # second moment falls by 0.1 % a step, too little for bfloat16: it stays float32.
     config.optimizer.mu_dtype = "float32"
     config.optimizer.learning_rate = 1e-4
     config.optimizer.schedule = "constant"  # cosine, linear: down to 0
