@@ -34,7 +34,8 @@ def flops(compiled: jax.stages.Compiled) -> float | None:
     convolutions in a loop, as those that visit the tasks one by one have.
     """
     text, costs = compiled.as_text(), compiled.cost_analysis()
-    assert text and costs, "CPUs, GPUs and TPUs have both"
+    assert text is not None, "CPUs, GPUs and TPUs have it"
+    assert costs is not None, "CPUs, GPUs and TPUs have them"
     return None if has_convolution_in_loop(text) else costs["flops"]
 
 

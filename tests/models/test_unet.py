@@ -321,3 +321,28 @@ def test_the_whole_network_agrees_with_numpy(random_variables, images):
     for name in HEADS:
         np.testing.assert_allclose(actual[name], expected[name], atol=1e-4)
         assert np.abs(expected[name]).max() > 0.05
+
+
+def test_features_computed_anew_change_nothing_but_memory(make_batch, random_variables):
+    images = make_batch(size=16)["image"].astype(np.float32) / 255
+    found, memory = {}, {}
+    for remat in (False, True):
+        model = MultiTaskUNet(encoder="small", width=1 / 8, remat=remat)
+
+        def loss(params, batch_stats, model=model):
+            logits, updated = model.apply(
+                {"params": params, "batch_stats": batch_stats},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": jax.random.key(0)},
+            )
+            return sum(jnp.sum(x**2) for x in logits.values()), updated
+
+        gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+        variables = random_variables(model)
+        compiled = gradient.lower(**variables).compile()
+        memory[remat] = compiled.memory_analysis().temp_size_in_bytes
+        found[remat] = compiled(**variables)
+    jax.tree.map(np.testing.assert_array_equal, found[True], found[False])
+    assert memory[True] < 0.8 * memory[False]

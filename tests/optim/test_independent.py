@@ -238,3 +238,20 @@ def test_without_jit_it_is_the_same():
     actual = run_compiled("adam", targets, curvatures, 1)
     assert_trees_close((params, state), actual[:2], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(losses, actual[2][0], rtol=1e-5)
+
+
+def test_states_are_replaced_in_place():
+    """As input and output of a loop, the states would need their memory twice."""
+    size, n = 100_000, 8
+    optimizer = optim.independent(optax.adam(0.1), n)
+    gradients = optim.task_gradients(
+        [lambda w, carry, k=k: (jnp.sum((w - k) ** 2), carry) for k in range(n)]
+    )
+    w = jax.ShapeDtypeStruct((size,), jnp.float32)
+    step = jax.jit(
+        lambda w, state: optimizer.update(gradients, state, w)[:2],
+        donate_argnums=(0, 1),
+    )
+    compiled = step.lower(w, jax.eval_shape(optimizer.init, w)).compile()
+    # Of one task there are some copies and gradients.
+    assert compiled.memory_analysis().temp_size_in_bytes < 8 * 4 * size
