@@ -216,8 +216,8 @@ def take(stacked: Any, index: jax.Array) -> Any:
 def put(stacked: Any, index: jax.Array, part: Any) -> Any:
     """A stacked tree with the part of one task replaced.
 
-    A loop that carries the stacked states replaces them in place. As scanned input and
-    output they would take their memory twice.
+    A loop that carries stacked states replaces them in place, if a conditional computes
+    the new part. As scanned input and output they would need their memory twice.
     """
     return jax.tree.map(
         lambda leaf, x: lax.dynamic_update_index_in_dim(leaf, x, index, 0),
