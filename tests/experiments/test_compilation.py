@@ -41,3 +41,13 @@ def test_a_step_compiles_for_a_tpu(method):
     common, _, header, rule, line, *_ = compilation.table([row]).splitlines()
     assert common.endswith("dtype bfloat16, remat no, devices 4")
     assert header.count("|") == rule.count("|") == line.count("|")
+
+
+@pytest.mark.slow
+def test_features_computed_anew_need_less_memory():
+    def memory(remat):
+        setting = benchmark.Setting("vgg13", 1 / 16, 64, 4, "float32", remat)
+        row = compilation.compile_step(setting, "vanilla", compilation.devices("cpu"))
+        return row["memory_bytes"]
+
+    assert memory(True) < 0.8 * memory(False)

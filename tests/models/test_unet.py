@@ -323,13 +323,27 @@ def test_the_whole_network_agrees_with_numpy(random_variables, images):
         assert np.abs(expected[name]).max() > 0.05
 
 
-def test_features_computed_anew_change_nothing_but_memory(make_batch, random_variables):
-    images = make_batch(size=16)["image"].astype(np.float32) / 255
-    found, memory = {}, {}
-    for remat in (False, True):
-        model = MultiTaskUNet(encoder="small", width=1 / 8, remat=remat)
+def test_variables_do_not_depend_on_what_is_computed_anew():
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    kept, anew = (
+        jax.eval_shape(
+            MultiTaskUNet(encoder="resnet34", width=1 / 16, remat=remat).init,
+            jax.random.key(0),
+            images,
+        )
+        for remat in (False, True)
+    )
+    assert kept == anew
 
-        def loss(params, batch_stats, model=model):
+
+@pytest.mark.slow
+def test_features_computed_anew_change_nothing(tiny_batch, random_variables):
+    images = tiny_batch["image"].astype(np.float32) / 255
+
+    def gradient(remat):
+        model = MultiTaskUNet(encoder="vgg13", width=1 / 16, remat=remat)
+
+        def loss(params, batch_stats):
             logits, updated = model.apply(
                 {"params": params, "batch_stats": batch_stats},
                 images,
@@ -339,11 +353,8 @@ def test_features_computed_anew_change_nothing_but_memory(make_batch, random_var
             )
             return sum(jnp.sum(x**2) for x in logits.values()), updated
 
-        gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+        step = jax.jit(jax.value_and_grad(loss, has_aux=True))
         variables = random_variables(model)
-        variables = variables["params"], variables["batch_stats"]
-        compiled = gradient.lower(*variables).compile()
-        memory[remat] = compiled.memory_analysis().temp_size_in_bytes
-        found[remat] = compiled(*variables)
-    jax.tree.map(np.testing.assert_array_equal, found[True], found[False])
-    assert memory[True] < 0.8 * memory[False]
+        return step(variables["params"], variables["batch_stats"])
+
+    jax.tree.map(np.testing.assert_array_equal, gradient(True), gradient(False))
