@@ -27,8 +27,6 @@ from mtl_jax.training.state import TrainState
 
 ROUNDS = 3
 
-KEY = jax.random.PRNGKey(1)
-
 # Side of the matrices whose product is timed. Accelerators need larger ones.
 MATRIX = {"cpu": 2048}
 LARGE_MATRIX = 8192
@@ -88,7 +86,10 @@ def _trained_by(
     def create(model, tasks, axis_name=None):
         made = optimizer(
             methods.default_setting(
-                optax.adam(1e-4), len(tasks), KEY, ENCODERS[model.encoder].last_kernel
+                optax.adam(1e-4),
+                len(tasks),
+                jax.random.PRNGKey(1),
+                ENCODERS[model.encoder].last_kernel,
             )
         )
         step = steps.train_step(model, tasks, made, axis_name=axis_name, **options)

@@ -116,7 +116,10 @@ def test_a_measurement_beside_torch_and_its_table(monkeypatch):
     assert "| batch |" in header
 
 
-@pytest.mark.parametrize("method", ["vanilla", "independent_unrolled"])
+@pytest.mark.parametrize(
+    "method",
+    ["vanilla", pytest.param("independent_unrolled", marks=pytest.mark.slow)],
+)
 def test_xla_counts_as_much_arithmetic_as_the_formula(method):
     setting = benchmark.Setting("small", 1.0, 128, 1, "float32")
     tasks_, batch = tasks.build(), benchmark.random_batch(1, 128)
