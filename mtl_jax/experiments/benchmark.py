@@ -149,7 +149,9 @@ METHODS = REGISTERED | {
     ),
     "independent_unrolled": Method(_unrolled, _task_by_task),
     "pcgrad_vmap": Method(
-        _trained_by(methods.METHODS["pcgrad"].create, backward="vmap"), _one_forward
+        # pyrefly: ignore[bad-argument-type]  # A method of one network has `create`.
+        _trained_by(methods.METHODS["pcgrad"].create, backward="vmap"),
+        _one_forward,
     ),
 }
 
