@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import re
 import tempfile
 import time
 import warnings
@@ -182,7 +183,7 @@ def least_seconds(
 
 @contextlib.contextmanager
 def _complaints() -> Iterator[list[str]]:
-    """Collects what JAX warns of, and the lines that XLA writes to stderr."""
+    """Collects what JAX warns of, and what XLA writes to stderr."""
     found: list[str] = []
     kept = os.dup(2)
     with tempfile.TemporaryFile() as file, warnings.catch_warnings(record=True) as told:
@@ -195,7 +196,27 @@ def _complaints() -> Iterator[list[str]]:
             os.close(kept)
             file.seek(0)
             found += [str(warning.message) for warning in told]
-            found += file.read().decode(errors="replace").splitlines()
+            found += _by_place(file.read().decode(errors="replace"))
+
+
+def _by_place(log: str) -> list[str]:
+    """The first message from each line of XLA's program, and how many there are."""
+    messages: dict[str, list[str]] = {"stderr": []}
+    place = "stderr"
+    for line in log.splitlines():
+        if head := re.match(r"[IWEF]\d{4} \S+ +\d+ ([\w.]+:\d+)\] ?(.*)", line):
+            place = head[1]
+            messages.setdefault(place, []).append(head[2].strip(" *"))
+        elif text := line.strip(" *"):
+            if messages[place]:
+                messages[place][-1] = f"{messages[place][-1]} {text}".strip()
+            else:
+                messages[place].append(text)
+    return [
+        f"{place}, {len(said)} times: {said[0]}"
+        for place, said in messages.items()
+        if said
+    ]
 
 
 _COLUMNS = {

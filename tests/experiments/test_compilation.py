@@ -23,7 +23,15 @@ def test_complaints_are_kept():
     with compilation._complaints() as complaints:
         warnings.warn("by JAX", UserWarning, stacklevel=1)
         os.write(2, b"by XLA\n")
-    assert complaints == ["by JAX", "by XLA"]
+        os.write(2, b"W1127 16:12:33.128704   11583 llo_loop.cc:101] an empty loop\n")
+        os.write(2, b"W1127 16:12:34.128704   11584 llo_loop.cc:101] another\n")
+        os.write(2, b"E1127 16:12:35.128704   11584 alarm.cc:9] ***\nslow\n***\n")
+    assert complaints == [
+        "by JAX",
+        "stderr, 1 times: by XLA",
+        "llo_loop.cc:101, 2 times: an empty loop",
+        "alarm.cc:9, 1 times: slow",
+    ]
 
 
 @pytest.mark.slow
