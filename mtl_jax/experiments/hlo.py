@@ -96,8 +96,7 @@ def all_reduces(program: str) -> AllReduces:
             if found := re.search(r"= (.*?) all-reduce(-start)?\(", line):
                 total += AllReduces(1, _num_bytes(found[1]), int(bool(found[2])))
             elif body := re.search(r" while\(.*body=%?([\w.-]+)", line):
-                rounds = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
-                total += count(body[1]) * (int(rounds[1]) if rounds else 1)
+                total += count(body[1]) * _rounds(line, parts)
             elif choice := re.search(r"branch_computations=\{(.*?)\}", line):
                 branches = [count(b.strip(" %")) for b in choice[1].split(",")]
                 total += max(branches, key=lambda branch: branch.num_bytes)
@@ -106,6 +105,17 @@ def all_reduces(program: str) -> AllReduces:
         return total
 
     return count(entry)
+
+
+def _rounds(loop: str, parts: dict[str, list[str]]) -> int:
+    """How often a loop's body is executed; 1 where that is not known."""
+    if told := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop):
+        return int(told[1])
+    # TPUs do not tell. The loop of a scan ends at the number in its condition.
+    condition = re.search(r"condition=%?([\w.-]+)", loop)
+    lines = "\n".join(parts.get(condition[1], ()) if condition else ())
+    last = re.findall(r"= s32\[\]\S* constant\((\d+)\)", lines)
+    return int(last[0]) if len(last) == 1 and "direction=LT" in lines else 1
 
 
 def _num_bytes(shapes: str) -> int:

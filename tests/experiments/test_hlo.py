@@ -32,6 +32,21 @@ backend_config={"known_trip_count":{"n":"4"}}
 """
 
 
+# As TPUs write it.
+CONDITION = """
+%cond (p: (s32[], f32[3])) -> pred[] {
+  %last = s32[]{:T(128)} constant(4)
+  ROOT %lt = pred[]{:T(512)} compare(%i, %last), direction=LT
+}
+"""
+
+
+def test_a_loop_that_tells_its_rounds_in_its_condition():
+    told = 'backend_config={"known_trip_count":{"n":"4"}}'
+    silent = CONDITION + PROGRAM.replace(told, "backend_config={}")
+    assert hlo.all_reduces(silent) == hlo.all_reduces(PROGRAM)
+
+
 def test_all_reduces_are_counted_as_often_as_they_are_executed():
     found = hlo.all_reduces(PROGRAM)
     assert found == hlo.AllReduces(
