@@ -32,6 +32,7 @@ def make(fields=None):
         ("method.states", "group", "task"),
         ("optimizer.name", "adamax", "adamw"),
         ("optimizer.schedule", "step", "cosine"),
+        ("optimizer.mu_dtype", "float16", "bfloat16"),
         ("evaluation.score", "accuracy", "dice_cup"),
         ("evaluation.vcdr", "areas", "probabilities"),
         ("evaluation.cup", "outside", "in_disc"),
@@ -323,6 +324,27 @@ def test_optimizer_is_the_one_named_in_optax(name):
         )
         params = optax.apply_updates(params, updates)
     assert jnp.allclose(found, params, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "lion"])
+def test_first_moments_in_bfloat16(name):
+    """Adam's second moments, which hardly change in a step, stay float32."""
+    config = make({"optimizer.name": name, "optimizer.mu_dtype": "bfloat16"})
+    configuration.check(config)
+    state = configuration.build(config).optimizer(3).init(jnp.ones(5))
+    moments = {
+        jax.tree_util.keystr(path)[-3:]: leaf.dtype
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        if leaf.shape == (4, 5)
+    }
+    second = {} if name == "lion" else {".nu": jnp.float32}
+    assert moments == {".mu": jnp.bfloat16, **second}
+
+
+def test_an_optimizer_without_a_first_moment():
+    config = make({"optimizer.name": "sgd", "optimizer.mu_dtype": "bfloat16"})
+    with pytest.raises(UserError, match="sgd keeps no first moment; choose from adam"):
+        configuration.check(config)
 
 
 def test_model_follows_the_config():

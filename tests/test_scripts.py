@@ -139,7 +139,7 @@ def mistakes(place, synthetic_data, glaucoma_run):
             ),
             "leave out one of them",
         ),
-        "target": (["benchmark", "--target=v5e"], "give tpu and a topology"),
+        "target": (["benchmark", "--target=v5e"], "give cpu, or tpu and a topology"),
         "no_config": (["train", f"--workdir={new}"], "--config"),
         "flag": (train(new, "--wrokdir=x"), "Unknown command line flag 'wrokdir'"),
         "argument": (train(new, "fast"), "unknown argument 'fast'"),

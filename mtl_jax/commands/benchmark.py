@@ -1,20 +1,27 @@
 """Times training steps: [--methods=vanilla,independent] [--image_sizes=64] ....
 
 It measures every combination of the lists; see mtl_jax/experiments/benchmark.py. With
---target=tpu:v5e:2x2 it compiles the steps for that TPU and reads memory, arithmetic and
-all-reduces from the programs (mtl_jax/experiments/compilation.py). With
+--target=tpu:v5e:2x2 or --target=cpu it compiles the steps for that TPU or a CPU, and
+reads memory, arithmetic and all-reduces from the programs
+(mtl_jax/experiments/compilation.py). With
 --aggregators=all, or the names of some, it times these methods' aggregators alone,
 beside TorchJD's where that is installed.
 """
 
 import itertools
+import multiprocessing
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent import futures
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from mtl_jax.commands import _compilation_cache, _flags
 from mtl_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from mtl_jax.experiments import benchmark
 
 METHODS = flags.DEFINE_list(
     "methods",
@@ -44,16 +51,27 @@ COMPARE = flags.DEFINE_enum(
     ["torch"],
     "torch times PyTorch's forms of an MTL-IO step beside ours, on the same machine.",
 )
+REMAT = flags.DEFINE_bool("remat", False, "As config.model.remat.")
+DEVICES = flags.DEFINE_list(
+    "devices",
+    ["1"],
+    "Numbers of devices that share a batch. CPUs are simulated, each number in a "
+    "process of its own.",
+)
 TARGET = flags.DEFINE_string(
     "target",
     None,
-    "tpu:TOPOLOGY, such as tpu:v5e:2x2: compile the step for TPUs that are not there, "
-    "with --batch_sizes images a device, and run nothing.",
+    "cpu, or tpu:TOPOLOGY, such as tpu:v5e:2x2: compile the step for these devices, "
+    "which need not be there, with --batch_sizes images for each, and run nothing.",
 )
 STEPS = flags.DEFINE_integer("steps", 3, "Timed steps in each of 3 rounds.")
 OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
 # The compilation is timed too, so no programs are kept.
 flags.set_default(_compilation_cache.FOLDER, "")
+
+_ONE_DEVICE = (
+    "--methods has independent_unrolled, a step for one device; leave it out with {}."
+)
 
 
 def main() -> None:
@@ -108,49 +126,94 @@ def _time_steps() -> None:
         if "resnet34" in ENCODERS.value:
             raise UserError("--compare=torch has no resnet34; name VGG encoders.")
         others = torch_steps.programs
-    results = []
-    for encoder, size, batch, dtype in itertools.product(
-        ENCODERS.value,
-        _flags.whole_numbers(IMAGE_SIZES),
-        _flags.whole_numbers(BATCH_SIZES),
-        DTYPES.value,
-    ):
-        setting = benchmark.Setting(encoder, WIDTH.value, size, batch, dtype)
-        results += benchmark.measure(setting, names, STEPS.value, others)
+    results, rates = [], {}
+    for setting in _settings(names):
+        reading = setting.image_size, setting.batch_size
+        if reading not in rates:
+            rates[reading] = _input_rates(*reading)
+        results += _measure(setting, names, others, rates[reading])
         if OUTPUT.value:
             files.write_json(pathlib.Path(OUTPUT.value), results)
     print(benchmark.table(results))
 
 
-def _compile_steps(target: str, names: Sequence[str]) -> None:
-    from mtl_jax import files
-    from mtl_jax.experiments import benchmark, compilation
+def _settings(names: Sequence[str]) -> "list[benchmark.Setting]":
+    from mtl_jax.experiments import benchmark
 
-    platform, _, topology = target.partition(":")
-    if platform != "tpu" or not topology:
-        raise UserError(
-            f"--target is {target!r}; give tpu and a topology, such as tpu:v5e:2x2."
-        )
-    if "independent_unrolled" in names:
-        raise UserError(
-            "--methods has independent_unrolled, a step for one device; leave it out "
-            "with --target."
-        )
-    if COMPARE.value:
-        raise UserError(
-            "--compare times programs, and --target runs none; leave out one of them."
-        )
-    targets = compilation.devices(topology)
-    results = []
-    for encoder, size, batch, dtype, method in itertools.product(
+    settings = []
+    for encoder, size, batch, dtype, devices in itertools.product(
         ENCODERS.value,
         _flags.whole_numbers(IMAGE_SIZES),
         _flags.whole_numbers(BATCH_SIZES),
         DTYPES.value,
-        names,
+        _flags.whole_numbers(DEVICES),
     ):
-        setting = benchmark.Setting(encoder, WIDTH.value, size, batch, dtype)
-        results.append(compilation.compile_step(setting, method, targets))
+        if devices < 1 or batch % devices:
+            raise UserError(
+                f"--batch_sizes has {batch}, which {devices} devices cannot share "
+                "equally; name numbers of --devices that divide it."
+            )
+        settings.append(
+            benchmark.Setting(
+                encoder, WIDTH.value, size, batch, dtype, REMAT.value, devices
+            )
+        )
+    if "independent_unrolled" in names and any(s.devices > 1 for s in settings):
+        raise UserError(_ONE_DEVICE.format("--devices"))
+    return settings
+
+
+def _input_rates(image_size: int, batch_size: int) -> dict[str, float] | None:
+    # A bare machine with an accelerator may not have the extra `data`.
+    try:
+        from mtl_jax.experiments import input_speed
+    except ModuleNotFoundError:
+        return None
+    return input_speed.images_per_second(image_size, batch_size)
+
+
+def _measure(
+    setting: "benchmark.Setting",
+    names: Sequence[str],
+    others: Any,
+    rates: Mapping[str, float] | None,
+) -> list[dict[str, Any]]:
+    import jax
+
+    from mtl_jax.experiments import benchmark
+
+    if setting.devices > 1 and jax.default_backend() == "cpu":
+        context = multiprocessing.get_context("spawn")
+        with futures.ProcessPoolExecutor(1, context) as process:
+            return process.submit(
+                benchmark.measure_simulated, setting, names, STEPS.value, rates
+            ).result()
+    if setting.devices > jax.device_count():
+        raise UserError(
+            f"--devices has {setting.devices}, and this machine {jax.device_count()}."
+        )
+    one = others if setting.devices == 1 else None
+    return benchmark.measure(setting, names, STEPS.value, one, rates)
+
+
+def _compile_steps(target: str, names: Sequence[str]) -> None:
+    from mtl_jax import files
+    from mtl_jax.experiments import compilation
+
+    if "independent_unrolled" in names:
+        raise UserError(_ONE_DEVICE.format("--target"))
+    if COMPARE.value:
+        raise UserError(
+            "--compare times programs, and --target runs none; leave out one of them."
+        )
+    if DEVICES.value != ["1"]:
+        raise UserError(
+            "--target says how many devices there are; leave out --devices."
+        )
+    targets = compilation.devices(target)
+    results = []
+    for setting, name in itertools.product(_settings(names), names):
+        results.append(compilation.compile_step(setting, name, targets))
         if OUTPUT.value:
             files.write_json(pathlib.Path(OUTPUT.value), results)
     print(compilation.table(results))

@@ -11,6 +11,7 @@ from mtl_jax.configuration.text import flatten
 from mtl_jax.configuration.values import (
     BATCHES,
     DTYPES,
+    HAVE_MU,
     NORMALIZE_INPUT,
     ON_NONFINITE,
     OPTIMIZERS,
@@ -39,6 +40,7 @@ _CHOICES = {
     "loss.fovea_reduction": get_args(losses.Reduction),
     "loss.fovea_peak": get_args(losses.Peak),
     "optimizer.name": OPTIMIZERS,
+    "optimizer.mu_dtype": DTYPES,
     "optimizer.schedule": SCHEDULES,
     "evaluation.connectivity": get_args(postprocess.Connectivity),
     "evaluation.empty": get_args(postprocess.Empty),
@@ -161,6 +163,12 @@ def _check_together(config: Config) -> None:
         raise UserError(
             f"config.evaluation.score is {score.name!r}, but {score.task} is "
             "not among config.tasks; choose mean or loss."
+        )
+    if config.optimizer.mu_dtype != "float32" and config.optimizer.name not in HAVE_MU:
+        raise UserError(
+            f"config.optimizer.mu_dtype is {config.optimizer.mu_dtype!r}, but "
+            f"{config.optimizer.name} keeps no first moment; choose from "
+            f"{', '.join(HAVE_MU)}, or set it to 'float32'."
         )
     groups = config.method.num_groups
     if config.method.name == "random_grouping" and not 1 <= groups <= len(config.tasks):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from mtl_jax import losses, methods, optim, tasks
-from mtl_jax.configuration.values import DTYPES, Config
+from mtl_jax.configuration.values import DTYPES, HAVE_MU, Config
 from mtl_jax.data import folds
 from mtl_jax.errors import UserError
 from mtl_jax.inference.postprocess import PostProcessing
@@ -58,10 +58,13 @@ class Experiment:
           steps_per_epoch: number of training steps in an epoch.
         """
         config = self.config
+        options = {}
+        if config.optimizer.name in HAVE_MU:
+            options["mu_dtype"] = DTYPES[config.optimizer.mu_dtype]
 
         def with_peak(learning_rate):
             schedule = _schedule(config, steps_per_epoch, learning_rate)
-            return getattr(optax, config.optimizer.name)(schedule)
+            return getattr(optax, config.optimizer.name)(schedule, **options)
 
         tx = optax.inject_hyperparams(with_peak)(config.optimizer.learning_rate)
         frozen = round(config.optimizer.freeze_encoder_epochs * steps_per_epoch)
@@ -127,6 +130,7 @@ def _model(config: Config, heads: tuple[tasks.Task, ...]) -> MultiTaskUNet:
         dropout=config.model.dropout,
         normalize_input=normalize == "on",
         dtype=DTYPES[config.model.dtype],
+        remat=config.model.remat,
     )
 
 

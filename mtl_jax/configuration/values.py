@@ -10,6 +10,8 @@ from mtl_jax import metrics
 STAGES = ("whole", "crop")
 BATCHES = ("shared", "per_task")
 OPTIMIZERS = ("adam", "adamw", "lion", "rmsprop", "sgd")
+# Those that keep a moving average of the gradients.
+HAVE_MU = ("adam", "adamw", "lion")
 SCHEDULES = ("constant", "cosine", "linear")
 ON_NONFINITE = ("stop", "skip")
 NORMALIZE_INPUT = ("auto", "on", "off")

@@ -278,6 +278,12 @@ class Split:
         subset._rows = self._rows[np.asarray(indices, int)]
         return subset
 
+    def from_files(self) -> "Split":
+        """Returns the same records, decoded anew whenever they are taken."""
+        streamed = copy.copy(self)
+        streamed._decoded = None
+        return streamed
+
     def take(self, indices: npt.ArrayLike) -> dict[str, np.ndarray]:
         """Returns the records at `indices` as a batch with the keys `TRAINING_KEYS`."""
         rows = self._rows[np.asarray(indices, int)]

@@ -18,14 +18,14 @@ import optax
 
 from mtl_jax import losses, methods, optim
 from mtl_jax import tasks as tasks_lib
+from mtl_jax.experiments import hlo
 from mtl_jax.models import MultiTaskUNet
 from mtl_jax.models.encoders import ENCODERS
+from mtl_jax.training import parallel
 from mtl_jax.training import step as steps
 from mtl_jax.training.state import TrainState
 
 ROUNDS = 3
-
-KEY = jax.random.PRNGKey(1)
 
 # Side of the matrices whose product is timed. Accelerators need larger ones.
 MATRIX = {"cpu": 2048}
@@ -42,6 +42,8 @@ class Setting:
       image_size: pixels a side.
       batch_size: images in a batch.
       dtype: dtype of the computation, float32 or bfloat16.
+      remat: whether the backward pass computes features anew, see `MultiTaskUNet`.
+      devices: number of devices that share the batch.
     """
 
     encoder: str
@@ -49,6 +51,18 @@ class Setting:
     image_size: int
     batch_size: int
     dtype: str
+    remat: bool = False
+    devices: int = 1
+
+    def model(self, axis_name: str | None = None) -> MultiTaskUNet:
+        """Makes the network."""
+        return MultiTaskUNet(
+            encoder=self.encoder,
+            width=self.width,
+            dtype=jnp.dtype(self.dtype),
+            remat=self.remat,
+            axis_name=axis_name,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +86,10 @@ def _trained_by(
     def create(model, tasks, axis_name=None):
         made = optimizer(
             methods.default_setting(
-                optax.adam(1e-4), len(tasks), KEY, ENCODERS[model.encoder].last_kernel
+                optax.adam(1e-4),
+                len(tasks),
+                jax.random.PRNGKey(1),
+                ENCODERS[model.encoder].last_kernel,
             )
         )
         step = steps.train_step(model, tasks, made, axis_name=axis_name, **options)
@@ -143,11 +160,14 @@ class Program:
     """A program that is timed.
 
     Attributes:
+      start: compiles the program, makes its first step, and returns what XLA counted:
+        `xla_flops` and `memory_bytes` of a device, or nothing for another library.
       run: makes one step, and returns when it is finished.
       num_parameters: number of the network's parameters.
       method: method of which it is a program.
     """
 
+    start: Callable[[], Mapping[str, float | None]]
     run: Callable[[], None]
     num_parameters: int
     method: str
@@ -158,6 +178,7 @@ def measure(
     names: Sequence[str],
     num_steps: int,
     others: Callable[[Setting, tasks_lib.Batch], Mapping[str, Program]] | None = None,
+    input_rates: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Times steps of several methods in one process.
 
@@ -165,34 +186,42 @@ def measure(
 
     Args:
       setting: network and batch of all methods.
-      names: names from `METHODS`.
+      names: names from `METHODS`; `independent_unrolled` is for one device.
       num_steps: timed steps of each method in each of `ROUNDS` rounds.
       others: makes programs of another library, which take part in the turns.
+      input_rates: images per second that the pipeline gives, `from_memory` and
+        `from_files`.
 
     Returns:
-      For each method: the setting, `parameters`, `compile_seconds` (the first step),
-      `step_seconds` (median), `step_seconds_quartiles`, `images_per_second`,
+      For each method: the setting, `parameters`, `compile_seconds` (with the first
+      step), `step_seconds` (median), `step_seconds_quartiles`, `images_per_second`,
       `time_over_vanilla` (None without vanilla), `floor_over_vanilla`,
-      `flops_per_second` of the passes' convolutions and products, and
-      `share_of_matmul`, its ratio to the speed of a large matrix product.
+      `formula_flops` of the passes' convolutions and products, `xla_flops` (see
+      `hlo.flops`), `flops_per_second` by the formula, `share_of_matmul`, its ratio
+      to the speed of a large matrix product, and `memory_bytes` of a device that the
+      program needs. `device_peak_bytes` is what the device says that this process has
+      taken so far; None where it does not say. What XLA counts is None for others.
+      `input` are the ratios of `input_rates` to the images per second of the steps.
     """
-    model = MultiTaskUNet(
-        encoder=setting.encoder,
-        width=setting.width,
-        dtype=jnp.dtype(setting.dtype),
-    )
     tasks = tasks_lib.build()
     batch = random_batch(setting.batch_size, setting.image_size)
-    routes, whole = forward_flops(model, tasks, batch["image"])
-    programs = {name: _program(name, model, tasks, batch) for name in names}
+    routes, whole = forward_flops(setting.model(), tasks, batch["image"])
+    programs = {name: _program(name, setting, tasks, batch) for name in names}
     programs |= others(setting, batch) if others else {}
-    compile_seconds = {name: _seconds(it.run) for name, it in programs.items()}
+    counts, compile_seconds = {}, {}
+    for name, program in programs.items():
+        start = time.perf_counter()
+        counts[name] = program.start()
+        compile_seconds[name] = time.perf_counter() - start
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(ROUNDS):
         for name, program in programs.items():
             seconds[name] += [_seconds(program.run) for _ in range(num_steps)]
     matmul = _matmul_flops_per_second(jnp.dtype(setting.dtype))
+    if jax.default_backend() != "cpu":
+        matmul *= setting.devices
     medians = {name: statistics.median(times) for name, times in seconds.items()}
+    device = jax.devices()[0]
     results = []
     for name, times in seconds.items():
         floor = METHODS[programs[name].method].floor(routes, whole)
@@ -202,7 +231,7 @@ def measure(
             {
                 "method": name,
                 **dataclasses.asdict(setting),
-                "device": jax.devices()[0].device_kind,
+                "device": device.device_kind,
                 "parameters": programs[name].num_parameters,
                 "compile_seconds": compile_seconds[name],
                 "step_seconds": medians[name],
@@ -210,26 +239,73 @@ def measure(
                 "images_per_second": setting.batch_size / medians[name],
                 "time_over_vanilla": vanilla and medians[name] / vanilla,
                 "floor_over_vanilla": floor / (3 * whole),
+                "formula_flops": floor,
+                "xla_flops": counts[name].get("xla_flops"),
                 "flops_per_second": speed,
                 "share_of_matmul": speed / matmul,
+                "memory_bytes": counts[name].get("memory_bytes"),
+                "input": {
+                    source: rate * medians[name] / setting.batch_size
+                    for source, rate in (input_rates or {}).items()
+                },
+                "device_peak_bytes": (device.memory_stats() or {}).get(
+                    "peak_bytes_in_use"
+                ),
             }
         )
     return results
 
 
+def measure_simulated(
+    setting: Setting,
+    names: Sequence[str],
+    num_steps: int,
+    input_rates: Mapping[str, float] | None,
+) -> list[dict[str, Any]]:
+    """As `measure`, with simulated devices, in a process that has not used JAX yet."""
+    jax.config.update("jax_num_cpu_devices", setting.devices)
+    return measure(setting, names, num_steps, input_rates=input_rates)
+
+
 def _program(
-    name: str, model: nn.Module, tasks: Sequence[tasks_lib.Task], batch: tasks_lib.Batch
+    name: str,
+    setting: Setting,
+    tasks: Sequence[tasks_lib.Task],
+    batch: tasks_lib.Batch,
 ) -> Program:
-    step, optimizer = METHODS[name].create(model, tasks)
-    program = jax.jit(step, donate_argnums=0)
+    if setting.devices == 1:
+        model = setting.model()
+        step, optimizer = METHODS[name].create(model, tasks)
+        mapped = jax.jit(step, donate_argnums=0)
+    else:
+        model = setting.model(parallel.AXIS)
+        step, optimizer = METHODS[name].create(model, tasks, parallel.AXIS)
+        mapped = parallel.map_step(step, jax.devices()[: setting.devices])
     state = steps.create_train_state(model, optimizer, jax.random.key(0))
+    num_parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    if setting.devices > 1:
+        n = setting.devices
+        state = jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *x.shape)), state)
+        batch = {k: v.reshape(n, -1, *v.shape[1:]) for k, v in batch.items()}
+    compiled: jax.stages.Compiled
+
+    def start() -> Mapping[str, float | None]:
+        nonlocal compiled
+        compiled = mapped.lower(state, batch).compile()
+        run()
+        flops = hlo.flops(compiled)
+        return {
+            # Of the whole batch, as the formula.
+            "xla_flops": flops and flops * setting.devices,
+            "memory_bytes": hlo.memory_bytes(compiled),
+        }
 
     def run() -> None:
         nonlocal state
-        state, metrics = program(state, batch)
+        state, metrics = compiled(state, batch)
         jax.block_until_ready(metrics)
 
-    return Program(run, sum(x.size for x in jax.tree.leaves(state.params)), name)
+    return Program(start, run, num_parameters, name)
 
 
 def _seconds(run: Callable[[], None]) -> float:
@@ -238,26 +314,72 @@ def _seconds(run: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
+# Columns that describe the setting. Those of one value for all rows are told once.
+SETTING = {
+    "encoder": lambda row: f"{row['encoder']} x {row['width']:g}",
+    "pixels": lambda row: str(row["image_size"]),
+    "batch": lambda row: str(row["batch_size"]),
+    "dtype": lambda row: row["dtype"],
+    "remat": lambda row: "yes" if row["remat"] else "no",
+    "devices": lambda row: str(row["devices"]),
+}
+_COLUMNS = {
+    "#P": lambda row: f"{row['parameters']:,}",
+    "compile s": lambda row: f"{row['compile_seconds']:.1f}",
+    "step s (quartiles)": lambda row: "{:.3f} ({:.3f}-{:.3f})".format(
+        row["step_seconds"], *row["step_seconds_quartiles"]
+    ),
+    "images/s": lambda row: f"{row['images_per_second']:.1f}",
+    "over vanilla": lambda row: or_dash(row["time_over_vanilla"], "{:.2f}"),
+    "floor": lambda row: f"{row['floor_over_vanilla']:.2f}",
+    "GFLOP": lambda row: f"{row['formula_flops'] / 1e9:.4g}",
+    "XLA's": lambda row: or_dash(row["xla_flops"], "{:.4g}", 1e9),
+    "GFLOP/s": lambda row: f"{row['flops_per_second'] / 1e9:.0f}",
+    "of matmul": lambda row: f"{row['share_of_matmul']:.0%}",
+    "memory MB": lambda row: or_dash(row["memory_bytes"], "{:.0f}", 1e6),
+    "input (from files)": lambda row: (
+        "{from_memory:.2g} ({from_files:.2g})".format(**row["input"])
+        if row["input"]
+        else "-"
+    ),
+}
+
+
+def or_dash(value: float | None, form: str, unit: float = 1) -> str:
+    """Formats a number in a unit, or a dash for None."""
+    return "-" if value is None else form.format(value / unit)
+
+
 def table(results: Sequence[dict[str, Any]]) -> str:
     """Formats the results as Markdown."""
-    lines = [
-        "| method | encoder | pixels | batch | dtype | #P | compile s | step s "
-        "(quartiles) | images/s | over vanilla | floor | GFLOP/s | of matmul |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in results:
-        low, high = row["step_seconds_quartiles"]
-        over = row["time_over_vanilla"]
-        over = "-" if over is None else f"{over:.2f}"
-        lines.append(
-            f"| {row['method']} | {row['encoder']} x {row['width']:g} "
-            f"| {row['image_size']} | {row['batch_size']} | {row['dtype']} "
-            f"| {row['parameters']:,} | {row['compile_seconds']:.1f} "
-            f"| {row['step_seconds']:.3f} ({low:.3f}-{high:.3f}) "
-            f"| {row['images_per_second']:.1f} | {over} "
-            f"| {row['floor_over_vanilla']:.2f} | {row['flops_per_second'] / 1e9:.0f} "
-            f"| {row['share_of_matmul']:.0%} |"
-        )
+    peak = max(row["device_peak_bytes"] or 0 for row in results)
+    lines = [markdown(results, _COLUMNS)]
+    if peak:
+        lines.append(f"The device says: at most {peak / 1e9:.2f} GB in use.")
+    return "\n\n".join(lines)
+
+
+def markdown(
+    rows: Sequence[dict[str, Any]],
+    columns: Mapping[str, Callable[[dict[str, Any]], str]],
+) -> str:
+    """Formats rows as a Markdown table below what all of them have in common."""
+    common = []
+    varied: dict[str, Callable[[dict[str, Any]], str]] = {
+        "method": lambda row: row["method"]
+    }
+    for name, text in SETTING.items():
+        values = {text(row) for row in rows}
+        if len(values) == 1:
+            common.append(f"{name} {values.pop()}")
+        else:
+            varied[name] = text
+    varied |= columns
+    lines = [", ".join(common), ""] if common else []
+    lines.append("| " + " | ".join(varied) + " |")
+    lines.append("|---" * len(varied) + "|")
+    for row in rows:
+        lines.append("| " + " | ".join(text(row) for text in varied.values()) + " |")
     return "\n".join(lines)
 
 

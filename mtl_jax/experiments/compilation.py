@@ -1,25 +1,26 @@
-"""Compiles training steps for TPUs that are not there, and reads the programs.
+"""Compiles training steps for devices that are not there, and reads the programs.
 
-It needs the `libtpu` of the extra `tpu`, and no TPU. Nothing is run: memory is
-what the compiler reserves, and bytes and operations are counted in the program.
+Nothing is run: memory is what the compiler reserves, and bytes and operations are
+counted in the program. TPUs need the `libtpu` of the extra `tpu`.
 """
 
+import contextlib
 import dataclasses
 import math
 import os
 import re
+import tempfile
 import time
-from collections.abc import Sequence
-from typing import Any
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import topologies
 
 from mtl_jax import tasks as tasks_lib
 from mtl_jax.errors import UserError
-from mtl_jax.experiments import benchmark
-from mtl_jax.models import MultiTaskUNet
+from mtl_jax.experiments import benchmark, hlo
 from mtl_jax.training import parallel
 from mtl_jax.training import step as steps
 
@@ -30,21 +31,51 @@ _ENVIRONMENT = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     # One process may use a TPU, but several may compile.
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    # Warnings, to be printed.
+    "TPU_STDERR_LOG_LEVEL": "1",
 }
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4}
-_BYTES |= {"u32": 4, "f64": 8, "s64": 8, "u64": 8}
 
 
-def devices(topology: str) -> list[jax.Device]:
-    """Returns the compile-only devices of a topology, such as v5e:2x2.
+class Chip(NamedTuple):
+    """Published figures of a chip.
+
+    Attributes:
+      flops: additions and multiplications a second, of bfloat16 products. Products of
+        float32 are made of bfloat16 ones by default, at the same rate.
+      link_bytes: bytes a second that it sends to its neighbours, by all links.
+    """
+
+    flops: float
+    link_bytes: float
+
+
+# From docs.cloud.google.com/tpu/docs/{v5e,v5p-training,v6e}, by JAX's name of the
+# device. Published link rates are those of both directions together.
+CHIPS = {
+    "TPU v5 lite": Chip(197e12, 400e9 / 2),
+    "TPU v5": Chip(459e12, 1200e9 / 2),
+    "TPU v6 lite": Chip(918e12, 800e9 / 2),
+}
+
+
+def devices(target: str) -> list[jax.Device]:
+    """Returns the devices of a target: cpu, or tpu and a topology, as tpu:v5e:2x2.
 
     A device is a chip, or one of its cores where libtpu tells them apart.
 
     Raises:
-      UserError: if libtpu is missing, or does not know the topology.
+      UserError: if there is no such target, or libtpu is missing.
     """
     # A TPU that is there stays free for others.
     jax.config.update("jax_platforms", "cpu")
+    if target == "cpu":
+        return jax.devices()[:1]
+    platform, _, topology = target.partition(":")
+    if platform != "tpu" or not topology:
+        raise UserError(
+            f"--target is {target!r}; give cpu, or tpu and a topology, such as "
+            "tpu:v5e:2x2."
+        )
     os.environ.update({k: v for k, v in _ENVIRONMENT.items() if k not in os.environ})
     try:
         import libtpu  # noqa: F401  # pyrefly: ignore
@@ -61,34 +92,6 @@ def devices(topology: str) -> list[jax.Device]:
     return list(found.devices)
 
 
-@dataclasses.dataclass(frozen=True)
-class AllReduces:
-    """The all-reduces that one step executes on a device.
-
-    Attributes:
-      count: how many, those of a loop once for each of its rounds, of the larger one
-        where there is a choice.
-      num_bytes: what they reduce, likewise.
-      num_async: how many have a start and an end, between which the device computes.
-    """
-
-    count: int = 0
-    num_bytes: int = 0
-    num_async: int = 0
-
-    def __add__(self, other: "AllReduces") -> "AllReduces":
-        return AllReduces(
-            self.count + other.count,
-            self.num_bytes + other.num_bytes,
-            self.num_async + other.num_async,
-        )
-
-    def __mul__(self, times: int) -> "AllReduces":
-        return AllReduces(
-            self.count * times, self.num_bytes * times, self.num_async * times
-        )
-
-
 def compile_step(
     setting: benchmark.Setting, method: str, targets: Sequence[jax.Device]
 ) -> dict[str, Any]:
@@ -101,19 +104,16 @@ def compile_step(
       targets: from `devices`.
 
     Returns:
-      The setting, `method`, `target`, `devices`, `parameters`, `compile_seconds`, and
-      of one device: `argument_bytes` and `temporary_bytes` in HBM, `formula_flops` of
-      the passes' convolutions and products, `program_flops` and `program_bytes` as XLA
-      counts them (a loop's body once), and `all_reduces`.
+      The setting, `method`, `target`, `devices`, `parameters`, `compile_seconds`, the
+      compiler's `complaints`, and of one device: `argument_bytes`, `temporary_bytes`
+      and `memory_bytes`, which are all that it needs, `formula_flops` of the passes'
+      convolutions and products, `xla_flops` (see `hlo.flops`), `moved_bytes` as XLA
+      counts them (a loop's body once), and `all_reduces`. `compute_seconds` and
+      `all_reduce_seconds` are what `CHIPS` gives at best, see `least_seconds`.
     """
-    model = MultiTaskUNet(
-        encoder=setting.encoder,
-        width=setting.width,
-        dtype=jnp.dtype(setting.dtype),
-        axis_name=parallel.AXIS,
-    )
     tasks = tasks_lib.build()
     batch = benchmark.random_batch(setting.batch_size, setting.image_size)
+    model = setting.model(parallel.AXIS)
     step, optimizer = benchmark.METHODS[method].create(model, tasks, parallel.AXIS)
     state = jax.eval_shape(
         lambda: steps.create_train_state(model, optimizer, jax.random.key(0))
@@ -126,10 +126,16 @@ def compile_step(
     )
     params = jax.tree.leaves(state.params)
     start = time.perf_counter()
-    compiled = parallel.map_step(step, targets).lower(state, mapped).compile()
+    with _complaints() as complaints:
+        compiled = parallel.map_step(step, targets).lower(state, mapped).compile()
     seconds = time.perf_counter() - start
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    memory = compiled.memory_analysis()
     floor = benchmark.METHODS[method].floor
+    flops = floor(*benchmark.forward_flops(model, tasks, batch["image"]))
+    reduced = hlo.all_reduces(compiled.as_text())
+    compute_seconds, all_reduce_seconds = least_seconds(
+        flops, reduced.num_bytes, len(targets), targets[0].device_kind
+    )
     return {
         "method": method,
         **dataclasses.asdict(setting),
@@ -137,69 +143,103 @@ def compile_step(
         "devices": len(targets),
         "parameters": sum(math.prod(x.shape[1:]) for x in params),
         "compile_seconds": seconds,
+        "complaints": complaints,
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
-        "formula_flops": floor(*benchmark.forward_flops(model, tasks, batch["image"])),
-        "program_flops": cost["flops"],
-        "program_bytes": cost["bytes accessed"],
-        "all_reduces": dataclasses.asdict(all_reduces(compiled.as_text())),
+        "memory_bytes": hlo.memory_bytes(compiled),
+        "formula_flops": flops,
+        "xla_flops": hlo.flops(compiled),
+        "moved_bytes": compiled.cost_analysis()["bytes accessed"],
+        "all_reduces": dataclasses.asdict(reduced),
+        "compute_seconds": compute_seconds,
+        "all_reduce_seconds": all_reduce_seconds,
     }
 
 
-def all_reduces(program: str) -> AllReduces:
-    """Counts the all-reduces that a compiled program (HLO text) executes."""
-    parts: dict[str, list[str]] = {}
-    entry = name = ""
-    for line in program.splitlines():
-        if head := re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line):
-            name = head[2]
-            parts[name] = []
-            entry = name if head[1] else entry
-        elif name:
-            parts[name].append(line)
+def least_seconds(
+    flops: float, num_bytes: float, num_devices: int, kind: str
+) -> tuple[float | None, float | None]:
+    """Estimates from `CHIPS` how long a step computes and reduces at least.
 
-    def count(part: str) -> AllReduces:
-        total = AllReduces()
-        for line in parts.get(part, ()):
-            if found := re.search(r"= (.*?) all-reduce(-start)?\(", line):
-                total += AllReduces(1, _num_bytes(found[1]), int(bool(found[2])))
-            elif body := re.search(r" while\(.*body=%?([\w.-]+)", line):
-                rounds = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
-                total += count(body[1]) * (int(rounds[1]) if rounds else 1)
-            elif choice := re.search(r"branch_computations=\{(.*?)\}", line):
-                branches = [count(b.strip(" %")) for b in choice[1].split(",")]
-                total += max(branches, key=lambda branch: branch.num_bytes)
-            elif called := re.search(r" (?:fusion|call)\(.*calls=%?([\w.-]+)", line):
-                total += count(called[1])
-        return total
+    A device sends (n - 1) / n of what is reduced, and as much again to tell the sum.
+    All of its links are busy, as on a torus; the latency of small all-reduces is left
+    out.
 
-    return count(entry)
+    Args:
+      flops: arithmetic of a device.
+      num_bytes: what its program reduces.
+      num_devices: n.
+      kind: JAX's name of the device.
+
+    Returns:
+      Seconds of both, None for a kind that is not in `CHIPS`.
+    """
+    if kind not in CHIPS:
+        return None, None
+    chip = CHIPS[kind]
+    sent = 2 * (num_devices - 1) / num_devices * num_bytes
+    return flops / chip.flops, sent / chip.link_bytes
 
 
-def _num_bytes(shapes: str) -> int:
-    return sum(
-        _BYTES.get(dtype, 0) * math.prod(int(n) for n in sides.split(",") if n)
-        for dtype, sides in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
-    )
+@contextlib.contextmanager
+def _complaints() -> Iterator[list[str]]:
+    """Collects what JAX warns of, and what XLA writes to stderr."""
+    found: list[str] = []
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file, warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        os.dup2(file.fileno(), 2)
+        try:
+            yield found
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            found += [str(warning.message) for warning in told]
+            found += _by_place(file.read().decode(errors="replace"))
+
+
+def _by_place(log: str) -> list[str]:
+    """The first message from each line of XLA's program, and how many there are."""
+    messages: dict[str, list[str]] = {"stderr": []}
+    place = "stderr"
+    for line in log.splitlines():
+        if head := re.match(r"[IWEF]\d{4} \S+ +\d+ ([\w.]+:\d+)\] ?(.*)", line):
+            place = head[1]
+            messages.setdefault(place, []).append(head[2].strip(" *"))
+        elif text := line.strip(" *"):
+            if messages[place]:
+                messages[place][-1] = f"{messages[place][-1]} {text}".strip()
+            else:
+                messages[place].append(text)
+    return [
+        f"{place}, {len(said)} times: {said[0]}"
+        for place, said in messages.items()
+        if said
+    ]
+
+
+_COLUMNS = {
+    "compile s": lambda row: f"{row['compile_seconds']:.0f}",
+    "arguments GB": lambda row: f"{row['argument_bytes'] / 1e9:.2f}",
+    "temporary GB": lambda row: f"{row['temporary_bytes'] / 1e9:.2f}",
+    "all GB": lambda row: f"{row['memory_bytes'] / 1e9:.2f}",
+    "TFLOP": lambda row: f"{row['formula_flops'] / 1e12:.2f}",
+    "XLA's": lambda row: benchmark.or_dash(row["xla_flops"], "{:.2f}", 1e12),
+    "all-reduces (overlapped)": lambda row: "{count} ({num_async})".format(
+        **row["all_reduces"]
+    ),
+    "MB": lambda row: f"{row['all_reduces']['num_bytes'] / 1e6:.0f}",
+    "compute ms": lambda row: benchmark.or_dash(row["compute_seconds"], "{:.1f}", 1e-3),
+    "all-reduce ms": lambda row: benchmark.or_dash(
+        row["all_reduce_seconds"], "{:.1f}", 1e-3
+    ),
+}
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """Formats the results of `compile_step` as Markdown."""
-    lines = [
-        "| method | pixels | a device | dtype | target | devices | compile s "
-        "| arguments GB | temporary GB | TFLOP (formula) | TFLOP (program) | GB moved "
-        "| all-reduces (overlapped) | all-reduced MB |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    """Formats the results of `compile_step` as Markdown, and the complaints."""
+    lines = [benchmark.markdown(results, _COLUMNS)]
     for row in results:
-        reduced = row["all_reduces"]
-        lines.append(
-            f"| {row['method']} | {row['image_size']} | {row['batch_size']} "
-            f"| {row['dtype']} | {row['target']} | {row['devices']} "
-            f"| {row['compile_seconds']:.0f} | {row['argument_bytes'] / 1e9:.2f} "
-            f"| {row['temporary_bytes'] / 1e9:.2f} | {row['formula_flops'] / 1e12:.2f} "
-            f"| {row['program_flops'] / 1e12:.2f} | {row['program_bytes'] / 1e9:.1f} "
-            f"| {reduced['count']} ({reduced['num_async']}) "
-            f"| {reduced['num_bytes'] / 1e6:.0f} |"
-        )
+        lines += [f"{row['method']}: {line}" for line in row["complaints"]]
     return "\n".join(lines)

@@ -5,6 +5,7 @@ and each task has its own Adam, as in the authors' program.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -61,52 +62,74 @@ def _convolutions(channels: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Form:
+    """How a step is made; each form has what the one before it has, and one more."""
+
+    is_last: bool = False
+    tf32: bool = False
+    fused: bool = False
+    autocast: bool = False
+    compiled: bool = False
+
+
+_FORMS = {"torch": _Form(), "torch, channels last": _Form(True)}
+# On a GPU, in place of these.
+_GPU_FORMS = {
+    "torch": _Form(),
+    "torch, channels last, TF32": _Form(True, True),
+    "... fused Adam": _Form(True, True, True),
+    "... autocast": _Form(True, True, True, True),
+    "... compiled": _Form(True, True, True, True, True),
+}
+
+
 def programs(setting: Setting, batch: Batch) -> Mapping[str, Program]:
     """Makes PyTorch's forms of a step of MTL-IO.
 
     Args:
-      setting: network; its dtype is that of the fastest form on a GPU.
+      setting: network and dtype.
       batch: batch of NumPy arrays, images uint8 [B, H, W, 3].
 
     Returns:
-      The plain form and the one with channels last. On a GPU, the latter is compiled,
-      with TensorFloat-32, a fused Adam and automatic mixed precision.
+      The plain form and the one with channels last. On a GPU, the plain form and what
+      is to be added to it: channels last and TensorFloat-32, a fused Adam, automatic
+      mixed precision (if the dtype is bfloat16), and the compiler.
     """
     torch.set_num_threads(lookahead.num_cores())
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    is_fast = device == "cuda"
+    forms = _GPU_FORMS if device == "cuda" else _FORMS
     widths = [max(1, round(setting.width * width)) for width in vgg.WIDTHS]
     found = {}
-    for name in ("torch", "torch, channels last"):
-        is_plain = name == "torch"
+    for name, form in forms.items():
+        if setting.dtype != "bfloat16":
+            if form.autocast and not form.compiled:
+                continue
+            form = dataclasses.replace(form, autocast=False)
         torch.manual_seed(0)
         network = _Network(vgg.DEPTHS[setting.encoder], widths).to(device)
-        run = _step(
-            network,
-            batch,
-            device,
-            layout=torch.contiguous_format if is_plain else torch.channels_last,
-            is_compiled=is_fast and not is_plain,
-            mixed=is_fast and not is_plain and setting.dtype == "bfloat16",
-        )
+        run = _step(network, batch, device, form)
         size = sum(p.numel() for p in network.parameters())
-        found[name] = Program(run, size, "independent")
+        found[name] = Program(_started(run), run, size, "independent")
     return found
 
 
+def _started(run: Callable[[], None]) -> Callable[[], Mapping[str, float | None]]:
+    def start():
+        run()
+        return {}
+
+    return start
+
+
 def _step(
-    network: nn.Module,
-    batch: Batch,
-    device: str,
-    *,
-    layout: torch.memory_format,
-    is_compiled: bool,
-    mixed: bool,
+    network: nn.Module, batch: Batch, device: str, form: _Form
 ) -> Callable[[], None]:
+    layout = torch.channels_last if form.is_last else torch.contiguous_format
     network = network.to(memory_format=layout)
-    forward: Callable[..., Any] = torch.compile(network) if is_compiled else network
+    forward: Callable[..., Any] = torch.compile(network) if form.compiled else network
     optimizers = {
-        head: torch.optim.Adam(network.parameters(), lr=1e-4, fused=is_compiled)
+        head: torch.optim.Adam(network.parameters(), lr=1e-4, fused=form.fused)
         for head in ("glaucoma", *DENSE)
     }
     images = torch.from_numpy(batch["image"]).to(device).permute(0, 3, 1, 2)
@@ -118,12 +141,12 @@ def _step(
         "fovea": np.array(losses.fovea_map(batch["fovea_xy"], side)),
     }
     targets = {n: torch.from_numpy(v).to(device) for n, v in targets.items()}
-    precision = torch.autocast(device, torch.bfloat16) if mixed else None
+    precision = torch.autocast(device, torch.bfloat16) if form.autocast else None
 
     def run() -> None:
         # It is global, and the plain form is to run without.
-        torch.backends.cuda.matmul.allow_tf32 = is_compiled
-        torch.backends.cudnn.allow_tf32 = is_compiled
+        torch.backends.cuda.matmul.allow_tf32 = form.tf32
+        torch.backends.cudnn.allow_tf32 = form.tf32
         x = (images.float() / 255).contiguous(memory_format=layout)
         for head, optimizer in optimizers.items():
             optimizer.zero_grad(set_to_none=True)

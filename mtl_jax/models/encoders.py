@@ -13,7 +13,7 @@ class Encoder(NamedTuple):
     """An encoder for `MultiTaskUNet`.
 
     Attributes:
-      create: makes the module, given `widths`, `conv` and `name`.
+      create: makes the module, given `widths`, `conv`, `checkpoint` and `name`.
       widths: channels of its features at full width.
       stride: ratio of the image's size to that of the deepest features.
       last_kernel: path of its last convolution's kernel, the last parameter that all

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,11 +20,13 @@ class ResNetEncoder(nn.Module):
       depths: blocks in each layer.
       widths: channels of the first convolution and of each layer.
       conv: makes one convolution layer, given its features and its name.
+      checkpoint: transforms the function of each block, see `VggEncoder`.
     """
 
     depths: tuple[int, ...]
     widths: tuple[int, ...]
     conv: Callable[..., nn.Module]
+    checkpoint: Callable[[Callable[..., Any]], Callable[..., Any]]
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> list[jax.Array]:
@@ -33,25 +36,31 @@ class ResNetEncoder(nn.Module):
           Features of the first convolution and of the four layers,
           [B, H / 2**(i + 1), W / 2**(i + 1), widths[i]].
         """
-        conv = functools.partial(self.conv, use_bias=False)
-        x = conv(self.widths[0], kernel_size=7, stride=2, name="stem")(x, train=train)
+
+        def block(encoder, x, i, j):
+            conv = functools.partial(encoder.conv, use_bias=False)
+            width = encoder.widths[i]
+            name, stride = f"layer{i}_block{j}", 2 if i > 1 and j == 1 else 1
+            y = conv(width, stride=stride, name=f"{name}_conv1")(x, train=train)
+            y = conv(width, relu=False, name=f"{name}_conv2")(y, train=train)
+            if stride > 1 or x.shape[-1] != width:
+                x = conv(
+                    width,
+                    kernel_size=1,
+                    stride=stride,
+                    relu=False,
+                    name=f"{name}_shortcut",
+                )(x, train=train)
+            return nn.relu(x + y)
+
+        stem = self.conv(
+            self.widths[0], kernel_size=7, stride=2, use_bias=False, name="stem"
+        )
+        x = stem(x, train=train)
         features = [x]
         x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
-        for i, (depth, width) in enumerate(
-            zip(self.depths, self.widths[1:], strict=True), 1
-        ):
+        for i, depth in enumerate(self.depths, 1):
             for j in range(1, depth + 1):
-                name, stride = f"layer{i}_block{j}", 2 if i > 1 and j == 1 else 1
-                y = conv(width, stride=stride, name=f"{name}_conv1")(x, train=train)
-                y = conv(width, relu=False, name=f"{name}_conv2")(y, train=train)
-                if stride > 1 or x.shape[-1] != width:
-                    x = conv(
-                        width,
-                        kernel_size=1,
-                        stride=stride,
-                        relu=False,
-                        name=f"{name}_shortcut",
-                    )(x, train=train)
-                x = nn.relu(x + y)
+                x = self.checkpoint(functools.partial(block, i=i, j=j))(self, x)
             features.append(x)
         return features

@@ -39,23 +39,29 @@ class Decoder(nn.Module):
     Attributes:
       widths: channels of the encoder's blocks, which determine those of the stages.
       conv: makes one convolution layer, given its features and its name.
+      checkpoint: transforms the function of each stage, see `VggEncoder`.
     """
 
     widths: tuple[int, ...]
     conv: Callable[..., nn.Module]
+    checkpoint: Callable[[Callable[..., Any]], Callable[..., Any]]
 
     @nn.compact
     def __call__(
         self, features: list[jax.Array], height: int, *, train: bool
     ) -> jax.Array:
         """Decodes the encoder's features to [B, height, W, channels]."""
+
+        def stage(decoder, x, skip, i):
+            x = jnp.concatenate([skip, layers.upsample(x)], axis=-1)
+            level = len(decoder.widths) - 2 - i
+            middle, out = decoder.widths[level], decoder.widths[max(level - 1, 0)]
+            x = decoder.conv(middle, name=f"stage{i + 1}_conv1")(x, train=train)
+            return decoder.conv(out, name=f"stage{i + 1}_conv2")(x, train=train)
+
         x = features[-1]
         for i, skip in enumerate(reversed(features[:-1])):
-            x = jnp.concatenate([skip, layers.upsample(x)], axis=-1)
-            level = len(self.widths) - 2 - i
-            middle, out = self.widths[level], self.widths[max(level - 1, 0)]
-            x = self.conv(middle, name=f"stage{i + 1}_conv1")(x, train=train)
-            x = self.conv(out, name=f"stage{i + 1}_conv2")(x, train=train)
+            x = self.checkpoint(functools.partial(stage, i=i))(self, x, skip)
         if x.shape[1] < height:
             x = self.conv(self.widths[0], name="last_conv")(
                 layers.upsample(x), train=train
@@ -82,6 +88,8 @@ class MultiTaskUNet(nn.Module):
       dropout: probability that a pooled feature is dropped before the classifier.
       normalize_input: whether to apply `InputNormalisation`, for pretrained encoders.
       dtype: dtype of the computation, float32 or bfloat16; parameters are float32.
+      remat: whether the backward pass computes the features inside each block of the
+        encoder and stage of the decoder anew instead of keeping them.
       axis_name: name of the `jax.pmap` axis over which batch statistics are shared.
     """
 
@@ -95,6 +103,7 @@ class MultiTaskUNet(nn.Module):
     dropout: float = 0.8
     normalize_input: bool = False
     dtype: Any = jnp.float32
+    remat: bool = False
     axis_name: str | None = None
 
     @nn.compact
@@ -141,7 +150,8 @@ class MultiTaskUNet(nn.Module):
         )
         if self.normalize_input:
             images = InputNormalisation(name="input")(images)
-        features = encoder.create(widths, conv, name="encoder")(
+        checkpoint = nn.remat if self.remat else _kept
+        features = encoder.create(widths, conv, checkpoint, name="encoder")(
             images.astype(self.dtype), train=train
         )
 
@@ -152,7 +162,7 @@ class MultiTaskUNet(nn.Module):
             for head in self.classification_heads:
                 logits[head] = self._head(head, pooled)
         if any(head in wanted for head in self.dense_heads):
-            decoded = Decoder(widths, conv, name="decoder")(
+            decoded = Decoder(widths, conv, checkpoint, name="decoder")(
                 features, images.shape[1], train=train
             )
             for head in self.dense_heads:
@@ -171,3 +181,7 @@ class MultiTaskUNet(nn.Module):
             bias_init=bias_init,
             name=f"head_{name}",
         )(features)
+
+
+def _kept(function: Callable[..., Any]) -> Callable[..., Any]:
+    return function

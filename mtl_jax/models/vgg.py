@@ -1,6 +1,8 @@
 """The VGG encoder (Simonyan and Zisserman 2015) without its classifier."""
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -21,11 +23,14 @@ class VggEncoder(nn.Module):
       depths: convolutions in each block.
       widths: channels of each block.
       conv: makes one convolution layer, given its features and its name.
+      checkpoint: transforms the function `(self, x) -> x` of each block, such as
+        `nn.remat`.
     """
 
     depths: tuple[int, ...]
     widths: tuple[int, ...]
     conv: Callable[..., nn.Module]
+    checkpoint: Callable[[Callable[..., Any]], Callable[..., Any]]
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> list[jax.Array]:
@@ -34,12 +39,17 @@ class VggEncoder(nn.Module):
         Returns:
           Features of the five blocks, [B, H / 2**i, W / 2**i, widths[i]].
         """
-        features = []
-        for i, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
+
+        def block(encoder, x, i):
             if i:
                 x = layers.max_pool(x)
-            for j in range(depth):
-                name = f"block{i + 1}_conv{j + 1}"
-                x = self.conv(width, name=name)(x, train=train)
+            for j in range(encoder.depths[i]):
+                conv = encoder.conv(encoder.widths[i], name=f"block{i + 1}_conv{j + 1}")
+                x = conv(x, train=train)
+            return x
+
+        features = []
+        for i in range(len(self.depths)):
+            x = self.checkpoint(functools.partial(block, i=i))(self, x)
             features.append(x)
         return features

@@ -61,16 +61,23 @@ def independent(
         _task_axis.check_num_tasks(task_gradients.num_tasks, num_tasks)
 
         def visit(point, task):
-            params, carry = point
-            index, is_active, task_state = task
+            params, carry, states = point
+            index, is_active = task
             gradient = functools.partial(task_gradients.of_task, index)
-            params, carry, task_state, loss = step_or_skip(
-                tx, gradient, is_active, params, carry, task_state, jnp.float32(0)
+            params, carry, own, loss = step_or_skip(
+                tx,
+                gradient,
+                is_active,
+                params,
+                carry,
+                _task_axis.take(states, index),
+                jnp.float32(0),
             )
-            return (params, carry), (task_state, loss)
+            return (params, carry, _task_axis.put(states, index, own)), loss
 
-        tasks = (jnp.arange(num_tasks), active, state)
-        (params, carry), (state, losses) = lax.scan(visit, (params, carry), tasks)
+        (params, carry, state), losses = lax.scan(
+            visit, (params, carry, state), (jnp.arange(num_tasks), active)
+        )
         return params, state, carry, losses
 
     return SequentialOptimizer(init_fn, update_fn)

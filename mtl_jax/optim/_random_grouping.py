@@ -131,21 +131,21 @@ def _step_by_slots(tx, task_gradients, groups, active, params, carry, states):
         groups &= active
 
     def visit(point, group):
-        params, carry = point
+        params, carry, states = point
         mask, slot = group
-        params, carry, slot, losses = step_or_skip(
+        params, carry, own, losses = step_or_skip(
             tx,
             functools.partial(task_gradients.of_group, mask),
             None if active is None else mask.any(),
             params,
             carry,
-            slot,
+            _task_axis.take(states, slot),
             jnp.zeros(mask.shape, jnp.float32),
         )
-        return (params, carry), (slot, losses)
+        return (params, carry, _task_axis.put(states, slot, own)), losses
 
-    (params, carry), (states, losses) = lax.scan(
-        visit, (params, carry), (groups, states)
+    (params, carry, states), losses = lax.scan(
+        visit, (params, carry, states), (groups, jnp.arange(len(groups)))
     )
     # A task has its loss in its own group and 0 in the others.
     return params, carry, states, losses.sum(0)
@@ -173,10 +173,10 @@ def _step_by_tasks(tx, task_gradients, groups, active, params, carry, states):
             None if active is None else active[index],
             params,
             carry,
-            jax.tree.map(lambda leaf: leaf[index], states),
+            _task_axis.take(states, index),
             jnp.float32(0),
         )
-        states = jax.tree.map(lambda leaf, x: leaf.at[index].set(x), states, own)
+        states = _task_axis.put(states, index, own)
         return (start, params, carry, states), loss
 
     (_, params, carry, states), losses = lax.scan(

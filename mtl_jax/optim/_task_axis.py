@@ -215,6 +215,26 @@ def init_stacked(
     return jax.vmap(lambda _: tx.init(params), axis_size=n)(jnp.arange(n))
 
 
+def take(stacked: Any, index: jax.Array) -> Any:
+    """The part of one task of a stacked tree."""
+    return jax.tree.map(
+        lambda leaf: lax.dynamic_index_in_dim(leaf, index, keepdims=False), stacked
+    )
+
+
+def put(stacked: Any, index: jax.Array, part: Any) -> Any:
+    """A stacked tree with the part of one task replaced.
+
+    A loop that carries stacked states replaces them in place, if a conditional computes
+    the new part. As scanned input and output they would need their memory twice.
+    """
+    return jax.tree.map(
+        lambda leaf, x: lax.dynamic_update_index_in_dim(leaf, x, index, 0),
+        stacked,
+        part,
+    )
+
+
 def step_active(
     tx: optax.GradientTransformation,
     gradient: jax.Array,

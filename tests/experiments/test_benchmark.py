@@ -1,3 +1,8 @@
+import json
+import pathlib
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,8 +10,9 @@ import pytest
 from jax import lax
 
 from mtl_jax import methods, tasks
-from mtl_jax.experiments import benchmark
+from mtl_jax.experiments import benchmark, hlo
 from mtl_jax.models import MultiTaskUNet
+from mtl_jax.training import step as steps
 
 
 def test_arithmetic_of_a_convolution_and_a_product():
@@ -75,7 +81,8 @@ def test_a_measurement_beside_torch_and_its_table(monkeypatch):
     torch_steps = pytest.importorskip("mtl_jax.experiments.torch_steps")
     monkeypatch.setitem(benchmark.MATRIX, "cpu", 256)
     setting = benchmark.Setting("vgg13", 1 / 16, 32, 2, "float32")
-    rows = benchmark.measure(setting, ["vanilla"], 1, torch_steps.programs)
+    rates = {"from_memory": 100.0, "from_files": 50.0}
+    rows = benchmark.measure(setting, ["vanilla"], 1, torch_steps.programs, rates)
     assert [row["method"] for row in rows] == [
         "vanilla",
         "torch",
@@ -90,6 +97,53 @@ def test_a_measurement_beside_torch_and_its_table(monkeypatch):
     assert row["images_per_second"] == pytest.approx(2 / row["step_seconds"])
     assert row["flops_per_second"] > 0
     assert row["share_of_matmul"] > 0
-    header, rule, line = benchmark.table([row]).splitlines()
+    # The parameters and Adam's moments at least.
+    assert row["memory_bytes"] > 3 * 4 * row["parameters"]
+    assert row["input"] == {
+        "from_memory": pytest.approx(100 / row["images_per_second"]),
+        "from_files": pytest.approx(50 / row["images_per_second"]),
+    }
+    common, _, header, rule, line = benchmark.table([row]).splitlines()
     assert header.count("|") == rule.count("|") == line.count("|")
-    assert "| vanilla | vgg13 x 0.0625 | 32 | 2 | float32 | 68,376 |" in line
+    assert common == (
+        "encoder vgg13 x 0.0625, pixels 32, batch 2, dtype float32, remat no, devices 1"
+    )
+    assert "| vanilla | 68,376 |" in line
+    # What differs is a column.
+    other = {**row, "batch_size": 4}
+    common, _, header, *_ = benchmark.table([row, other]).splitlines()
+    assert "batch" not in common
+    assert "| batch |" in header
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["vanilla", pytest.param("independent_unrolled", marks=pytest.mark.slow)],
+)
+def test_xla_counts_as_much_arithmetic_as_the_formula(method):
+    setting = benchmark.Setting("small", 1.0, 128, 1, "float32")
+    tasks_, batch = tasks.build(), benchmark.random_batch(1, 128)
+    model = setting.model()
+    step, optimizer = benchmark.METHODS[method].create(model, tasks_)
+    state = jax.eval_shape(
+        lambda: steps.create_train_state(model, optimizer, jax.random.key(0))
+    )
+    counted = hlo.flops(jax.jit(step).lower(state, batch).compile())
+    formula = benchmark.METHODS[method].floor(
+        *benchmark.forward_flops(model, tasks_, batch["image"])
+    )
+    assert counted == pytest.approx(formula, rel=0.05)
+
+
+@pytest.mark.slow
+def test_simulated_devices_share_a_batch(tmp_path):
+    output = tmp_path / "rows.json"
+    script = pathlib.Path(__file__).parents[2] / "scripts" / "benchmark.py"
+    flags = ["--methods=vanilla", "--encoders=vgg13", "--width=0.0625", "--steps=1"]
+    flags += ["--image_sizes=32", "--batch_sizes=16", "--devices=1,2"]
+    command = [sys.executable, script, *flags, f"--output={output}"]
+    subprocess.run(command, check=True)
+    one, two = json.loads(output.read_text())
+    assert (one["devices"], two["devices"]) == (1, 2)
+    assert two["xla_flops"] == pytest.approx(one["xla_flops"], rel=0.1)
+    assert two["memory_bytes"] < one["memory_bytes"]

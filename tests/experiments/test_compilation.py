@@ -1,53 +1,61 @@
-"""Steps are compiled for TPUs that are not there, and the programs are read."""
+"""Steps are compiled for devices that are not there."""
+
+import os
+import warnings
 
 import pytest
 import small_encoder  # noqa: F401
 
 from mtl_jax.experiments import benchmark, compilation
 
-# A loop of four rounds with an all-reduce and a choice between 8 and 24 bytes, and one
-# all-reduce of two arrays that is started and ended.
-PROGRAM = """
-%small (x: f32[2]) -> f32[2] {
-  ROOT %r = f32[2]{0} all-reduce(f32[2]{0} %x), channel_id=1, to_apply=%add
-}
 
-%large (x: f32[6]) -> f32[6] {
-  ROOT %r = f32[6]{0} all-reduce(f32[6]{0} %x), channel_id=2, to_apply=%add
-}
-
-%body (p: (s32[], f32[3])) -> (s32[], f32[3]) {
-  %a = bf16[3,5]{1,0:T(8,128)} all-reduce(bf16[3,5]{1,0} %y), to_apply=%add
-  %c = f32[2]{0} conditional(s32[] %i, %u, %v), branch_computations={%small, %large}
-}
-
-ENTRY %main (p: f32[4]) -> f32[4] {
-  %w = (s32[], f32[3]{0}) while((s32[], f32[3]{0}) %t), condition=%cond, body=%body, \
-backend_config={"known_trip_count":{"n":"4"}}
-  %s = (f32[4]{0}, f32[]) all-reduce-start(f32[4]{0} %p, f32[] %q), to_apply=%add
-  ROOT %d = (f32[4]{0}, f32[]) all-reduce-done((f32[4]{0}, f32[]) %s)
-}
-"""
+def test_least_seconds():
+    """By hand: 197 TFLOP take a second, and 200 GB a second leave a chip."""
+    compute, reduce = compilation.least_seconds(197e12, 100e9, 4, "TPU v5 lite")
+    assert compute == 1
+    # A quarter of the sum is made here: three quarters leave, and as much again.
+    assert reduce == pytest.approx(2 * 75e9 / 200e9)
+    assert compilation.least_seconds(1.0, 1.0, 1, "TPU v5 lite")[1] == 0
+    assert compilation.least_seconds(1.0, 1.0, 4, "TPU v4") == (None, None)
 
 
-def test_all_reduces_are_counted_as_often_as_they_are_executed():
-    found = compilation.all_reduces(PROGRAM)
-    assert found == compilation.AllReduces(
-        count=4 * 2 + 1, num_bytes=4 * (15 * 2 + 6 * 4) + 5 * 4, num_async=1
-    )
+def test_complaints_are_kept():
+    with compilation._complaints() as complaints:
+        warnings.warn("by JAX", UserWarning, stacklevel=1)
+        os.write(2, b"by XLA\n")
+        os.write(2, b"W1127 16:12:33.128704   11583 llo_loop.cc:101] an empty loop\n")
+        os.write(2, b"W1127 16:12:34.128704   11584 llo_loop.cc:101] another\n")
+        os.write(2, b"E1127 16:12:35.128704   11584 alarm.cc:9] ***\nslow\n***\n")
+    assert complaints == [
+        "by JAX",
+        "stderr, 1 times: by XLA",
+        "llo_loop.cc:101, 2 times: an empty loop",
+        "alarm.cc:9, 1 times: slow",
+    ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["vanilla", "independent", "pcgrad"])
+@pytest.mark.parametrize("method", benchmark.REGISTERED)
 def test_a_step_compiles_for_a_tpu(method):
     pytest.importorskip("libtpu")
     setting = benchmark.Setting("small", 1 / 16, 32, 2, "bfloat16")
-    row = compilation.compile_step(setting, method, compilation.devices("v5e:2x2"))
+    row = compilation.compile_step(setting, method, compilation.devices("tpu:v5e:2x2"))
     assert row["devices"] == 4
     # The parameters and Adam's moments. Temporaries of a network so small may all find
     # room beside the arithmetic units, and none in the chip's memory.
     assert row["argument_bytes"] > 3 * 4 * row["parameters"]
     # Each gradient of each parameter is reduced at least once.
     assert row["all_reduces"]["num_bytes"] > 4 * row["parameters"]
-    header, rule, line = compilation.table([row]).splitlines()
+    common, _, header, rule, line, *_ = compilation.table([row]).splitlines()
+    assert common.endswith("dtype bfloat16, remat no, devices 4")
     assert header.count("|") == rule.count("|") == line.count("|")
+
+
+@pytest.mark.slow
+def test_features_computed_anew_need_less_memory():
+    def memory(remat):
+        setting = benchmark.Setting("vgg13", 1 / 16, 64, 4, "float32", remat)
+        row = compilation.compile_step(setting, "vanilla", compilation.devices("cpu"))
+        return row["memory_bytes"]
+
+    assert memory(True) < 0.8 * memory(False)

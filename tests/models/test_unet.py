@@ -321,3 +321,40 @@ def test_the_whole_network_agrees_with_numpy(random_variables, images):
     for name in HEADS:
         np.testing.assert_allclose(actual[name], expected[name], atol=1e-4)
         assert np.abs(expected[name]).max() > 0.05
+
+
+def test_variables_do_not_depend_on_what_is_computed_anew():
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    kept, anew = (
+        jax.eval_shape(
+            MultiTaskUNet(encoder="resnet34", width=1 / 16, remat=remat).init,
+            jax.random.key(0),
+            images,
+        )
+        for remat in (False, True)
+    )
+    assert kept == anew
+
+
+@pytest.mark.slow
+def test_features_computed_anew_change_nothing(tiny_batch, random_variables):
+    images = tiny_batch["image"].astype(np.float32) / 255
+
+    def gradient(remat):
+        model = MultiTaskUNet(encoder="vgg13", width=1 / 16, remat=remat)
+
+        def loss(params, batch_stats):
+            logits, updated = model.apply(
+                {"params": params, "batch_stats": batch_stats},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": jax.random.key(0)},
+            )
+            return sum(jnp.sum(x**2) for x in logits.values()), updated
+
+        step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+        variables = random_variables(model)
+        return step(variables["params"], variables["batch_stats"])
+
+    jax.tree.map(np.testing.assert_array_equal, gradient(True), gradient(False))

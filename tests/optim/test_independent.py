@@ -238,3 +238,24 @@ def test_without_jit_it_is_the_same():
     actual = run_compiled("adam", targets, curvatures, 1)
     assert_trees_close((params, state), actual[:2], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(losses, actual[2][0], rtol=1e-5)
+
+
+def test_states_are_replaced_in_place():
+    """As scanned input and output, the states would need their memory twice."""
+    size, n = 100_000, 8
+    optimizer = optim.independent(optax.adam(0.1), n)
+    gradients = optim.task_gradients(
+        [lambda w, carry, k=k: (jnp.sum((w - k) ** 2), carry) for k in range(n)]
+    )
+
+    def update(w, state, active):
+        return optimizer.update(gradients, state, w, active=active)[:2]
+
+    w = jax.ShapeDtypeStruct((size,), jnp.float32)
+    active = jax.ShapeDtypeStruct((n,), bool)
+    step = jax.jit(update, donate_argnums=(0, 1)).lower(
+        w, jax.eval_shape(optimizer.init, w), active
+    )
+    # Of one task there are some copies and gradients.
+    memory = step.compile().memory_analysis()
+    assert memory.temp_size_in_bytes < n * 4 * size
