@@ -12,7 +12,7 @@ _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4}
 _BYTES |= {"u32": 4, "f64": 8, "s64": 8, "u64": 8}
 
 # In the text of CPUs and TPUs, and as the calls of libraries on GPUs and CPUs.
-_CONVOLUTION = re.compile(r' convolution\(|custom_call_target="[^"]*\$conv')
+_PRODUCT = re.compile(r' (convolution|dot)\(|custom_call_target="[^"]*\$(conv|gemm)')
 
 
 def memory_bytes(compiled: jax.stages.Compiled) -> int:
@@ -31,27 +31,28 @@ def flops(compiled: jax.stages.Compiled) -> float | None:
     """Returns the arithmetic of a program on a device, as XLA counts it.
 
     XLA counts the body of a loop once. So the result is None for a program that has
-    convolutions in a loop, as those that visit the tasks one by one have.
+    convolutions or products in a loop. Those that visit the tasks one by one have, and
+    on a CPU those with large and deep layers (`layers.conv_for_cpu`).
     """
     text, costs = compiled.as_text(), compiled.cost_analysis()
     assert text is not None, "CPUs, GPUs and TPUs have it"
     assert costs is not None, "CPUs, GPUs and TPUs have them"
-    return None if has_convolution_in_loop(text) else costs["flops"]
+    return None if has_product_in_loop(text) else costs["flops"]
 
 
-def has_convolution_in_loop(program: str) -> bool:
-    """Tells whether a loop of a compiled program (HLO text) executes convolutions."""
+def has_product_in_loop(program: str) -> bool:
+    """Tells whether a loop of a program (HLO text) has convolutions or products."""
     parts, _ = _computations(program)
 
     @functools.cache
-    def convolves(part: str) -> bool:
+    def multiplies(part: str) -> bool:
         return any(
-            _CONVOLUTION.search(line) or any(map(convolves, _called(line)))
+            _PRODUCT.search(line) or any(map(multiplies, _called(line)))
             for line in parts.get(part, ())
         )
 
     return any(
-        any(map(convolves, _called(line)))
+        any(map(multiplies, _called(line)))
         for lines in parts.values()
         for line in lines
         if " while(" in line
