@@ -364,7 +364,7 @@ def test_it_is_in_tables_and_on_the_page(reported):
         assert reading["numbers"][column] == pytest.approx(found)
         assert photograph["marks"]["rim"].startswith("M")
         # A rim has an outline within, too, unless it is broken.
-        assert reading["marks"]["rim"].startswith("M")
+        assert reading["marks"]["rim"].startswith("M" if found else "")
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from mtl_jax import losses, methods, optim, tasks
-from mtl_jax.configuration.values import DTYPES, HAVE_MU, Config
+from mtl_jax.configuration.values import DTYPES, Config
 from mtl_jax.data import folds
 from mtl_jax.errors import UserError
 from mtl_jax.inference.postprocess import PostProcessing
@@ -59,7 +59,7 @@ class Experiment:
         """
         config = self.config
         options = {}
-        if config.optimizer.name in HAVE_MU:
+        if config.optimizer.mu_dtype != "float32":
             options["mu_dtype"] = DTYPES[config.optimizer.mu_dtype]
 
         def with_peak(learning_rate):

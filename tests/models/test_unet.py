@@ -357,4 +357,8 @@ def test_features_computed_anew_change_nothing(tiny_batch, random_variables):
         variables = random_variables(model)
         return step(variables["params"], variables["batch_stats"])
 
-    jax.tree.map(np.testing.assert_array_equal, gradient(True), gradient(False))
+    anew, kept = gradient(True), gradient(False)
+    # The gradient of a bias before a norm is zero, up to the rounding of the largest.
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(kept[1]))
+    for actual, expected in zip(*map(jax.tree.leaves, (anew, kept)), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6 * largest)

@@ -424,8 +424,8 @@ def test_all_devices_skip_the_step_that_one_of_them_spoils(runs):
     assert [np.isfinite(m["loss"]).tolist()[3] for m in history] == [True, False, True]
     # The next step is from where the first one ended, not the second.
     whole = runs.four["methods"]["pcgrad"]
-    assert history[0]["loss"] == whole[0]["loss"]
-    assert history[2]["loss"] != whole[2]["loss"]
+    np.testing.assert_allclose(history[0]["loss"], whole[0]["loss"], rtol=1e-6)
+    assert np.abs(np.subtract(history[2]["loss"], whole[2]["loss"])).max() > 1e-4
 
 
 def test_all_devices_have_the_same_state_and_metrics(runs):
