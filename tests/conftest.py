@@ -64,6 +64,11 @@ def pytest_addoption(parser):
     )
 
 
+def pytest_collection_modifyitems(items):
+    """Begins with minutes of waiting for processes, while other workers compute."""
+    items.sort(key=lambda item: item.path.name != "test_distributed.py")
+
+
 @pytest.fixture(scope="session")
 def shared_dir(tmp_path_factory):
     """A folder that all workers of this test session share."""
