@@ -65,8 +65,8 @@ def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 @jax.custom_vjp
-def conv_for_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """3x3 convolution whose gradients are fast inside loops on CPUs.
+def conv_3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """3x3 convolution whose gradients are fast inside loops on CPUs, too.
 
     Inside loops and conditionals, XLA's CPU backend has fast kernels for matrix
     products and for convolutions in canonical layout only. The weight gradient that JAX
@@ -82,12 +82,25 @@ def conv_for_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return _convolve(x, kernel)
 
 
-def _conv_for_cpu_forward(x, kernel):
+def _conv_3x3_forward(x, kernel):
     return _convolve(x, kernel), (x, kernel)
 
 
-def _conv_for_cpu_backward(residuals, gradient):
-    x, kernel = residuals
+def _conv_3x3_backward(residuals, gradient):
+    # By the platform that is compiled for: it need not be this machine's.
+    return lax.platform_dependent(
+        *residuals, gradient, cpu=_gradients_on_cpu, default=_gradients
+    )
+
+
+conv_3x3.defvjp(_conv_3x3_forward, _conv_3x3_backward)
+
+
+def _gradients(x, kernel, gradient):
+    return jax.vjp(_convolve, x, kernel)[1](gradient)
+
+
+def _gradients_on_cpu(x, kernel, gradient):
     x_gradient = _convolve(gradient, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
     # In the canonical convolution an image is the kernel. Its speed falls to a third
     # where images are large. The product needs channels to be efficient.
@@ -95,9 +108,6 @@ def _conv_for_cpu_backward(residuals, gradient):
     is_deep = min(x.shape[-1], gradient.shape[-1]) >= 32
     of_kernel = _product if is_large and is_deep else _canonical_convolution
     return x_gradient, of_kernel(x, gradient)
-
-
-conv_for_cpu.defvjp(_conv_for_cpu_forward, _conv_for_cpu_backward)
 
 
 def _canonical_convolution(x: jax.Array, gradient: jax.Array) -> jax.Array:
@@ -143,10 +153,9 @@ def _product(x: jax.Array, gradient: jax.Array) -> jax.Array:
     return kernel_gradient.astype(gradient.dtype)
 
 
-def _conv_3x3(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
+def _plain(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
     """Convolution for `nn.Conv` with stride and padding 1."""
-    convolve = conv_for_cpu if jax.default_backend() == "cpu" else _convolve
-    return convolve(x, kernel)
+    return conv_3x3(x, kernel)
 
 
 class BatchNormNoAverage(nn.Module):
@@ -230,7 +239,7 @@ class ConvNorm(nn.Module):
             kernel_init=kernel_init,
             bias_init=bias_init,
             dtype=self.dtype,
-            conv_general_dilated=_conv_3x3 if is_plain else None,
+            conv_general_dilated=_plain if is_plain else None,
             name="conv",
         )(x)
         if self.norm == "batch":

@@ -122,7 +122,7 @@ def test_a_measurement_beside_torch_and_its_table(monkeypatch):
 )
 def test_xla_counts_as_much_arithmetic_as_the_formula(method, monkeypatch):
     # As on an accelerator: the products of a CPU's weight gradient are a loop.
-    monkeypatch.setattr(layers, "conv_for_cpu", layers._convolve)
+    monkeypatch.setattr(layers, "conv_3x3", layers._convolve)
     setting = benchmark.Setting("small", 1.0, 128, 1, "float32")
     tasks_, batch = tasks.build(), benchmark.random_batch(1, 128)
     model = setting.model()

@@ -29,14 +29,14 @@ def convolution_and_gradients(convolution, x, kernel, cotangent):
 
 
 @pytest.mark.parametrize("shape", SHAPES + LARGE_SHAPES, ids=str)
-def test_conv_for_cpu_has_the_values_and_gradients_of_lax(shape):
+def test_conv_3x3_has_the_values_and_gradients_of_lax(shape):
     batch, height, width, inputs, outputs = shape
     x = random_array(batch, height, width, inputs, seed=1)
     kernel = random_array(3, 3, inputs, outputs, seed=2)
     cotangent = random_array(batch, height, width, outputs, seed=3)
     actual, expected = (
         convolution_and_gradients(f, x, kernel, cotangent)
-        for f in (layers.conv_for_cpu, lax_convolution)
+        for f in (layers.conv_3x3, lax_convolution)
     )
     for ours, theirs in zip(actual, expected, strict=True):
         atol = 1e-6 * np.abs(theirs).max()
@@ -44,7 +44,7 @@ def test_conv_for_cpu_has_the_values_and_gradients_of_lax(shape):
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 6, 4, 5), LARGE_SHAPES[0]], ids=str)
-def test_conv_for_cpu_in_bfloat16_is_near_float32(shape):
+def test_conv_3x3_in_bfloat16_is_near_float32(shape):
     batch, height, width, inputs, outputs = shape
     arrays = [
         random_array(batch, height, width, inputs),
@@ -52,7 +52,7 @@ def test_conv_for_cpu_in_bfloat16_is_near_float32(shape):
         random_array(batch, height, width, outputs),
     ]
     half = [jnp.asarray(a, jnp.bfloat16) for a in arrays]
-    actual = convolution_and_gradients(layers.conv_for_cpu, *half)
+    actual = convolution_and_gradients(layers.conv_3x3, *half)
     expected = convolution_and_gradients(lax_convolution, *arrays)
     for ours, theirs in zip(actual, expected, strict=True):
         assert ours.dtype == jnp.bfloat16
@@ -62,11 +62,25 @@ def test_conv_for_cpu_in_bfloat16_is_near_float32(shape):
         )
 
 
-def test_conv_for_cpu_pads_with_zeros_and_does_not_flip_the_kernel():
+def test_conv_3x3_is_that_of_lax_for_an_accelerator():
+    """Also where the program is compiled on a machine without one."""
+    shapes = [(1, 32, 32, 32), (3, 3, 32, 32), (1, 32, 32, 32)]
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+
+    def count(platform):
+        step = jax.jit(lambda *a: convolution_and_gradients(layers.conv_3x3, *a))
+        program = step.trace(*arrays).lower(lowering_platforms=(platform,)).as_text()
+        return program.count("stablehlo.convolution"), program.count("stablehlo.while")
+
+    assert count("tpu") == count("cuda") == (3, 0)
+    assert count("cpu") == (2, 1)
+
+
+def test_conv_3x3_pads_with_zeros_and_does_not_flip_the_kernel():
     x = random_array(1, 4, 5, 1)[0, ..., 0]
     kernel = np.zeros((3, 3, 1, 1), np.float32)
     kernel[0, 2] = 1  # The pixel above to the right.
-    y = np.asarray(layers.conv_for_cpu(x[None, ..., None], kernel))[0, ..., 0]
+    y = np.asarray(layers.conv_3x3(x[None, ..., None], kernel))[0, ..., 0]
     np.testing.assert_allclose(y[1:, :-1], x[:-1, 1:])
     np.testing.assert_array_equal(y[0], 0)
     np.testing.assert_array_equal(y[:, -1], 0)
