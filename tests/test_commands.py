@@ -163,6 +163,14 @@ def test_an_unset_variable_is_no_folder():
     )
 
 
+def test_an_empty_list_is_no_list():
+    finished = python(PROGRAM, "benchmark", "--methods=")
+    assert finished.returncode == 2
+    assert finished.stderr == (
+        "error: --methods is empty; give it a value or leave it out.\n"
+    )
+
+
 def test_old_programs_leave_the_folder(tmp_path):
     hashes = [f"{i:064x}" for i in range(_compilation_cache._MAX_PROGRAMS + 2)]
     for i, name in enumerate(hashes):

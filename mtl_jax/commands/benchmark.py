@@ -64,7 +64,9 @@ TARGET = flags.DEFINE_string(
     "cpu, or tpu:TOPOLOGY, such as tpu:v5e:2x2: compile the step for these devices, "
     "which need not be there, with --batch_sizes images for each, and run nothing.",
 )
-STEPS = flags.DEFINE_integer("steps", 3, "Timed steps in each of 3 rounds.")
+STEPS = flags.DEFINE_integer(
+    "steps", 3, "Timed steps in each of 3 rounds.", lower_bound=1
+)
 OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
 # The compilation is timed too, so no programs are kept.
 flags.set_default(_compilation_cache.FOLDER, "")
@@ -148,10 +150,10 @@ def _settings(names: Sequence[str]) -> "list[benchmark.Setting]":
         DTYPES.value,
         _flags.whole_numbers(DEVICES),
     ):
-        if devices < 1 or batch % devices:
+        if min(batch, devices) < 1 or batch % devices:
             raise UserError(
-                f"--batch_sizes has {batch}, which {devices} devices cannot share "
-                "equally; name numbers of --devices that divide it."
+                f"--batch_sizes has {batch}, and --devices has {devices}; give each "
+                "device the same number of images, at least 1."
             )
         settings.append(
             benchmark.Setting(
