@@ -17,8 +17,7 @@ def independent(
 
     For k = 1..N in turn, w <- w - tx_k(g_k(w)). The gradient of task k is taken at the
     parameters that task k - 1 left. The state tx_k, such as Adam's moving averages,
-    sees the gradients of task k only. The N states are stacked on a leading axis and
-    scanned.
+    sees the gradients of task k only. The N states are stacked on a leading axis.
 
     Args:
       tx: any optax transformation; each task has its own state of it. Weight decay
