@@ -5,6 +5,8 @@ evaluation at native resolution needs. Images are stored as PNG bytes, so that d
 are written and read without TensorFlow.
 """
 
+from __future__ import annotations
+
 import io
 import pathlib
 import struct
@@ -14,14 +16,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tensorflow_datasets as tfds
-from google.protobuf import json_format
+from etils import epy
 from PIL import Image
-from tensorflow_datasets.core.proto import dataset_info_pb2, feature_pb2
 
 from mtl_jax.annotations import LABELS
 from mtl_jax.data import field_of_view, geometry
 from mtl_jax.errors import UserError
+
+with epy.lazy_imports():
+    import tensorflow_datasets as tfds
+    from google.protobuf import json_format
+    from tensorflow_datasets.core.proto import dataset_info_pb2, feature_pb2
 
 SPLITS = ("train", "validation", "test")
 

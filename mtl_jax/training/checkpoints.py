@@ -6,6 +6,8 @@ SHA-256 of each of these files. A checkpoint whose files differ from theirs is d
 and is not used.
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import functools
@@ -17,14 +19,18 @@ import shutil
 import sys
 from typing import Any
 
-import grain
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
+from etils import epy
 
 from mtl_jax import files
 from mtl_jax.errors import UserError
 from mtl_jax.training.state import TrainState
+
+# The network in the package has no checkpoints.
+with epy.lazy_imports():
+    import grain
+    import orbax.checkpoint as ocp
 
 # Two, so that a run whose last checkpoint was damaged can go on from the one before.
 NUM_LATEST = 2

@@ -5,11 +5,10 @@ import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-import tensorflow_datasets as tfds
 
 from mtl_jax import configuration, files, metrics, tasks, weights
 from mtl_jax.data import folds, pipeline
@@ -26,6 +25,9 @@ from mtl_jax.training.checkpoints import Absent, Checkpoints
 from mtl_jax.training.step import evaluation_step
 from mtl_jax.workdirs import _portable
 from mtl_jax.workdirs._claim import networks
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
 
 # The classifier that was fitted here for an imported network.
 _CLASSIFIER = "vcdr_classifier.json"
@@ -350,7 +352,7 @@ def _read_classifier(path: pathlib.Path) -> dict[str, float]:
 def fit_missing_classifier(
     network: TrainedNetwork,
     workdir: pathlib.Path,
-    builder: tfds.core.DatasetBuilder,
+    builder: "tfds.core.DatasetBuilder",
     fold: folds.Fold | None,
 ) -> TrainedNetwork:
     """Fits the classifier that an imported network lacks.
