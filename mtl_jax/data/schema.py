@@ -26,7 +26,7 @@ from mtl_jax.errors import UserError
 with epy.lazy_imports():
     import tensorflow_datasets as tfds
     from google.protobuf import json_format
-    from tensorflow_datasets.core.proto import dataset_info_pb2, feature_pb2
+    from tensorflow_datasets.core import proto
 
 SPLITS = ("train", "validation", "test")
 
@@ -101,7 +101,7 @@ def open_built(version_dir: pathlib.Path) -> tfds.core.DatasetBuilder:
       UserError: if the data set names other classes, or cannot be parsed.
     """
     expected = set(_classes(features(MIN_SIZE).to_proto()))
-    described, info = feature_pb2.Feature(), dataset_info_pb2.DatasetInfo()
+    described, info = proto.feature_pb2.Feature(), proto.dataset_info_pb2.DatasetInfo()
     for name, message in (("features.json", described), ("dataset_info.json", info)):
         path = version_dir / name
         try:
@@ -121,7 +121,7 @@ def open_built(version_dir: pathlib.Path) -> tfds.core.DatasetBuilder:
     return tfds.builder_from_directory(version_dir)
 
 
-def _classes(feature: feature_pb2.Feature) -> Iterator[tuple[str, str | None]]:
+def _classes(feature: proto.feature_pb2.Feature) -> Iterator[tuple[str, str | None]]:
     """The class of a feature and of those inside, each with the kind of its content.
 
     Content as JSON is parsed by the class, which may find names of classes in it.

@@ -136,7 +136,7 @@ def predict(
 
     def run(batch: list[_Read]) -> averaging.Outputs:
         begin = time.monotonic()
-        places: list[Photograph | None] = [None] * size
+        places: list[Photograph | None] = [None] * (1 + batch[-1].place)
         for one in batch:
             places[one.place] = one.photograph
         outputs = outputs_of(network, places)
@@ -194,7 +194,7 @@ def outputs_of(
 ) -> averaging.Outputs:
     """Computes what a network says of up to a batch of photographs; None is black."""
     side = network.image_size
-    model_images = np.zeros((network.batch_size, side, side, 3), np.uint8)
+    model_images = np.zeros((len(photographs), side, side, 3), np.uint8)
     for place, one in enumerate(photographs):
         if one is not None:
             model_images[place] = one.model_image

@@ -241,15 +241,17 @@ class Checkpoints:
         """
         return self._restore(step, metadata=ocp.args.JsonRestore()).metadata
 
-    def restore_model(self, step: int, variables: Any) -> Any:
+    def restore_model(self, step: int, variables: Any = None) -> Any:
         """Reads the network's variables.
 
         Args:
           step: of the checkpoint.
-          variables: of the same shapes, `params` and `batch_stats`.
+          variables: `params` and `batch_stats` of the shapes that are expected; None
+            for any.
 
         Raises:
-          Unreadable: if the checkpoint is absent, damaged, or cannot be read.
+          Unreadable: if the checkpoint is absent, damaged, cannot be read, or has other
+            shapes.
         """
         return self._restore(step, model=ocp.args.StandardRestore(variables)).model
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from flax.errors import FlaxError
 
 from mtl_jax import configuration, files, metrics, tasks, weights
 from mtl_jax.data import folds, pipeline
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 # The classifier that was fitted here for an imported network.
 _CLASSIFIER = "vcdr_classifier.json"
+
+_around = jax.jit(views.around)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,18 +120,24 @@ class TrainedNetwork:
         return digest.hexdigest()[:16]
 
     def __call__(self, batch: Batch) -> tuple[Logits, dict[str, Any]]:
-        """Computes logits and losses of a batch of `batch_size` images."""
+        """Computes logits and losses of a batch of up to `batch_size` images.
+
+        The program is that of a whole batch. A smaller one is filled with its last
+        image, of which nothing is returned.
+        """
         if self.config.view.kind == "crop":
             raise UserError(
                 "This network was trained on crops around discs and does not find them "
                 "by itself; name the workdir with both stages."
             )
+        count = len(batch["image"])
         logits, losses = {}, {}
         for mapped, variables in self.networks:
             if self.config.method.name == "two_stage" and logits:
                 batch = {**batch, "window": self._windows(logits["disc"])}
-            shares = parallel.shard(batch)
-            more_logits, more_losses = parallel.gather(mapped(variables, shares))
+            shares = parallel.shard(_filled(batch, self.batch_size))
+            found = parallel.gather(mapped(variables, shares))
+            more_logits, more_losses = jax.tree.map(lambda x: x[:count], found)
             logits |= more_logits
             losses |= more_losses
         return logits, losses
@@ -142,7 +151,13 @@ class TrainedNetwork:
     def _windows(self, logits: np.ndarray) -> np.ndarray:
         """Finds where the second of two stages looks: [B, 3], around the discs."""
         discs = np.stack([postprocess.segment(one, None, self.post) for one in logits])
-        return np.asarray(views.around(discs, self.config.view.margin))
+        return np.asarray(_around(discs, self.config.view.margin))
+
+
+def _filled(batch: Batch, size: int) -> Batch:
+    """Repeats the last image of a batch until it has `size`."""
+    indices = np.minimum(np.arange(size), len(batch["image"]) - 1)
+    return {key: values[indices] for key, values in batch.items()}
 
 
 def load(workdir: pathlib.Path, checkpoint: str = "best") -> TrainedNetwork:
@@ -240,7 +255,7 @@ def _load_one(folder: pathlib.Path, checkpoint: str) -> TrainedNetwork:
     try:
         metadata = checkpoints.restore_metadata(step)
         experiment = _experiment(metadata["config"], checkpoints.path(step))
-        variables = checkpoints.restore_model(step, experiment.variable_shapes())
+        variables = checkpoints.restore_model(step)
     except Absent:
         if checkpoint not in ("best", "latest"):
             raise
@@ -249,7 +264,9 @@ def _load_one(folder: pathlib.Path, checkpoint: str) -> TrainedNetwork:
     if metadata["vcdr_classifier"] is None and (folder / _CLASSIFIER).exists():
         classifier = _read_classifier(folder / _CLASSIFIER)
         metadata = {**metadata, "vcdr_classifier": classifier}
-    return _network(experiment, step, metadata, variables)
+    network = _network(experiment, step, metadata, variables)
+    _check_fit(network, f"of the checkpoint {checkpoints.path(step)}")
+    return network
 
 
 def _load_stored(
@@ -261,18 +278,29 @@ def _load_stored(
             "--checkpoint."
         )
     experiment = _experiment(stored.metadata["config"], folder)
-    expected = _shapes(experiment.variable_shapes())
-    found = _shapes(stored.variables)
-    if wrong := sorted(expected.items() ^ found.items()):
+    network = _network(experiment, stored.step, stored.metadata, stored.variables)
+    _check_fit(network, f"of {folder}/{stored.name}.safetensors")
+    return network
+
+
+def _check_fit(network: TrainedNetwork, origin: str) -> None:
+    """Refuses variables that are not those of the model.
+
+    It traces what prediction is going to run, which JAX then does not trace again.
+    """
+    ((mapped, variables),) = network.networks
+    batch_size, side = network.batch_size, network.image_size
+    batch = {"image": np.zeros((batch_size, side, side, 3), np.uint8)}
+    if network.config.view.kind == "crop":
+        batch["window"] = np.zeros((batch_size, 3), np.float32)
+    try:
+        mapped.lower(variables, parallel.shard(batch))
+    except FlaxError as error:
+        reason = str(error).splitlines()[0]
         raise UserError(
-            f"The tensors of {folder}/{stored.name}.safetensors do not fit its config "
-            f"(the first is {wrong[0][0]}); export the network again."
-        )
-    return _network(experiment, stored.step, stored.metadata, stored.variables)
-
-
-def _shapes(variables: Any) -> dict[str, tuple[int, ...]]:
-    return {name: x.shape for name, x in _portable.flatten(variables).items()}
+            f"The tensors {origin} do not fit its config ({reason}); use another "
+            "checkpoint or workdir, or export the network again."
+        ) from error
 
 
 def _experiment(text: str, place: pathlib.Path) -> configuration.Experiment:
