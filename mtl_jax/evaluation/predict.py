@@ -95,9 +95,10 @@ class Tally:
 
 
 class _Read(NamedTuple):
-    """A photograph that has been read, and its place in its batch."""
+    """A photograph that has been read, and its place among those of its batch."""
 
     place: int
+    num_places: int
     name: str
     path: pathlib.Path
     photograph: Photograph
@@ -136,7 +137,7 @@ def predict(
 
     def run(batch: list[_Read]) -> averaging.Outputs:
         begin = time.monotonic()
-        places: list[Photograph | None] = [None] * (1 + batch[-1].place)
+        places: list[Photograph | None] = [None] * batch[0].num_places
         for one in batch:
             places[one.place] = one.photograph
         outputs = outputs_of(network, places)
@@ -144,7 +145,7 @@ def predict(
         return outputs
 
     def complete(task: tuple[_Read, averaging.Outputs]) -> _T:
-        (place, name, path, photograph), outputs = task
+        (place, _, name, path, photograph), outputs = task
         prediction = interpret(network, outputs, place, photograph)
         return finish(Predicted(name, path, photograph.pixels, prediction))
 
@@ -176,15 +177,15 @@ def _batches(
         if name not in done
     )
     results = lookahead.in_order(pool, lambda x: _read(x[-1], network), wanted, size)
-    for _, group in itertools.groupby(results, lambda pair: pair[0][0]):
-        batch = []
+    for number, group in itertools.groupby(results, lambda pair: pair[0][0]):
+        batch, num_places = [], min(size, len(photographs) - number * size)
         for (_, place, name, path), result in group:
             photograph = attempt(tally.failures, path, result.result)
             if photograph is None:
                 progress.update()
                 continue
             tally.conversions[photograph.conversion] += 1
-            batch.append(_Read(place, name, path, photograph))
+            batch.append(_Read(place, num_places, name, path, photograph))
         if batch:
             yield batch
 

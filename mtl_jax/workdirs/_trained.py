@@ -16,7 +16,7 @@ from mtl_jax.data import folds, pipeline
 from mtl_jax.data.field_of_view import Shape
 from mtl_jax.errors import UserError, check_access
 from mtl_jax.inference import averaging, postprocess, scoring
-from mtl_jax.inference.averaging import Batch, Logits, Network, Outputs
+from mtl_jax.inference.averaging import Batch, Logits, Outputs
 from mtl_jax.inference.calibration import Calibration
 from mtl_jax.inference.postprocess import PostProcessing
 from mtl_jax.inference.vcdr import VcdrClassifier
@@ -56,8 +56,8 @@ class TrainedNetwork:
       num_parameters: number of parameters of all networks.
       networks: pairs of a function mapped over the devices, and its variables there.
       parts: what the configs of `networks` describe, in their order.
-      members: what `outputs` averages, see `load_averaged`; empty for this network.
-      averaged: the networks that are averaged; empty for this network.
+      averaged: the networks that `outputs` averages; empty for this network.
+      flips: the flips that it averages each over, some of `averaging.FLIPS`.
       calibration: calibration of its probabilities; None for none.
       note: why the calibration of the workdir is not used; may be empty.
     """
@@ -71,8 +71,8 @@ class TrainedNetwork:
     num_parameters: int
     networks: tuple[tuple[Any, Any], ...]
     parts: tuple[configuration.Experiment, ...] = ()
-    members: tuple[Network, ...] = ()
     averaged: tuple["TrainedNetwork", ...] = ()
+    flips: tuple[tuple[int, ...], ...] = averaging.FLIPS[:1]
     calibration: Calibration | None = None
     note: str = ""
 
@@ -94,7 +94,12 @@ class TrainedNetwork:
     @property
     def is_flipped(self) -> bool:
         """Whether it averages over flips."""
-        return len(self.members) > len(self.averaged)
+        return len(self.flips) > 1
+
+    @property
+    def num_members(self) -> int:
+        """Number of networks and flips that are averaged; 0 for this network."""
+        return len(self.averaged) * len(self.flips)
 
     @property
     def divisions(self) -> set[tuple[str, folds.Fold | None]]:
@@ -120,7 +125,7 @@ class TrainedNetwork:
         return digest.hexdigest()[:16]
 
     def __call__(self, batch: Batch) -> tuple[Logits, dict[str, Any]]:
-        """Computes logits and losses of a batch of up to `batch_size` images.
+        """Computes logits and losses of any number of images, `batch_size` at a time.
 
         The program is that of a whole batch. A smaller one is filled with its last
         image, of which nothing is returned.
@@ -130,13 +135,21 @@ class TrainedNetwork:
                 "This network was trained on crops around discs and does not find them "
                 "by itself; name the workdir with both stages."
             )
+        shares = [
+            self._of_batch({key: x[i : i + self.batch_size] for key, x in batch.items()})
+            for i in range(0, len(batch["image"]), self.batch_size)
+        ]
+        return jax.tree.map(lambda *x: np.concatenate(x), *shares)
+
+    def _of_batch(self, batch: Batch) -> tuple[Logits, dict[str, Any]]:
+        """Computes logits and losses of up to `batch_size` images."""
         count = len(batch["image"])
         logits, losses = {}, {}
         for mapped, variables in self.networks:
             if self.config.method.name == "two_stage" and logits:
                 batch = {**batch, "window": self._windows(logits["disc"])}
-            shares = parallel.shard(_filled(batch, self.batch_size))
-            found = parallel.gather(mapped(variables, shares))
+            whole = {key: _filled(x, self.batch_size) for key, x in batch.items()}
+            found = parallel.gather(mapped(variables, parallel.shard(whole)))
             more_logits, more_losses = jax.tree.map(lambda x: x[:count], found)
             logits |= more_logits
             losses |= more_losses
@@ -144,20 +157,21 @@ class TrainedNetwork:
 
     def outputs(self, batch: Batch) -> Outputs:
         """Computes what the members say of a batch, and its mean, or as a call does."""
-        if self.members:
-            return averaging.averaged(self.members, self.post.point)(batch)
+        if self.averaged:
+            apply = averaging.averaged(self.averaged, self.flips, self.post.point)
+            return apply(batch)
         return Outputs(*self(batch))
 
     def _windows(self, logits: np.ndarray) -> np.ndarray:
         """Finds where the second of two stages looks: [B, 3], around the discs."""
         discs = np.stack([postprocess.segment(one, None, self.post) for one in logits])
-        return np.asarray(_around(discs, self.config.view.margin))
+        whole = _filled(discs, self.batch_size)
+        return np.asarray(_around(whole, self.config.view.margin))
 
 
-def _filled(batch: Batch, size: int) -> Batch:
-    """Repeats the last image of a batch until it has `size`."""
-    indices = np.minimum(np.arange(size), len(batch["image"]) - 1)
-    return {key: values[indices] for key, values in batch.items()}
+def _filled(values: np.ndarray, size: int) -> np.ndarray:
+    """Repeats the last of the values until there are `size`."""
+    return values[np.minimum(np.arange(size), len(values) - 1)]
 
 
 def load(workdir: pathlib.Path, checkpoint: str = "best") -> TrainedNetwork:
