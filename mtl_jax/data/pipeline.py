@@ -178,7 +178,7 @@ def open_split(
     split: str,
     fold: Fold | None = None,
     pixel_origin: geometry.PixelOrigin = "centre",
-) -> "Split":
+) -> Split:
     """Opens a split of a data set.
 
     Args:
@@ -201,7 +201,7 @@ def open_training_splits(
     builder: tfds.core.DatasetBuilder,
     fold: Fold | None = None,
     pixel_origin: geometry.PixelOrigin = "centre",
-) -> tuple["Split", "Split | None"]:
+) -> tuple[Split, Split | None]:
     """Opens the training and validation splits of a run; see `open_split`.
 
     Returns:
@@ -218,7 +218,7 @@ def open_training_splits(
 
 def _merged(
     builder: tfds.core.DatasetBuilder, pixel_origin: geometry.PixelOrigin
-) -> "Split":
+) -> Split:
     """Opens the splits that folds divide as one."""
     there = [split for split in TRAINING_SPLITS if split in builder.info.splits]
     if not there:
@@ -226,7 +226,7 @@ def _merged(
     return Split(builder, "+".join(there), pixel_origin)
 
 
-def _divide(merged: "Split", fold: Fold) -> tuple["Split", "Split"]:
+def _divide(merged: Split, fold: Fold) -> tuple[Split, Split]:
     """Divides the merged splits into training and validation."""
     if len(merged) < fold.num_folds:
         raise UserError(
@@ -278,14 +278,14 @@ class Split:
         """Returns the number of records."""
         return len(self._rows)
 
-    def subset(self, indices: npt.ArrayLike, name: str) -> "Split":
+    def subset(self, indices: npt.ArrayLike, name: str) -> Split:
         """Returns the records at `indices` as a split; it shares the decoded images."""
         subset = copy.copy(self)
         subset.name = name
         subset._rows = self._rows[np.asarray(indices, int)]
         return subset
 
-    def from_files(self) -> "Split":
+    def from_files(self) -> Split:
         """Returns the same records, decoded anew whenever they are taken."""
         streamed = copy.copy(self)
         streamed._decoded = None

@@ -130,7 +130,7 @@ def predict(
       The path of each photograph, and what `finish` returned. Photographs that cannot
       be read or finished are left out.
     """
-    cores, size = lookahead.num_cores(), network.batch_size
+    cores = lookahead.num_cores()
     progress = tqdm.tqdm(
         total=len(photographs), initial=len(done), desc="predicting", unit="image"
     )

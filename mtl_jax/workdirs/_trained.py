@@ -135,11 +135,12 @@ class TrainedNetwork:
                 "This network was trained on crops around discs and does not find them "
                 "by itself; name the workdir with both stages."
             )
-        shares = [
-            self._of_batch({key: x[i : i + self.batch_size] for key, x in batch.items()})
-            for i in range(0, len(batch["image"]), self.batch_size)
+        size = self.batch_size
+        found = [
+            self._of_batch({key: x[start : start + size] for key, x in batch.items()})
+            for start in range(0, len(batch["image"]), size)
         ]
-        return jax.tree.map(lambda *x: np.concatenate(x), *shares)
+        return jax.tree.map(lambda *x: np.concatenate(x), *found)
 
     def _of_batch(self, batch: Batch) -> tuple[Logits, dict[str, Any]]:
         """Computes logits and losses of up to `batch_size` images."""
@@ -304,7 +305,7 @@ def _check_fit(network: TrainedNetwork, origin: str) -> None:
     """
     ((mapped, variables),) = network.networks
     batch_size, side = network.batch_size, network.image_size
-    batch = {"image": np.zeros((batch_size, side, side, 3), np.uint8)}
+    batch: Batch = {"image": np.zeros((batch_size, side, side, 3), np.uint8)}
     if network.config.view.kind == "crop":
         batch["window"] = np.zeros((batch_size, 3), np.float32)
     try:
