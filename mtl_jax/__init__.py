@@ -36,8 +36,9 @@ def load(
 
     try:
         from mtl_jax.evaluation import library
+
+        return library.load(workdir)
     except ModuleNotFoundError as error:
         if missing := errors.missing_extra(error):
             raise errors.UserError(missing) from error
         raise
-    return library.load(workdir)

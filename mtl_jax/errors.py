@@ -17,6 +17,7 @@ EXTRAS = {
     "data": (
         "array_record",
         "contourpy",
+        "etils",
         "grain",
         "openpyxl",
         "PIL",

@@ -285,7 +285,6 @@ def test_every_import_is_declared_and_its_extra_known():
         brought = set().union(*map(of, names))
         assert brought <= declared(extra)
         assert declared(extra) - brought <= {
-            "etils",
             "orbax-checkpoint",
             "python-gdcm",
             "scipy",

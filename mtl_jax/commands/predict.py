@@ -6,12 +6,15 @@ medical device.
 
 import pathlib
 import sys
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from absl import flags
 
 from mtl_jax.commands import _flags, _program
 from mtl_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from mtl_jax.reporting import handout
 
 WORKDIR = flags.DEFINE_string(
     "workdir",
@@ -73,7 +76,7 @@ REPORT = flags.DEFINE_enum(
 
 def main() -> int:
     """Predicts. Returns the exit code: 1 if a photograph could not be read."""
-    from mtl_jax.reporting import handout, predictions, summary
+    from mtl_jax.reporting import predictions, summary
 
     table = FORMAT.value == "table"
     if not table:

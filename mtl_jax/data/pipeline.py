@@ -5,6 +5,8 @@ indices rather than images, so that a few numbers are the position in the shuffl
 stream, and a checkpoint can hold them.
 """
 
+from __future__ import annotations
+
 import collections
 import contextlib
 import copy
@@ -16,20 +18,25 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-import tensorflow_datasets as tfds
+from etils import epy
 
 from mtl_jax.annotations import ANNOTATIONS, LABELS
 from mtl_jax.data import geometry, schema
-from mtl_jax.data.building import LocalBuilder, quiet_tfds
 from mtl_jax.data.field_of_view import Shape
 from mtl_jax.data.folds import Fold
 from mtl_jax.errors import UserError, no_access
 from mtl_jax.tasks import Task
+
+# Prediction on photographs needs none of them, and importing them takes 0.3 s.
+with epy.lazy_imports():
+    import grain
+    import tensorflow_datasets as tfds
+
+    from mtl_jax.data import building
 
 TRAINING_KEYS = (
     "image",
@@ -61,7 +68,7 @@ def open_dataset(data_dir: str, dataset: str) -> tfds.core.DatasetBuilder:
       UserError: if there is no such data set. The message names those that exist.
     """
     root = pathlib.Path(data_dir).expanduser()
-    built = f"{LocalBuilder.VERSION}/dataset_info.json"
+    built = f"{building.LocalBuilder.VERSION}/dataset_info.json"
     version_dir = (root / dataset / built).parent
     # Spelt in another way, such as with a slash at its end, the data set of a run would
     # not be known as its own.
@@ -76,7 +83,7 @@ def open_dataset(data_dir: str, dataset: str) -> tfds.core.DatasetBuilder:
             + (f"are {', '.join(there)}" if there else "is none at all")
             + "); build it with scripts/prepare_data.py, or name another."
         )
-    with quiet_tfds(), _readable(version_dir):
+    with building.quiet_tfds(), _readable(version_dir):
         return schema.open_built(version_dir)
 
 
@@ -110,7 +117,7 @@ def fingerprint(builder: tfds.core.DatasetBuilder) -> str:
 
 def describe(version_dir: pathlib.Path) -> str:
     """Tells what a built data set holds, and how to train on it."""
-    with quiet_tfds():
+    with building.quiet_tfds():
         info = schema.open_built(version_dir).info
     counts = ", ".join(f"{n} {split.num_examples}" for n, split in info.splits.items())
     config_dir = version_dir.parent
@@ -130,7 +137,7 @@ def tally(version_dir: pathlib.Path) -> dict[str, dict[str, collections.Counter[
       glaucoma`. A field of view is the side of what the model image shows, in long
       sides of the photograph, rounded to tenths.
     """
-    with quiet_tfds():
+    with building.quiet_tfds():
         builder = schema.open_built(version_dir)
         skipped: Any = {key: tfds.decode.SkipDecoding() for key in schema.IMAGES}
         found: dict[str, dict[str, collections.Counter[str]]] = {}
@@ -171,7 +178,7 @@ def open_split(
     split: str,
     fold: Fold | None = None,
     pixel_origin: geometry.PixelOrigin = "centre",
-) -> "Split":
+) -> Split:
     """Opens a split of a data set.
 
     Args:
@@ -194,7 +201,7 @@ def open_training_splits(
     builder: tfds.core.DatasetBuilder,
     fold: Fold | None = None,
     pixel_origin: geometry.PixelOrigin = "centre",
-) -> tuple["Split", "Split | None"]:
+) -> tuple[Split, Split | None]:
     """Opens the training and validation splits of a run; see `open_split`.
 
     Returns:
@@ -211,7 +218,7 @@ def open_training_splits(
 
 def _merged(
     builder: tfds.core.DatasetBuilder, pixel_origin: geometry.PixelOrigin
-) -> "Split":
+) -> Split:
     """Opens the splits that folds divide as one."""
     there = [split for split in TRAINING_SPLITS if split in builder.info.splits]
     if not there:
@@ -219,7 +226,7 @@ def _merged(
     return Split(builder, "+".join(there), pixel_origin)
 
 
-def _divide(merged: "Split", fold: Fold) -> tuple["Split", "Split"]:
+def _divide(merged: Split, fold: Fold) -> tuple[Split, Split]:
     """Divides the merged splits into training and validation."""
     if len(merged) < fold.num_folds:
         raise UserError(
@@ -255,7 +262,7 @@ class Split:
         self.name = f"{builder.info.full_name}, split {split}"
         self.shape = shape(builder)
         self._extra = builder.info.metadata.get("extra", {})
-        with quiet_tfds(), _readable(self._directory):
+        with building.quiet_tfds(), _readable(self._directory):
             self._source = builder.as_data_source(
                 split,
                 decoders={key: tfds.decode.SkipDecoding() for key in schema.IMAGES},
@@ -271,14 +278,14 @@ class Split:
         """Returns the number of records."""
         return len(self._rows)
 
-    def subset(self, indices: npt.ArrayLike, name: str) -> "Split":
+    def subset(self, indices: npt.ArrayLike, name: str) -> Split:
         """Returns the records at `indices` as a split; it shares the decoded images."""
         subset = copy.copy(self)
         subset.name = name
         subset._rows = self._rows[np.asarray(indices, int)]
         return subset
 
-    def from_files(self) -> "Split":
+    def from_files(self) -> Split:
         """Returns the same records, decoded anew whenever they are taken."""
         streamed = copy.copy(self)
         streamed._decoded = None

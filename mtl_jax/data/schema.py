@@ -5,6 +5,8 @@ evaluation at native resolution needs. Images are stored as PNG bytes, so that d
 are written and read without TensorFlow.
 """
 
+from __future__ import annotations
+
 import io
 import pathlib
 import struct
@@ -14,14 +16,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tensorflow_datasets as tfds
-from google.protobuf import json_format
+from etils import epy
 from PIL import Image
-from tensorflow_datasets.core.proto import dataset_info_pb2, feature_pb2
 
 from mtl_jax.annotations import LABELS
 from mtl_jax.data import field_of_view, geometry
 from mtl_jax.errors import UserError
+
+with epy.lazy_imports():
+    import tensorflow_datasets as tfds
+    from google.protobuf import json_format
+    from tensorflow_datasets.core import proto
 
 SPLITS = ("train", "validation", "test")
 
@@ -96,7 +101,7 @@ def open_built(version_dir: pathlib.Path) -> tfds.core.DatasetBuilder:
       UserError: if the data set names other classes, or cannot be parsed.
     """
     expected = set(_classes(features(MIN_SIZE).to_proto()))
-    described, info = feature_pb2.Feature(), dataset_info_pb2.DatasetInfo()
+    described, info = proto.feature_pb2.Feature(), proto.dataset_info_pb2.DatasetInfo()
     for name, message in (("features.json", described), ("dataset_info.json", info)):
         path = version_dir / name
         try:
@@ -116,7 +121,7 @@ def open_built(version_dir: pathlib.Path) -> tfds.core.DatasetBuilder:
     return tfds.builder_from_directory(version_dir)
 
 
-def _classes(feature: feature_pb2.Feature) -> Iterator[tuple[str, str | None]]:
+def _classes(feature: proto.feature_pb2.Feature) -> Iterator[tuple[str, str | None]]:
     """The class of a feature and of those inside, each with the kind of its content.
 
     Content as JSON is parsed by the class, which may find names of classes in it.

@@ -185,8 +185,8 @@ def _arrangement(
 ) -> dict[str, Any]:
     """Describes averaging and calibration, as far as there are any."""
     found: dict[str, Any] = {}
-    if network.members:
-        found["average"] = len(network.members)
+    if network.averaged:
+        found["average"] = network.num_members
     if network.calibration is not None:
         found["calibration"] = {
             **dataclasses.asdict(network.calibration),

@@ -95,9 +95,10 @@ class Tally:
 
 
 class _Read(NamedTuple):
-    """A photograph that has been read, and its place in its batch."""
+    """A photograph that has been read, and its place among those of its batch."""
 
     place: int
+    num_places: int
     name: str
     path: pathlib.Path
     photograph: Photograph
@@ -129,14 +130,14 @@ def predict(
       The path of each photograph, and what `finish` returned. Photographs that cannot
       be read or finished are left out.
     """
-    cores, size = lookahead.num_cores(), network.batch_size
+    cores = lookahead.num_cores()
     progress = tqdm.tqdm(
         total=len(photographs), initial=len(done), desc="predicting", unit="image"
     )
 
     def run(batch: list[_Read]) -> averaging.Outputs:
         begin = time.monotonic()
-        places: list[Photograph | None] = [None] * size
+        places: list[Photograph | None] = [None] * batch[0].num_places
         for one in batch:
             places[one.place] = one.photograph
         outputs = outputs_of(network, places)
@@ -144,7 +145,7 @@ def predict(
         return outputs
 
     def complete(task: tuple[_Read, averaging.Outputs]) -> _T:
-        (place, name, path, photograph), outputs = task
+        (place, _, name, path, photograph), outputs = task
         prediction = interpret(network, outputs, place, photograph)
         return finish(Predicted(name, path, photograph.pixels, prediction))
 
@@ -176,15 +177,15 @@ def _batches(
         if name not in done
     )
     results = lookahead.in_order(pool, lambda x: _read(x[-1], network), wanted, size)
-    for _, group in itertools.groupby(results, lambda pair: pair[0][0]):
-        batch = []
+    for number, group in itertools.groupby(results, lambda pair: pair[0][0]):
+        batch, num_places = [], min(size, len(photographs) - number * size)
         for (_, place, name, path), result in group:
             photograph = attempt(tally.failures, path, result.result)
             if photograph is None:
                 progress.update()
                 continue
             tally.conversions[photograph.conversion] += 1
-            batch.append(_Read(place, name, path, photograph))
+            batch.append(_Read(place, num_places, name, path, photograph))
         if batch:
             yield batch
 
@@ -194,7 +195,7 @@ def outputs_of(
 ) -> averaging.Outputs:
     """Computes what a network says of up to a batch of photographs; None is black."""
     side = network.image_size
-    model_images = np.zeros((network.batch_size, side, side, 3), np.uint8)
+    model_images = np.zeros((len(photographs), side, side, 3), np.uint8)
     for place, one in enumerate(photographs):
         if one is not None:
             model_images[place] = one.model_image

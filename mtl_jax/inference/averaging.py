@@ -59,41 +59,54 @@ def outputs_of(network: Network, batch: Batch) -> Outputs:
     return outputs if isinstance(outputs, Outputs) else Outputs(*outputs)
 
 
-def flipped(network: Network, axes: tuple[int, ...]) -> Network:
-    """Makes a network that flips images, and flips its maps back.
+def of_flips(
+    network: Network, batch: Batch, flips: Sequence[tuple[int, ...]]
+) -> list[Outputs]:
+    """Applies a network to flips of a batch, which are one batch, and flips maps back.
+
+    So a few photographs and their flips fill one batch of the network.
 
     Args:
-      network: any network, such as one of two stages.
-      axes: axes of [B, H, W] to flip; one of `FLIPS`. The losses are meaningless unless
-        this is empty.
+      network: any network, such as one of two stages, for any number of images.
+      batch: a batch of B images.
+      flips: some of `FLIPS`, axes of [B, H, W]. The losses are meaningless unless the
+        axes are empty.
     """
-    if not axes:
-        return network
+    count = len(batch["image"])
+    images = [np.flip(batch["image"], axes) for axes in flips]
+    repeated = {
+        key: np.concatenate([values] * len(flips)) for key, values in batch.items()
+    }
+    outputs = outputs_of(network, {**repeated, "image": np.concatenate(images)})
 
-    def apply(batch: Batch) -> Outputs:
-        image = np.ascontiguousarray(np.flip(batch["image"], axes))
-        outputs = outputs_of(network, {**batch, "image": image})
+    def share(index: int, axes: tuple[int, ...]) -> Outputs:
+        mine = slice(index * count, (index + 1) * count)
         logits = {
-            name: np.flip(values, axes) if tasks.TASKS[name].is_dense else values
-            for name, values in outputs.logits.items()
+            name: np.flip(x[mine], axes) if tasks.TASKS[name].is_dense else x[mine]
+            for name, x in outputs.logits.items()
         }
-        return outputs._replace(logits=logits)
+        return Outputs(logits, {name: x[mine] for name, x in outputs.losses.items()})
 
-    return apply
+    return [share(index, axes) for index, axes in enumerate(flips)]
 
 
 def averaged(
-    networks: Sequence[Network], point: Point = "map"
+    networks: Sequence[Network],
+    flips: Sequence[tuple[int, ...]] = FLIPS[:1],
+    point: Point = "map",
 ) -> Callable[[Batch], Outputs]:
-    """Makes the network that averages others; the first one gives the losses.
+    """Makes the network that averages others, and each over flips.
 
     Args:
-      networks: members of the average.
+      networks: networks for any number of images. The first one gives the losses.
+      flips: some of `FLIPS`, the first of which flips nothing.
       point: how points are read, see `postprocess.centre_of_mass`.
     """
 
     def apply(batch: Batch) -> Outputs:
-        outputs = [outputs_of(network, batch) for network in networks]
+        outputs = [
+            one for network in networks for one in of_flips(network, batch, flips)
+        ]
         members = tuple(each.logits for each in outputs)
         return Outputs(average(members, point), outputs[0].losses, members)
 

@@ -5,7 +5,7 @@ import functools
 import json
 import pathlib
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -22,9 +22,12 @@ from mtl_jax.evaluation.predict import (
 )
 from mtl_jax.inference import averaging, postprocess, quality
 from mtl_jax.inference.prediction import IN_GREY_MASK, grey_mask
-from mtl_jax.reporting import beginning, handout, submission, summary
+from mtl_jax.reporting import beginning, submission, summary
 from mtl_jax.reporting.drawing import overlay
 from mtl_jax.reporting.parquet import write as write_parquet
+
+if TYPE_CHECKING:
+    from mtl_jax.reporting import handout
 
 Form = Literal["table", "refuge"]
 
@@ -85,7 +88,7 @@ def write(
     parquet: bool = False,
     shard: Shard = WHOLE,
     resume: bool = False,
-    report: handout.Form | None = None,
+    report: "handout.Form | None" = None,
 ) -> Written:
     """Predicts on photographs of any size, and writes the results.
 
@@ -159,6 +162,8 @@ def write(
         if form == "table" and (output / TABLE).is_file():
             summed = _sum_up(folder, output, tally, parquet)
             if report is not None:
+                from mtl_jax.reporting import handout
+
                 is_built_in = folders == [workdirs.BUILT_IN]
                 made = handout.content(
                     output, output / TABLE, named, summed, network, is_built_in

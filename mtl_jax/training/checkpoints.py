@@ -6,6 +6,8 @@ SHA-256 of each of these files. A checkpoint whose files differ from theirs is d
 and is not used.
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import functools
@@ -17,14 +19,18 @@ import shutil
 import sys
 from typing import Any
 
-import grain
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
+from etils import epy
 
 from mtl_jax import files
 from mtl_jax.errors import UserError
 from mtl_jax.training.state import TrainState
+
+# The network in the package has no checkpoints.
+with epy.lazy_imports():
+    import grain
+    import orbax.checkpoint as ocp
 
 # Two, so that a run whose last checkpoint was damaged can go on from the one before.
 NUM_LATEST = 2
@@ -235,15 +241,17 @@ class Checkpoints:
         """
         return self._restore(step, metadata=ocp.args.JsonRestore()).metadata
 
-    def restore_model(self, step: int, variables: Any) -> Any:
+    def restore_model(self, step: int, variables: Any = None) -> Any:
         """Reads the network's variables.
 
         Args:
           step: of the checkpoint.
-          variables: of the same shapes, `params` and `batch_stats`.
+          variables: `params` and `batch_stats` of the shapes that are expected; None
+            for any.
 
         Raises:
-          Unreadable: if the checkpoint is absent, damaged, or cannot be read.
+          Unreadable: if the checkpoint is absent, damaged, cannot be read, or has other
+            shapes.
         """
         return self._restore(step, model=ocp.args.StandardRestore(variables)).model
 

@@ -5,10 +5,9 @@ import functools
 import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
-import grain
 import numpy as np
 import tqdm
 
@@ -27,6 +26,9 @@ from mtl_jax.training.watch import (
     say_spikes,
     say_stale,
 )
+
+if TYPE_CHECKING:
+    import grain
 
 # From a batch in host memory to the network's logits and losses in host memory.
 Network = Callable[
@@ -81,7 +83,7 @@ class Training:
 def fit(
     training: Training,
     state: TrainState,
-    batches: grain.DatasetIterator,
+    batches: "grain.DatasetIterator",
     checkpoints: Checkpoints,
     log: MetricLog,
     validate: Validate,

@@ -211,8 +211,8 @@ def map_step(
     return jax.pmap(step, axis_name=AXIS, donate_argnums=0, devices=devices)
 
 
-def map_evaluation(function: Callable[[T, Batch], R]) -> Callable[[T, HostBatch], R]:
-    """Maps `function(variables, batch)` over the devices."""
+def map_evaluation(function: Callable[[T, Batch], R]) -> Any:
+    """Maps `function(variables, batch)` over the devices; it has `lower`, too."""
     return jax.pmap(function, axis_name=AXIS)
 
 
@@ -223,15 +223,21 @@ def replicate(tree: Any) -> Any:
     return copy(np.arange(jax.local_device_count()), tree)
 
 
+@jax.jit
+def _without_axis(tree: Any) -> Any:
+    """Drops the device axis of one device's copies, by one program for all of them."""
+    return jax.tree.map(lambda x: jax.lax.squeeze(x, [0]), tree)
+
+
 def unreplicate(tree: Any) -> Any:
     """The first device's copy, in host memory (random keys stay as they are)."""
 
-    def first(x):
-        copy = x.addressable_data(0)[0]
+    def in_host_memory(copy):
         is_key = jax.dtypes.issubdtype(copy.dtype, jax.dtypes.prng_key)
         return copy if is_key else np.asarray(copy)
 
-    return jax.tree.map(first, tree)
+    first = _without_axis(jax.tree.map(lambda x: x.addressable_data(0), tree))
+    return jax.tree.map(in_host_memory, first)
 
 
 def shard(batch: HostBatch) -> HostBatch:

@@ -69,7 +69,6 @@ def load_averaged(
 def _average(networks: Sequence[TrainedNetwork], *, tta: bool) -> TrainedNetwork:
     if len(networks) == 1 and not tta:
         return networks[0]
-    flips = averaging.FLIPS if tta else averaging.FLIPS[:1]
     seconds = [network.metadata["seconds_per_step"] for network in networks]
     classifiers = [network.classifier for network in networks if network.classifier]
     return dataclasses.replace(
@@ -82,10 +81,7 @@ def _average(networks: Sequence[TrainedNetwork], *, tta: bool) -> TrainedNetwork
         classifier=vcdr.mean(classifiers),
         averaged=tuple(networks),
         num_parameters=sum(network.num_parameters for network in networks),
-        # In this order the first member's losses are those of images as they are.
-        members=tuple(
-            averaging.flipped(network, axes) for network in networks for axes in flips
-        ),
+        flips=averaging.FLIPS if tta else averaging.FLIPS[:1],
     )
 
 

@@ -5,15 +5,18 @@ import pathlib
 from typing import NamedTuple
 
 import numpy as np
+from etils import epy
 from scipy.special import expit
 
 from mtl_jax import configuration
 from mtl_jax.configuration import defaults
-from mtl_jax.data.synthetic import renderer
 from mtl_jax.training import parallel
 from mtl_jax.workdirs import _portable
 from mtl_jax.workdirs._portable import Dtype, Stored
 from mtl_jax.workdirs._trained import TrainedNetwork, load, members
+
+with epy.lazy_imports():
+    from mtl_jax.data.synthetic import renderer
 
 
 class Exported(NamedTuple):

@@ -6,10 +6,9 @@ import dataclasses
 import pathlib
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-import tensorflow_datasets as tfds
 
 from mtl_jax import configuration, metrics, tasks, weights
 from mtl_jax.data import pipeline
@@ -25,6 +24,9 @@ from mtl_jax.training.state import TrainState
 from mtl_jax.training.watch import say_stale
 from mtl_jax.workdirs._claim import claim, locked
 
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
 
 class _Data(NamedTuple):
     """What all networks of a run are trained on.
@@ -36,7 +38,7 @@ class _Data(NamedTuple):
       may_be_other: whether a run may go on with other records than it began with.
     """
 
-    dataset: tfds.core.DatasetBuilder
+    dataset: "tfds.core.DatasetBuilder"
     train: pipeline.Split
     validation: pipeline.Split | None
     may_be_other: bool

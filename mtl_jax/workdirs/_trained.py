@@ -5,18 +5,18 @@ import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-import tensorflow_datasets as tfds
+from flax.errors import FlaxError
 
 from mtl_jax import configuration, files, metrics, tasks, weights
 from mtl_jax.data import folds, pipeline
 from mtl_jax.data.field_of_view import Shape
 from mtl_jax.errors import UserError, check_access
 from mtl_jax.inference import averaging, postprocess, scoring
-from mtl_jax.inference.averaging import Batch, Logits, Network, Outputs
+from mtl_jax.inference.averaging import Batch, Logits, Outputs
 from mtl_jax.inference.calibration import Calibration
 from mtl_jax.inference.postprocess import PostProcessing
 from mtl_jax.inference.vcdr import VcdrClassifier
@@ -27,8 +27,13 @@ from mtl_jax.training.step import evaluation_step
 from mtl_jax.workdirs import _portable
 from mtl_jax.workdirs._claim import networks
 
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
 # The classifier that was fitted here for an imported network.
 _CLASSIFIER = "vcdr_classifier.json"
+
+_around = jax.jit(views.around)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +56,8 @@ class TrainedNetwork:
       num_parameters: number of parameters of all networks.
       networks: pairs of a function mapped over the devices, and its variables there.
       parts: what the configs of `networks` describe, in their order.
-      members: what `outputs` averages, see `load_averaged`; empty for this network.
-      averaged: the networks that are averaged; empty for this network.
+      averaged: the networks that `outputs` averages; empty for this network.
+      flips: the flips that it averages each over, some of `averaging.FLIPS`.
       calibration: calibration of its probabilities; None for none.
       note: why the calibration of the workdir is not used; may be empty.
     """
@@ -66,8 +71,8 @@ class TrainedNetwork:
     num_parameters: int
     networks: tuple[tuple[Any, Any], ...]
     parts: tuple[configuration.Experiment, ...] = ()
-    members: tuple[Network, ...] = ()
     averaged: tuple["TrainedNetwork", ...] = ()
+    flips: tuple[tuple[int, ...], ...] = averaging.FLIPS[:1]
     calibration: Calibration | None = None
     note: str = ""
 
@@ -89,7 +94,12 @@ class TrainedNetwork:
     @property
     def is_flipped(self) -> bool:
         """Whether it averages over flips."""
-        return len(self.members) > len(self.averaged)
+        return len(self.flips) > 1
+
+    @property
+    def num_members(self) -> int:
+        """Number of networks and flips that are averaged; 0 for this network."""
+        return len(self.averaged) * len(self.flips)
 
     @property
     def divisions(self) -> set[tuple[str, folds.Fold | None]]:
@@ -115,32 +125,54 @@ class TrainedNetwork:
         return digest.hexdigest()[:16]
 
     def __call__(self, batch: Batch) -> tuple[Logits, dict[str, Any]]:
-        """Computes logits and losses of a batch of `batch_size` images."""
+        """Computes logits and losses of any number of images, `batch_size` at a time.
+
+        The program is that of a whole batch. A smaller one is filled with its last
+        image, of which nothing is returned.
+        """
         if self.config.view.kind == "crop":
             raise UserError(
                 "This network was trained on crops around discs and does not find them "
                 "by itself; name the workdir with both stages."
             )
+        size = self.batch_size
+        found = [
+            self._of_batch({key: x[start : start + size] for key, x in batch.items()})
+            for start in range(0, len(batch["image"]), size)
+        ]
+        return jax.tree.map(lambda *x: np.concatenate(x), *found)
+
+    def _of_batch(self, batch: Batch) -> tuple[Logits, dict[str, Any]]:
+        """Computes logits and losses of up to `batch_size` images."""
+        count = len(batch["image"])
         logits, losses = {}, {}
         for mapped, variables in self.networks:
             if self.config.method.name == "two_stage" and logits:
                 batch = {**batch, "window": self._windows(logits["disc"])}
-            shares = parallel.shard(batch)
-            more_logits, more_losses = parallel.gather(mapped(variables, shares))
+            whole = {key: _filled(x, self.batch_size) for key, x in batch.items()}
+            found = parallel.gather(mapped(variables, parallel.shard(whole)))
+            more_logits, more_losses = jax.tree.map(lambda x: x[:count], found)
             logits |= more_logits
             losses |= more_losses
         return logits, losses
 
     def outputs(self, batch: Batch) -> Outputs:
         """Computes what the members say of a batch, and its mean, or as a call does."""
-        if self.members:
-            return averaging.averaged(self.members, self.post.point)(batch)
+        if self.averaged:
+            apply = averaging.averaged(self.averaged, self.flips, self.post.point)
+            return apply(batch)
         return Outputs(*self(batch))
 
     def _windows(self, logits: np.ndarray) -> np.ndarray:
         """Finds where the second of two stages looks: [B, 3], around the discs."""
         discs = np.stack([postprocess.segment(one, None, self.post) for one in logits])
-        return np.asarray(views.around(discs, self.config.view.margin))
+        whole = _filled(discs, self.batch_size)
+        return np.asarray(_around(whole, self.config.view.margin))
+
+
+def _filled(values: np.ndarray, size: int) -> np.ndarray:
+    """Repeats the last of the values until there are `size`."""
+    return values[np.minimum(np.arange(size), len(values) - 1)]
 
 
 def load(workdir: pathlib.Path, checkpoint: str = "best") -> TrainedNetwork:
@@ -238,7 +270,7 @@ def _load_one(folder: pathlib.Path, checkpoint: str) -> TrainedNetwork:
     try:
         metadata = checkpoints.restore_metadata(step)
         experiment = _experiment(metadata["config"], checkpoints.path(step))
-        variables = checkpoints.restore_model(step, experiment.variable_shapes())
+        variables = checkpoints.restore_model(step)
     except Absent:
         if checkpoint not in ("best", "latest"):
             raise
@@ -247,7 +279,9 @@ def _load_one(folder: pathlib.Path, checkpoint: str) -> TrainedNetwork:
     if metadata["vcdr_classifier"] is None and (folder / _CLASSIFIER).exists():
         classifier = _read_classifier(folder / _CLASSIFIER)
         metadata = {**metadata, "vcdr_classifier": classifier}
-    return _network(experiment, step, metadata, variables)
+    network = _network(experiment, step, metadata, variables)
+    _check_fit(network, f"of the checkpoint {checkpoints.path(step)}")
+    return network
 
 
 def _load_stored(
@@ -259,18 +293,29 @@ def _load_stored(
             "--checkpoint."
         )
     experiment = _experiment(stored.metadata["config"], folder)
-    expected = _shapes(experiment.variable_shapes())
-    found = _shapes(stored.variables)
-    if wrong := sorted(expected.items() ^ found.items()):
+    network = _network(experiment, stored.step, stored.metadata, stored.variables)
+    _check_fit(network, f"of {folder}/{stored.name}.safetensors")
+    return network
+
+
+def _check_fit(network: TrainedNetwork, origin: str) -> None:
+    """Refuses variables that are not those of the model.
+
+    It traces what prediction is going to run, which JAX then does not trace again.
+    """
+    ((mapped, variables),) = network.networks
+    batch_size, side = network.batch_size, network.image_size
+    batch: Batch = {"image": np.zeros((batch_size, side, side, 3), np.uint8)}
+    if network.config.view.kind == "crop":
+        batch["window"] = np.zeros((batch_size, 3), np.float32)
+    try:
+        mapped.lower(variables, parallel.shard(batch))
+    except FlaxError as error:
+        reason = str(error).splitlines()[0]
         raise UserError(
-            f"The tensors of {folder}/{stored.name}.safetensors do not fit its config "
-            f"(the first is {wrong[0][0]}); export the network again."
-        )
-    return _network(experiment, stored.step, stored.metadata, stored.variables)
-
-
-def _shapes(variables: Any) -> dict[str, tuple[int, ...]]:
-    return {name: x.shape for name, x in _portable.flatten(variables).items()}
+            f"The tensors {origin} do not fit its config ({reason}); use another "
+            "checkpoint or workdir, or export the network again."
+        ) from error
 
 
 def _experiment(text: str, place: pathlib.Path) -> configuration.Experiment:
@@ -350,7 +395,7 @@ def _read_classifier(path: pathlib.Path) -> dict[str, float]:
 def fit_missing_classifier(
     network: TrainedNetwork,
     workdir: pathlib.Path,
-    builder: tfds.core.DatasetBuilder,
+    builder: "tfds.core.DatasetBuilder",
     fold: folds.Fold | None,
 ) -> TrainedNetwork:
     """Fits the classifier that an imported network lacks.

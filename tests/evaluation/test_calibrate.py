@@ -324,7 +324,7 @@ def test_flips_and_networks_are_calibrated_together(tiny_run, drawn, tmp_path):
     network = workdirs.load_calibrated(folders)
     assert network.calibration == found
     assert network.is_flipped
-    assert len(network.members) == 8
+    assert network.num_members == 8
     network = workdirs.load_calibrated(folders, tta=False)
     assert network.calibration is None
     assert "with --tta, this is 2 workdirs" in network.note

@@ -116,21 +116,23 @@ def test_mistakes_get_a_sentence(workdir, tmp_path, monkeypatch):
 
 
 def test_importing_it_is_light():
-    """It needs no extra, which `load` names if it is missing."""
+    """It needs no extra, which `load` names if it is missing; and no data set."""
     program = """
 import sys
-sys.modules["tensorflow_datasets"] = None
+sys.modules["safetensors"] = None
 import mtl_jax
 assert not {"jax", "numpy", "flax", "absl"} & {*sys.modules}
 try:
     mtl_jax.load()
 except mtl_jax.errors.UserError as error:
     print(error)
+heavy = {"grain", "jinja2", "matplotlib", "orbax.checkpoint", "tensorflow_datasets"}
+assert not heavy & {*sys.modules}
 """
     finished = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, check=True, text=True
     )
     assert finished.stdout == (
-        "tensorflow_datasets is not installed; install mtl_jax[data], or mtl_jax[all] "
+        "safetensors is not installed; install mtl_jax[data], or mtl_jax[all] "
         "for every command.\n"
     )

@@ -95,23 +95,22 @@ def test_flips_are_undone(seed):
     """A network that looks at pixels one by one says the same of every flip."""
     image = np.random.default_rng(seed).integers(0, 256, (3, 6, 6, 3), np.uint8)
     corners = []
-    for axes in averaging.FLIPS:
-        logits, *_ = averaging.flipped(looking, axes)({"image": image})
+    for outputs in averaging.of_flips(looking, {"image": image}, averaging.FLIPS):
         for name in ("disc", "fovea"):
             np.testing.assert_array_equal(
-                logits[name], looking({"image": image})[0][name]
+                outputs.logits[name], looking({"image": image})[0][name]
             )
-        corners.append(logits["glaucoma"])
+        corners.append(outputs.logits["glaucoma"])
     # What the network sees at its upper left are the four corners of the image.
     bright = looking({"image": image})[0]["disc"]
     ends = [bright[:, y, x] for y in (0, -1) for x in (0, -1)]
     np.testing.assert_array_equal(np.sort(corners, 0), np.sort(ends, 0))
-    flips = [averaging.flipped(looking, axes) for axes in averaging.FLIPS]
-    outputs = averaging.averaged(flips)({"image": image})
+    averaged = averaging.averaged([looking], averaging.FLIPS)
+    outputs = averaged({"image": image})
     assert len(outputs.members) == 4
     np.testing.assert_array_equal(outputs.losses["disc"], image.sum((1, 2, 3)))
     # Averaged over its flips, a network says the same of a flipped image.
-    turned = averaging.averaged(flips)({"image": image[:, ::-1]})
+    turned = averaged({"image": image[:, ::-1]})
     np.testing.assert_allclose(turned.logits["disc"], outputs.logits["disc"][:, ::-1])
     np.testing.assert_allclose(turned.logits["glaucoma"], outputs.logits["glaucoma"])
 

@@ -221,6 +221,23 @@ def flip(folder):
     path.write_bytes(content)
 
 
+def test_any_number_of_images_is_computed_batch_by_batch(exported):
+    network = load(exported)
+    size = network.batch_size
+    images = drawn(size + 2)
+    found, _ = network({"image": images})
+    first, _ = network({"image": images[:size]})
+    last, _ = network({"image": images[size:]})
+    for name, values in found.items():
+        assert len(values) == size + 2
+        expected = np.concatenate([first[name], last[name]])
+        np.testing.assert_array_equal(values, expected)
+        assert (np.diff(values.reshape(size + 2, -1), axis=0) != 0).any(1).all()
+        # What fills a batch changes nothing but the order of sums.
+        moved, _ = network({"image": images[2:]})
+        np.testing.assert_allclose(moved[name][-2:], last[name], atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
