@@ -3,9 +3,8 @@
 It measures every combination of the lists; see mtl_jax/experiments/benchmark.py. With
 --target=tpu:v5e:2x2 or --target=cpu it compiles the steps for that TPU or a CPU, and
 reads memory, arithmetic and all-reduces from the programs
-(mtl_jax/experiments/compilation.py). With
---aggregators=all, or the names of some, it times these methods' aggregators alone,
-beside TorchJD's where that is installed.
+(mtl_jax/experiments/compilation.py). With --aggregators=all, or the names of some, it
+times these methods' aggregators alone, beside TorchJD's where that is installed.
 """
 
 import itertools
@@ -89,6 +88,12 @@ def _time_aggregators() -> None:
     from mtl_jax.experiments import aggregator_benchmark as benchmark
 
     names = _flags.all_or_some(AGGREGATORS, methods.AGGREGATORS)
+    of_steps = (METHODS, ENCODERS, WIDTH, IMAGE_SIZES, BATCH_SIZES, DTYPES, COMPARE)
+    for flag in (*of_steps, REMAT, DEVICES, TARGET):
+        if flag.present:
+            raise UserError(
+                f"--aggregators times them without a network; leave out --{flag.name}."
+            )
     results = []
     for num_tasks, width in benchmark.SETTINGS:
         results += benchmark.measure(names, num_tasks, width, 3 * STEPS.value)

@@ -94,7 +94,7 @@ def get_config() -> Config:
     config.model.normalize_input = "auto"
     config.model.dtype = "float32"  # bfloat16
     # The backward pass computes the features inside each block anew, instead of keeping
-    # them: less memory, a third more arithmetic, for large images.
+    # them: less memory, more arithmetic, for large images.
     config.model.remat = False
 
     config.loss = ml_collections.ConfigDict()

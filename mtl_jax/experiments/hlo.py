@@ -98,11 +98,11 @@ def all_reduces(program: str) -> AllReduces:
                 total += AllReduces(1, _num_bytes(found[1]), int(bool(found[2])))
             elif body := re.search(r" while\(.*body=%?([\w.-]+)", line):
                 total += count(body[1]) * _rounds(line, parts)
-            elif choice := re.search(r"branch_computations=\{(.*?)\}", line):
-                branches = [count(b.strip(" %")) for b in choice[1].split(",")]
+            elif " conditional(" in line:
+                branches = map(count, _called(line))
                 total += max(branches, key=lambda branch: branch.num_bytes)
-            elif called := re.search(r" (?:fusion|call)\(.*calls=%?([\w.-]+)", line):
-                total += count(called[1])
+            elif re.search(r" (fusion|call)\(", line):
+                total = sum(map(count, _called(line)), total)
         return total
 
     return count(entry)
@@ -142,6 +142,6 @@ def _computations(program: str) -> tuple[dict[str, list[str]], str]:
 
 def _called(line: str) -> Iterator[str]:
     """Names of the computations that an instruction calls."""
-    pattern = r"(?:calls|body|to_apply|branch_computations)=(\{.*?\}|%?[\w.-]+)"
-    for names in re.findall(pattern, line):
+    roles = "calls|body|to_apply|branch_computations|(?:true|false)_computation"
+    for names in re.findall(rf"(?:{roles})=(\{{.*?\}}|%?[\w.-]+)", line):
         yield from re.findall(r"[\w.-]+", names)

@@ -130,7 +130,7 @@ def doubts(
         if width > _WIDTH:
             reason = (
                 f"the disc is {width:.2f} times as wide as the field of view, usual "
-                "0.12-0.23; it is something else"
+                "0.12-0.23; it may be something else"
             )
             found.append(Doubt("implausible", reason))
     if disc is not None and disc.any() and fovea is not None:

@@ -54,6 +54,26 @@ def test_all_reduces_are_counted_as_often_as_they_are_executed():
     )
 
 
+@pytest.mark.parametrize(
+    ("form", "other"),
+    [
+        (
+            "branch_computations={%small, %large}",
+            "true_computation=%large, false_computation=%small",
+        ),
+        (
+            "ENTRY %main (p: f32[4]) -> f32[4] {",
+            "ENTRY %outer (p: f32[4]) -> f32[4] {\n"
+            "  ROOT %k = f32[4]{0} call(f32[4]{0} %p), to_apply=%main\n}\n\n"
+            "%main (p: f32[4]) -> f32[4] {",
+        ),
+    ],
+    ids=["choice", "call"],
+)
+def test_other_forms_of_a_choice_and_a_call(form, other):
+    assert hlo.all_reduces(PROGRAM.replace(form, other)) == hlo.all_reduces(PROGRAM)
+
+
 def convolve(x):
     return lax.conv(x, jnp.ones((3, 3, 3, 3)), (1, 1), "VALID")
 
