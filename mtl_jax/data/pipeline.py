@@ -585,6 +585,7 @@ def _free_memory() -> int:
     # there is no number, and outside a container no file.
     with contextlib.suppress(OSError, ValueError):
         limit = int((CGROUP / "memory.max").read_text())
-        used = dict(map(str.split, (CGROUP / "memory.stat").open()))
+        lines = (CGROUP / "memory.stat").read_text().splitlines()
+        used = dict(map(str.split, lines))
         free = min(free, limit - int(used["anon"]))
     return free
