@@ -25,7 +25,7 @@ import numpy.typing as npt
 import tensorflow_datasets as tfds
 
 from mtl_jax.annotations import ANNOTATIONS, LABELS
-from mtl_jax.data import geometry, schema
+from mtl_jax.data import geometry, lookahead, schema
 from mtl_jax.data.building import LocalBuilder, quiet_tfds
 from mtl_jax.data.field_of_view import Shape
 from mtl_jax.data.folds import Fold
@@ -392,7 +392,9 @@ class Split:
 
         # Zlib releases the interpreter lock.
         with _readable(self._directory), futures.ThreadPoolExecutor() as threads:
-            records = threads.map(decode, rows)
+            ahead = 2 * lookahead.num_cores()
+            waiting = lookahead.in_order(threads, decode, rows, ahead)
+            records = (done.result() for _, done in waiting)
             first = {key: np.asarray(value) for key, value in next(records).items()}
             # Filled one by one, so that no record is in memory twice.
             batch = {
