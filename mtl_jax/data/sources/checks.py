@@ -336,7 +336,7 @@ def examine(row: Row, accept: Set[str] = frozenset()) -> Examined:
     named = [Problem(row.number, *p) for p in problems if p[1] not in accept]
     if photograph is None:
         return Examined(row, named)
-    digest = hashlib.blake2b(photograph, digest_size=16)
+    digest = hashlib.blake2b(photograph.data, digest_size=16)
     digest.update(repr(photograph.shape).encode())
     annotated = masks.get("disc_mask", masks.get("mask"))
     fovea = None if problems else _fovea_from_disc(row, annotated)
