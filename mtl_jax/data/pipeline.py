@@ -11,6 +11,7 @@ import collections
 import contextlib
 import copy
 import hashlib
+import itertools
 import os
 import pathlib
 import sys
@@ -25,7 +26,7 @@ import numpy.typing as npt
 from etils import epy
 
 from mtl_jax.annotations import ANNOTATIONS, LABELS
-from mtl_jax.data import geometry, schema
+from mtl_jax.data import geometry, lookahead, schema
 from mtl_jax.data.field_of_view import Shape
 from mtl_jax.data.folds import Fold
 from mtl_jax.errors import UserError, no_access
@@ -52,6 +53,9 @@ _POSITIVE = "with glaucoma"
 
 # The splits that cross-validation merges and divides anew.
 TRAINING_SPLITS = ("train", "validation")
+
+# Limits of a container, in Linux (control groups, version 2).
+CGROUP = pathlib.Path("/sys/fs/cgroup")
 
 # The decoded images of a split may take this share of the free memory.
 MEMORY_SHARE = 0.5
@@ -395,8 +399,18 @@ class Split:
 
         # Zlib releases the interpreter lock.
         with _readable(self._directory), futures.ThreadPoolExecutor() as threads:
-            records = list(threads.map(decode, rows))
-        batch = {key: np.stack([r[key] for r in records]) for key in TRAINING_KEYS}
+            ahead = 2 * lookahead.num_cores()
+            waiting = lookahead.in_order(threads, decode, rows, ahead)
+            records = (done.result() for _, done in waiting)
+            first = {key: np.asarray(value) for key, value in next(records).items()}
+            # Filled one by one, so that no record is in memory twice.
+            batch = {
+                key: np.empty((len(rows), *value.shape), value.dtype)
+                for key, value in first.items()
+            }
+            for place, record in enumerate(itertools.chain([first], records)):
+                for key, values in batch.items():
+                    values[place] = record[key]
         # TFDS returns scalars as Python numbers.
         return {**batch, "glaucoma": batch["glaucoma"].astype(np.float32)}
 
@@ -573,6 +587,14 @@ def _unreadable(directory: pathlib.Path) -> str | None:
 
 def _free_memory() -> int:
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):
-        return 4 << 30
+        free = 4 << 30
+    # A container or a scheduler may give less than the machine has. Without a limit
+    # there is no number, and outside a container no file.
+    with contextlib.suppress(OSError, ValueError):
+        limit = int((CGROUP / "memory.max").read_text())
+        lines = (CGROUP / "memory.stat").read_text().splitlines()
+        used = dict(map(str.split, lines))
+        free = min(free, limit - int(used["anon"]))
+    return free

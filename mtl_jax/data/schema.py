@@ -7,6 +7,7 @@ are written and read without TensorFlow.
 
 from __future__ import annotations
 
+import functools
 import io
 import pathlib
 import struct
@@ -171,11 +172,7 @@ def encode_record(
     native_size = (photograph.height, photograph.width)
     model_size = (image_size, image_size)
     frame = field_of_view.frame_of(photograph, shape)
-    empty = np.zeros(native_size, np.uint8)
-    masks = {
-        name: empty if mask is None else mask
-        for name, mask in (("disc_mask", disc_mask), ("cup_mask", cup_mask))
-    }
+    masks = {"disc_mask": disc_mask, "cup_mask": cup_mask}
     native_xy = np.zeros(2) if fovea_xy is None else np.asarray(fovea_xy, np.float64)
     model_xy = geometry.xy_to_model(native_xy, frame, model_size)
     labels = (glaucoma, disc_mask, cup_mask, fovea_xy)
@@ -190,7 +187,9 @@ def encode_record(
             geometry.photograph_to_model(photograph, frame, model_size)
         ),
         **{
-            name: encode_mask(geometry.mask_to_model(mask, frame, model_size))
+            name: _no_mask(model_size)
+            if mask is None
+            else encode_mask(geometry.mask_to_model(mask, frame, model_size))
             for name, mask in masks.items()
         },
         "fovea_xy": np.zeros(2, np.float32)
@@ -201,8 +200,18 @@ def encode_record(
         "native_size": np.array(native_size, np.int32),
         "frame": np.array(frame.box, np.int32),
         "native_fovea_xy": native_xy,
-        **{f"native_{name}": encode_mask(mask) for name, mask in masks.items()},
+        **{
+            f"native_{name}": _no_mask(native_size)
+            if mask is None
+            else encode_mask(mask)
+            for name, mask in masks.items()
+        },
     }
+
+
+@functools.lru_cache(maxsize=8)
+def _no_mask(size: tuple[int, int]) -> bytes:
+    return encode_mask(np.zeros(size, np.uint8))
 
 
 def encode_png(array: np.ndarray) -> bytes:

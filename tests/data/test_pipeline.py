@@ -295,6 +295,18 @@ def test_order_depends_on_the_seed_alone(table, undecoded_table):
     assert order(table, 3) != order(table, 4)
 
 
+@pytest.mark.parametrize(
+    ("limit", "decodes"), [("max", True), (str(1 << 40), True), (str(5 << 20), False)]
+)
+def test_a_containers_limit_decides_whether_images_are_kept(
+    limit, decodes, builder, tmp_path, monkeypatch
+):
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.stat").write_text(f"anon {5 << 20}\nfile 123\n")
+    monkeypatch.setattr(pipeline, "CGROUP", tmp_path)
+    assert (pipeline.open_split(builder, "train")._decoded is not None) == decodes
+
+
 def test_decoding_on_the_fly_gives_the_same_batches(table, undecoded_table):
     assert undecoded_table._decoded is None
     assert table._decoded is not None

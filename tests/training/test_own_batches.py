@@ -15,6 +15,7 @@ from training_fixtures import write_photographs
 from mtl_jax import losses, optim, tasks, workdirs
 from mtl_jax.data import folder
 from mtl_jax.errors import UserError
+from mtl_jax.training import parallel
 from mtl_jax.training import step as steps
 from mtl_jax.training.state import TrainState
 from mtl_jax.training.watch import Watch
@@ -293,6 +294,71 @@ def test_interference_of_gradients_on_own_batches(variables, batches, gradient_o
     np.testing.assert_allclose(
         found["cosine"], rows @ rows.T / np.outer(norms, norms), atol=1e-4
     )
+
+
+@pytest.fixture
+def passes():
+    """A network that notes the heads and the image numbers of each pass it makes."""
+    made = []
+
+    class Noting(SmallNetwork):
+        def __call__(self, images, *, heads=NAMES, train=False):
+            jax.debug.callback(
+                lambda pixels: made.append((tuple(heads), set(np.rint(pixels * 255)))),
+                images[:, 0, 0, 0],
+            )
+            return super().__call__(images, heads=heads, train=train)
+
+    return Noting(axis_name=parallel.AXIS), made
+
+
+def mapped_step(model, variables):
+    """Makes one step of MTL-IO with a batch, mapped as the training maps it."""
+    optimizer = METHODS["independent"]()
+    step = steps.train_step(model, tasks.build(), optimizer, axis_name=parallel.AXIS)
+    mapped = parallel.map_step(step, jax.devices()[:1])
+
+    def run(batch):
+        # A step consumes its state.
+        state = jax.tree.map(lambda x: x[None], start(optimizer, variables))
+        jax.block_until_ready(mapped(state, {k: v[None] for k, v in batch.items()}))
+        jax.effects_barrier()
+
+    return run
+
+
+def numbered(batch, first):
+    images = np.array(batch["image"])
+    images[:, 0, 0, 0] = first + np.arange(len(images))
+    return {**batch, "image": images}
+
+
+def test_images_pass_along_the_route_of_their_own_task_alone(
+    passes, variables, batches
+):
+    """Four own batches, of the images 0 to 3, 4 to 7, and so on."""
+    model, made = passes
+    own = [numbered(batch, 4 * k) for k, batch in enumerate(batches[0])]
+    mapped_step(model, variables)(on_task_axis(own))
+    images = [{4.0 * k, 4.0 * k + 1, 4.0 * k + 2, 4.0 * k + 3} for k in range(4)]
+    assert made == [
+        (NAMES[:1], images[0]),
+        *((NAMES[1:], numbers) for numbers in images[1:]),
+    ]
+
+
+def test_a_task_without_a_label_in_a_shared_batch_makes_no_pass(
+    passes, variables, tiny_batch
+):
+    model, made = passes
+    run = mapped_step(model, variables)
+    for there in ([], [0], [3], [0, 2], [0, 1, 2, 3]):
+        made.clear()
+        has_label = np.zeros((4, 4), bool)
+        has_label[1, there] = True
+        run({**tiny_batch, "has_label": has_label})
+        heads = [NAMES[1:] if k else NAMES[:1] for k in there]
+        assert [passed for passed, _ in made] == heads
 
 
 @pytest.mark.parametrize("number", [1, 3, 5])

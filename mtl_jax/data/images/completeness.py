@@ -123,9 +123,11 @@ def _ends_in_missing_blocks(image: Image.Image) -> bool:
     """Whether the last block of a JPEG is missing and the first is not."""
     if image.mode not in ("L", "RGB"):
         return False
-    pixels = np.asarray(image)
-    last = pixels[(image.height - 1) // 8 * 8 :, (image.width - 1) // 8 * 8 :]
-    return bool((last == _NO_BLOCK).all() and (pixels[:8, :8] != _NO_BLOCK).any())
+    width, height = image.size
+    # The whole picture as an array would be a copy of it.
+    last = image.crop(((width - 1) // 8 * 8, (height - 1) // 8 * 8, width, height))
+    first = np.asarray(image.crop((0, 0, min(8, width), min(8, height))))
+    return bool((np.asarray(last) == _NO_BLOCK).all() and (first != _NO_BLOCK).any())
 
 
 def ends_inside(picture: Image.Image) -> bool:

@@ -59,6 +59,12 @@ class Mask:
     disc: np.ndarray | None = None
 
     @functools.cached_property
+    def counts(self) -> np.ndarray:
+        """Number of pixels of each grey value, [256]."""
+        # NumPy would make 64-bit numbers of all pixels first.
+        return np.array(Image.fromarray(self.values).histogram())
+
+    @functools.cached_property
     def levels(self) -> np.ndarray:
         """See `MaskFile.levels`."""
         return self.file.levels(self.values)
@@ -100,7 +106,7 @@ class Check(NamedTuple):
 
 def _is_photograph(mask: Mask) -> bool:
     # Comparing takes long, and a mask has few values.
-    if np.count_nonzero(np.bincount(mask.values.ravel())) <= 2:
+    if np.count_nonzero(mask.counts) <= 2:
         return False
     grey = np.asarray(Image.fromarray(mask.photograph).convert("L"))
     return np.array_equal(grey, mask.values)
@@ -129,7 +135,7 @@ def _has_other_levels(mask: Mask) -> bool:
 
     Values of no level are not noise where they are flat, or far from an edge.
     """
-    counts = np.bincount(mask.values.ravel(), minlength=256)
+    counts = mask.counts
     if mask.file.reading == "refuge":
         known = np.array([0, 128, 255])
     elif mask.file.reading == "binary":
@@ -330,7 +336,7 @@ def examine(row: Row, accept: Set[str] = frozenset()) -> Examined:
     named = [Problem(row.number, *p) for p in problems if p[1] not in accept]
     if photograph is None:
         return Examined(row, named)
-    digest = hashlib.blake2b(photograph.tobytes(), digest_size=16)
+    digest = hashlib.blake2b(photograph.data, digest_size=16)
     digest.update(repr(photograph.shape).encode())
     annotated = masks.get("disc_mask", masks.get("mask"))
     fovea = None if problems else _fovea_from_disc(row, annotated)
