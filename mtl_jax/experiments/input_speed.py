@@ -1,5 +1,6 @@
 """Times the input pipeline by itself."""
 
+import contextlib
 import tempfile
 import time
 
@@ -29,10 +30,14 @@ def images_per_second(image_size: int, batch_size: int) -> dict[str, float]:
 
 
 def _rate(split: pipeline.Split, batch_size: int) -> float:
-    batches = pipeline.training_batches(split, batch_size, seed=0)
-    next(batches)
-    start, count = time.perf_counter(), 0
-    while (passed := time.perf_counter() - start) < SECONDS:
+    # Threads that still read would take time from the steps, and a process that ends
+    # while they do can crash.
+    with contextlib.closing(
+        pipeline.training_batches(split, batch_size, seed=0)
+    ) as batches:
         next(batches)
-        count += batch_size
+        start, count = time.perf_counter(), 0
+        while (passed := time.perf_counter() - start) < SECONDS:
+            next(batches)
+            count += batch_size
     return count / passed
