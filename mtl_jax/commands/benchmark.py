@@ -104,7 +104,7 @@ def _time_aggregators() -> None:
 
 def _time_steps() -> None:
     from mtl_jax import files
-    from mtl_jax.experiments import benchmark
+    from mtl_jax.experiments import benchmark, benchmark_table
     from mtl_jax.models import encoders
 
     names = _flags.all_or_some(METHODS, benchmark.REGISTERED, benchmark.METHODS)
@@ -141,7 +141,7 @@ def _time_steps() -> None:
         results += _measure(setting, names, others, rates[reading])
         if OUTPUT.value:
             files.write_json(pathlib.Path(OUTPUT.value), results)
-    print(benchmark.table(results))
+    print(benchmark_table.table(results))
 
 
 def _settings(names: Sequence[str]) -> "list[benchmark.Setting]":

@@ -18,7 +18,7 @@ import optax
 
 from mtl_jax import losses, methods, optim
 from mtl_jax import tasks as tasks_lib
-from mtl_jax.experiments import hlo
+from mtl_jax.experiments import arithmetic, hlo
 from mtl_jax.models import MultiTaskUNet
 from mtl_jax.models.encoders import ENCODERS
 from mtl_jax.training import parallel
@@ -26,10 +26,6 @@ from mtl_jax.training import step as steps
 from mtl_jax.training.state import TrainState
 
 ROUNDS = 3
-
-# Side of the matrices whose product is timed. Accelerators need larger ones.
-MATRIX = {"cpu": 2048}
-LARGE_MATRIX = 8192
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +201,7 @@ def measure(
     """
     tasks = tasks_lib.build()
     batch = random_batch(setting.batch_size, setting.image_size)
-    routes, whole = forward_flops(setting.model(), tasks, batch["image"])
+    routes, whole = arithmetic.forward_flops(setting.model(), tasks, batch["image"])
     programs = {name: _program(name, setting, tasks, batch) for name in names}
     programs |= others(setting, batch) if others else {}
     counts, compile_seconds = {}, {}
@@ -217,7 +213,7 @@ def measure(
     for _ in range(ROUNDS):
         for name, program in programs.items():
             seconds[name] += [_seconds(program.run) for _ in range(num_steps)]
-    matmul = _matmul_flops_per_second(jnp.dtype(setting.dtype))
+    matmul = arithmetic.matmul_flops_per_second(jnp.dtype(setting.dtype))
     if jax.default_backend() != "cpu":
         matmul *= setting.devices
     medians = {name: statistics.median(times) for name, times in seconds.items()}
@@ -312,124 +308,6 @@ def _seconds(run: Callable[[], None]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
-
-
-# Columns that describe the setting. Those of one value for all rows are told once.
-SETTING = {
-    "encoder": lambda row: f"{row['encoder']} x {row['width']:g}",
-    "pixels": lambda row: str(row["image_size"]),
-    "batch": lambda row: str(row["batch_size"]),
-    "dtype": lambda row: row["dtype"],
-    "remat": lambda row: "yes" if row["remat"] else "no",
-    "devices": lambda row: str(row["devices"]),
-}
-_COLUMNS = {
-    "#P": lambda row: f"{row['parameters']:,}",
-    "compile s": lambda row: f"{row['compile_seconds']:.1f}",
-    "step s (quartiles)": lambda row: "{:.3f} ({:.3f}-{:.3f})".format(
-        row["step_seconds"], *row["step_seconds_quartiles"]
-    ),
-    "images/s": lambda row: f"{row['images_per_second']:.1f}",
-    "over vanilla": lambda row: or_dash(row["time_over_vanilla"], "{:.2f}"),
-    "floor": lambda row: f"{row['floor_over_vanilla']:.2f}",
-    "GFLOP": lambda row: f"{row['formula_flops'] / 1e9:.4g}",
-    "XLA's": lambda row: or_dash(row["xla_flops"], "{:.4g}", 1e9),
-    "GFLOP/s": lambda row: f"{row['flops_per_second'] / 1e9:.0f}",
-    "of matmul": lambda row: f"{row['share_of_matmul']:.0%}",
-    "memory MB": lambda row: or_dash(row["memory_bytes"], "{:.0f}", 1e6),
-    "input (from files)": lambda row: (
-        "{from_memory:.2g} ({from_files:.2g})".format(**row["input"])
-        if row["input"]
-        else "-"
-    ),
-}
-
-
-def or_dash(value: float | None, form: str, unit: float = 1) -> str:
-    """Formats a number in a unit, or a dash for None."""
-    return "-" if value is None else form.format(value / unit)
-
-
-def table(results: Sequence[dict[str, Any]]) -> str:
-    """Formats the results as Markdown."""
-    peak = max(row["device_peak_bytes"] or 0 for row in results)
-    lines = [markdown(results, _COLUMNS)]
-    if peak:
-        lines.append(f"The device says: at most {peak / 1e9:.2f} GB in use.")
-    return "\n\n".join(lines)
-
-
-def markdown(
-    rows: Sequence[dict[str, Any]],
-    columns: Mapping[str, Callable[[dict[str, Any]], str]],
-) -> str:
-    """Formats rows as a Markdown table below what all of them have in common."""
-    common = []
-    varied: dict[str, Callable[[dict[str, Any]], str]] = {
-        "method": lambda row: row["method"]
-    }
-    for name, text in SETTING.items():
-        values = {text(row) for row in rows}
-        if len(values) == 1:
-            common.append(f"{name} {values.pop()}")
-        else:
-            varied[name] = text
-    varied |= columns
-    lines = [", ".join(common), ""] if common else []
-    lines.append("| " + " | ".join(varied) + " |")
-    lines.append("|---" * len(varied) + "|")
-    for row in rows:
-        lines.append("| " + " | ".join(text(row) for text in varied.values()) + " |")
-    return "\n".join(lines)
-
-
-def forward_flops(
-    model: nn.Module, tasks: Sequence[tasks_lib.Task], images: np.ndarray
-) -> tuple[list[float], float]:
-    """Counts the arithmetic of a forward pass for each task, and for all together."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images.astype(np.float32))
-
-    def count(heads):
-        jaxpr = jax.make_jaxpr(lambda v, x: model.apply(v, x, heads=heads))(
-            shapes, images.astype(np.float32)
-        )
-        return _flops(jaxpr.jaxpr)
-
-    names = [task.name for task in tasks]
-    return [count([name]) for name in names], count(names)
-
-
-def _flops(jaxpr: Any) -> float:
-    """Counts the additions and multiplications in convolutions and products."""
-    total = 0.0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "conv_general_dilated":
-            kernel = equation.invars[1].aval
-            total += 2 * equation.outvars[0].aval.size * kernel.size / kernel.shape[-1]
-        elif equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            left = equation.invars[0].aval
-            depth = np.prod([left.shape[axis] for axis in contracted])
-            total += 2 * equation.outvars[0].aval.size * depth
-        for value in equation.params.values():
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                total += _flops(inner)
-    return float(total)
-
-
-def _matmul_flops_per_second(dtype: Any) -> float:
-    """Measures how fast this device multiplies large matrices."""
-    side = MATRIX.get(jax.default_backend(), LARGE_MATRIX)
-    matrix = jnp.ones((side, side), dtype)
-    multiply = jax.jit(jnp.matmul)
-    multiply(matrix, matrix).block_until_ready()
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        multiply(matrix, matrix).block_until_ready()
-        seconds.append(time.perf_counter() - start)
-    return 2 * side**3 / statistics.median(seconds)
 
 
 def _unrolled_step(

@@ -20,7 +20,7 @@ from jax.experimental import topologies
 
 from mtl_jax import tasks as tasks_lib
 from mtl_jax.errors import UserError
-from mtl_jax.experiments import benchmark, hlo
+from mtl_jax.experiments import arithmetic, benchmark, benchmark_table, hlo
 from mtl_jax.training import parallel
 from mtl_jax.training import step as steps
 
@@ -131,7 +131,7 @@ def compile_step(
     seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
     floor = benchmark.METHODS[method].floor
-    flops = floor(*benchmark.forward_flops(model, tasks, batch["image"]))
+    flops = floor(*arithmetic.forward_flops(model, tasks, batch["image"]))
     reduced = hlo.all_reduces(compiled.as_text())
     compute_seconds, all_reduce_seconds = least_seconds(
         flops, reduced.num_bytes, len(targets), targets[0].device_kind
@@ -225,13 +225,15 @@ _COLUMNS = {
     "temporary GB": lambda row: f"{row['temporary_bytes'] / 1e9:.2f}",
     "all GB": lambda row: f"{row['memory_bytes'] / 1e9:.2f}",
     "TFLOP": lambda row: f"{row['formula_flops'] / 1e12:.2f}",
-    "XLA's": lambda row: benchmark.or_dash(row["xla_flops"], "{:.2f}", 1e12),
+    "XLA's": lambda row: benchmark_table.or_dash(row["xla_flops"], "{:.2f}", 1e12),
     "all-reduces (overlapped)": lambda row: "{count} ({num_async})".format(
         **row["all_reduces"]
     ),
     "MB": lambda row: f"{row['all_reduces']['num_bytes'] / 1e6:.0f}",
-    "compute ms": lambda row: benchmark.or_dash(row["compute_seconds"], "{:.1f}", 1e-3),
-    "all-reduce ms": lambda row: benchmark.or_dash(
+    "compute ms": lambda row: benchmark_table.or_dash(
+        row["compute_seconds"], "{:.1f}", 1e-3
+    ),
+    "all-reduce ms": lambda row: benchmark_table.or_dash(
         row["all_reduce_seconds"], "{:.1f}", 1e-3
     ),
 }
@@ -239,7 +241,7 @@ _COLUMNS = {
 
 def table(results: Sequence[dict[str, Any]]) -> str:
     """Formats the results of `compile_step` as Markdown, and the complaints."""
-    lines = [benchmark.markdown(results, _COLUMNS)]
+    lines = [benchmark_table.markdown(results, _COLUMNS)]
     for row in results:
         lines += [f"{row['method']}: {line}" for line in row["complaints"]]
     return "\n".join(lines)

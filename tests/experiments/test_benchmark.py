@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 from mtl_jax import methods, tasks
-from mtl_jax.experiments import benchmark, hlo
+from mtl_jax.experiments import arithmetic, benchmark, benchmark_table, hlo
 from mtl_jax.models import MultiTaskUNet, layers
 from mtl_jax.training import step as steps
 
@@ -29,13 +29,13 @@ def test_arithmetic_of_a_convolution_and_a_product():
     )
     convolution = 2 * (2 * 6 * 5 * 4) * (3 * 3 * 3)
     product = 2 * (2 * 6 * 5 * 7) * 4
-    assert benchmark._flops(jaxpr.jaxpr) == convolution + product
+    assert arithmetic._flops(jaxpr.jaxpr) == convolution + product
 
 
 def test_arithmetic_of_the_network():
     """By hand: VGG-13 at 256 x 256, two operations for each weight and pixel."""
     images = np.zeros((1, 256, 256, 3), np.uint8)
-    routes, whole = benchmark.forward_flops(
+    routes, whole = arithmetic.forward_flops(
         MultiTaskUNet(encoder="vgg13"), tasks.build(), images
     )
     pairs = [(3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256)]
@@ -79,7 +79,7 @@ def test_floors():
 @pytest.mark.slow
 def test_a_measurement_beside_torch_and_its_table(monkeypatch):
     torch_steps = pytest.importorskip("mtl_jax.experiments.torch_steps")
-    monkeypatch.setitem(benchmark.MATRIX, "cpu", 256)
+    monkeypatch.setitem(arithmetic.MATRIX, "cpu", 256)
     setting = benchmark.Setting("vgg13", 1 / 16, 32, 2, "float32")
     rates = {"from_memory": 100.0, "from_files": 50.0}
     rows = benchmark.measure(setting, ["vanilla"], 1, torch_steps.programs, rates)
@@ -103,7 +103,7 @@ def test_a_measurement_beside_torch_and_its_table(monkeypatch):
         "from_memory": pytest.approx(100 / row["images_per_second"]),
         "from_files": pytest.approx(50 / row["images_per_second"]),
     }
-    common, _, header, rule, line = benchmark.table([row]).splitlines()
+    common, _, header, rule, line = benchmark_table.table([row]).splitlines()
     assert header.count("|") == rule.count("|") == line.count("|")
     assert common == (
         "encoder vgg13 x 0.0625, pixels 32, batch 2, dtype float32, remat no, devices 1"
@@ -111,7 +111,7 @@ def test_a_measurement_beside_torch_and_its_table(monkeypatch):
     assert "| vanilla | 68,376 |" in line
     # What differs is a column.
     other = {**row, "batch_size": 4}
-    common, _, header, *_ = benchmark.table([row, other]).splitlines()
+    common, _, header, *_ = benchmark_table.table([row, other]).splitlines()
     assert "batch" not in common
     assert "| batch |" in header
 
@@ -132,7 +132,7 @@ def test_xla_counts_as_much_arithmetic_as_the_formula(method, monkeypatch):
     )
     counted = hlo.flops(jax.jit(step).lower(state, batch).compile())
     formula = benchmark.METHODS[method].floor(
-        *benchmark.forward_flops(model, tasks_, batch["image"])
+        *arithmetic.forward_flops(model, tasks_, batch["image"])
     )
     assert counted == pytest.approx(formula, rel=0.05)
 
