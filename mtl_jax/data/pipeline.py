@@ -102,21 +102,32 @@ def shape(builder: tfds.core.DatasetBuilder) -> Shape:
 
 
 def fingerprint(builder: tfds.core.DatasetBuilder) -> str:
-    """Returns the SHA-256 of the files that hold a data set's records.
+    """Returns the SHA-256 of a data set's records.
 
-    The same program builds the same files of the same photographs and annotations.
+    The same program makes the same records of the same photographs and annotations.
+    Their files differ from build to build: protobuf writes the fields of a record in
+    the order of a hash that each process seeds anew.
 
     Raises:
       UserError: if a file cannot be read.
     """
-    directory, digest = pathlib.Path(builder.data_dir), hashlib.sha256()
-    with _readable(directory):
+    digest = hashlib.sha256()
+    with building.quiet_tfds(), _readable(pathlib.Path(builder.data_dir)):
         for split in sorted(builder.info.splits):
-            for name in builder.info.splits[split].filenames:
-                with (directory / name).open("rb") as file:
-                    of_file = hashlib.file_digest(file, "sha256")
-                digest.update(name.encode() + of_file.digest())
+            source = _source(builder, split)
+            digest.update(f"{split} {len(source)}".encode())
+            for index in range(len(source)):
+                for key, value in sorted(source[index].items()):
+                    is_text = isinstance(value, bytes)
+                    content = value if is_text else np.asarray(value).tobytes()
+                    digest.update(f"{key} {len(content)} ".encode() + content)
     return digest.hexdigest()
+
+
+def _source(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[dict[str, Any]]:
+    """The records of a split, their pictures as encoded."""
+    decoders = {key: tfds.decode.SkipDecoding() for key in schema.IMAGES}
+    return builder.as_data_source(split, decoders=decoders)
 
 
 def describe(version_dir: pathlib.Path) -> str:
@@ -267,10 +278,7 @@ class Split:
         self.shape = shape(builder)
         self._extra = builder.info.metadata.get("extra", {})
         with building.quiet_tfds(), _readable(self._directory):
-            self._source = builder.as_data_source(
-                split,
-                decoders={key: tfds.decode.SkipDecoding() for key in schema.IMAGES},
-            )
+            self._source = _source(builder, split)
         # The rows of the source that are this split's records.
         self._rows = np.arange(len(self._source))
         self._decoded: dict[str, np.ndarray] | None = None

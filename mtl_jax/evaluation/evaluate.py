@@ -299,10 +299,10 @@ def check_fingerprint(
       UserError: if the records differ.
     """
     began = {
-        one.metadata["data_fingerprint"]
+        one.metadata["records_fingerprint"]
         for one in network.averaged or [network]
         # Checkpoints of earlier versions have none.
-        if one.config.data.dataset == dataset and "data_fingerprint" in one.metadata
+        if one.config.data.dataset == dataset and "records_fingerprint" in one.metadata
     }
     if began and {found := pipeline.fingerprint(builder)} != began:
         raise UserError(

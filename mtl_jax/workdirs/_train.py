@@ -225,7 +225,7 @@ def _train_network(
             "image_size": side,
             "shape": pipeline.shape(dataset),
             "num_training_images": len(train),
-            "data_fingerprint": fingerprint,
+            "records_fingerprint": fingerprint,
             "training_photographs": " ".join(sorted(seen)),
             "prng": _prng(),
             "vcdr_classifier": classifier and classifier._asdict(),
@@ -281,7 +281,7 @@ def _check_data(
             f"This run began with JAX_DEFAULT_PRNG_IMPL={saved['prng']}, and it is "
             f"{_prng()} now; set it as it was."
         )
-    began = saved.get("data_fingerprint")
+    began = saved.get("records_fingerprint")
     if None not in (began, fingerprint) and began != fingerprint:
         raise UserError(
             f"{train.name} is of a data set with other records than this run began "

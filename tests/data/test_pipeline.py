@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from denial import denied
+from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from mtl_jax.data import building, pipeline
 from mtl_jax.data.folds import Fold
@@ -73,6 +75,45 @@ def test_missing_data_directory(tmp_path):
 def test_empty_data_directory(tmp_path):
     with pytest.raises(UserError, match="none at all"):
         pipeline.open_dataset(str(tmp_path), "synthetic_fundus/32px")
+
+
+def reordered(record):
+    """The same record, its fields in the opposite order."""
+    fields = tf_example_pb2.Example.FromString(record).features.feature
+    examples = [
+        tf_example_pb2.Example(
+            features=tf_feature_pb2.Features(feature={key: fields[key]})
+        )
+        for key in reversed(list(fields))
+    ]
+    # Messages one after the other are read as one.
+    return b"".join(example.SerializeToString() for example in examples)
+
+
+def of_another_patient(record):
+    example = tf_example_pb2.Example.FromString(record)
+    example.features.feature["patient"].bytes_list.value[0] = b"another"
+    return example.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("change", "is_same"), [(reordered, True), (of_another_patient, False)]
+)
+def test_a_fingerprint_is_that_of_the_records(
+    synthetic_data, builder, change, is_same, tmp_path
+):
+    data_dir, name = synthetic_data
+    (version_dir,) = Path(data_dir, name).iterdir()
+    other = shutil.copytree(version_dir, tmp_path / name / version_dir.name)
+    (shard,) = other.glob("*test.array_record*")
+    records = ArrayRecordReader(str(shard)).read_all()
+    writer = ArrayRecordWriter(str(shard), "group_size:1")
+    for record in records:
+        writer.write(change(record))
+    writer.close()
+    assert ArrayRecordReader(str(shard)).read_all() != records
+    found = pipeline.fingerprint(pipeline.open_dataset(str(tmp_path), name))
+    assert (found == pipeline.fingerprint(builder)) == is_same
 
 
 @pytest.mark.parametrize("part", ["", "dataset_info.json", "*train.array_record*"])
