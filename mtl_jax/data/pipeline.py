@@ -118,8 +118,8 @@ def fingerprint(builder: tfds.core.DatasetBuilder) -> str:
             digest.update(f"{split} {len(source)}".encode())
             for index in range(len(source)):
                 for key, value in sorted(source[index].items()):
-                    is_text = isinstance(value, bytes)
-                    content = value if is_text else np.asarray(value).tobytes()
+                    is_encoded = isinstance(value, bytes)
+                    content = value if is_encoded else np.asarray(value).tobytes()
                     digest.update(f"{key} {len(content)} ".encode() + content)
     return digest.hexdigest()
 
@@ -154,13 +154,11 @@ def tally(version_dir: pathlib.Path) -> dict[str, dict[str, collections.Counter[
     """
     with building.quiet_tfds():
         builder = schema.open_built(version_dir)
-        skipped: Any = {key: tfds.decode.SkipDecoding() for key in schema.IMAGES}
         found: dict[str, dict[str, collections.Counter[str]]] = {}
         for split in builder.info.splits:
             counts = found[split] = collections.defaultdict(collections.Counter)
             counts["labels"].update(dict.fromkeys(("images", *LABELS, _POSITIVE), 0))
-            records: Any = builder.as_data_source(split, decoders=skipped)
-            for record in records:
+            for record in _source(builder, split):
                 frame = _frame(record)
                 there = dict(zip(LABELS, record["has_label"], strict=True))
                 labels = ["images", *(name for name in LABELS if there[name])]
