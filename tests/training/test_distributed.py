@@ -87,7 +87,9 @@ def start_by_slurm(workdir, config, environment):
 
 def assert_ended(processes, code):
     outputs = [process.communicate(timeout=300)[0] for process in processes]
-    assert {process.returncode for process in processes} == {code}, outputs
+    codes = {process.returncode for process in processes}
+    # As text: pytest cuts what it writes of a list.
+    assert codes == {code}, "\n".join(outputs)
     return outputs
 
 

@@ -500,4 +500,7 @@ def test_only_errors_of_jax_tell_of_a_lost_process():
     assert parallel._failed_exchange(own) is None
     own.__context__ = lost
     assert parallel._failed_exchange(own) == "INTERNAL: Gloo AllReduce failed"
+    # By the compiled function's fast path.
+    fast = ValueError("UNKNOWN: Gloo AllGather failed: Read error")
+    assert parallel._failed_exchange(fast) == str(fast)
     assert parallel._failed_exchange(jax.errors.JaxRuntimeError("a bug")) is None
