@@ -32,7 +32,7 @@ def flops(compiled: jax.stages.Compiled) -> float | None:
 
     XLA counts the body of a loop once. So the result is None for a program that has
     convolutions or products in a loop. Those that visit the tasks one by one have, and
-    on a CPU those with large and deep layers (`layers.conv_3x3`).
+    on a CPU those with large and deep layers (`convolution.conv_3x3`).
     """
     text, costs = compiled.as_text(), compiled.cost_analysis()
     assert text is not None, "CPUs, GPUs and TPUs have it"

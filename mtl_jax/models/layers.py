@@ -12,15 +12,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mtl_jax.models import convolution
+
 Norm = Literal["batch", "batch_no_average", "group", "none"]
 NORMS: tuple[str, ...] = get_args(Norm)
 Init = Literal["kaiming_uniform", "he_uniform"]
 INITS: tuple[str, ...] = get_args(Init)
 
 EPSILON = 1e-5
-LAYOUT = ("NHWC", "HWIO", "NHWC")
-# Pixels of a block of the weight gradient.
-BLOCK = 64 * 64
 
 
 def initializers(
@@ -60,102 +59,9 @@ def _uniform(bound: float) -> nn.initializers.Initializer:
     return initialize
 
 
-def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=LAYOUT)
-
-
-@jax.custom_vjp
-def conv_3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """3x3 convolution whose gradients are fast inside loops on CPUs, too.
-
-    Inside loops and conditionals, XLA's CPU backend has fast kernels for matrix
-    products and for convolutions in canonical layout only. The weight gradient that JAX
-    derives is neither, and about thirty times slower there (jax issue 12868).
-
-    Args:
-      x: [B, H, W, Cin].
-      kernel: [3, 3, Cin, Cout].
-
-    Returns:
-      [B, H, W, Cout], with zero padding and stride 1.
-    """
-    return _convolve(x, kernel)
-
-
-def _conv_3x3_forward(x, kernel):
-    return _convolve(x, kernel), (x, kernel)
-
-
-def _conv_3x3_backward(residuals, gradient):
-    # By the platform that is compiled for: it need not be this machine's.
-    return lax.platform_dependent(
-        *residuals, gradient, cpu=_gradients_on_cpu, default=_gradients
-    )
-
-
-conv_3x3.defvjp(_conv_3x3_forward, _conv_3x3_backward)
-
-
-def _gradients(x, kernel, gradient):
-    return jax.vjp(_convolve, x, kernel)[1](gradient)
-
-
-def _gradients_on_cpu(x, kernel, gradient):
-    x_gradient = _convolve(gradient, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
-    # In the canonical convolution an image is the kernel. Its speed falls to a third
-    # where images are large. The product needs channels to be efficient.
-    is_large = x.shape[1] * x.shape[2] >= 32 * 32
-    is_deep = min(x.shape[-1], gradient.shape[-1]) >= 32
-    of_kernel = _product if is_large and is_deep else _canonical_convolution
-    return x_gradient, of_kernel(x, gradient)
-
-
-def _canonical_convolution(x: jax.Array, gradient: jax.Array) -> jax.Array:
-    """Weight gradient [3, 3, Cin, Cout] as a convolution in canonical layout."""
-    kernel_gradient = lax.conv_general_dilated(
-        x.transpose(3, 1, 2, 0),
-        gradient.transpose(1, 2, 0, 3),
-        window_strides=(1, 1),
-        padding=((1, 1), (1, 1)),
-        dimension_numbers=LAYOUT,
-    )
-    return kernel_gradient.transpose(1, 2, 0, 3)
-
-
-def _product(x: jax.Array, gradient: jax.Array) -> jax.Array:
-    """Weight gradient [3, 3, Cin, Cout] as one matrix product, block by block.
-
-    Three copies of `x`, moved by a column each, meet three copies of `gradient`, moved
-    by a row each. A block of rows stays in the cache.
-    """
-    b, h, w, inputs = x.shape
-    outputs = gradient.shape[-1]
-    rows = max(n for n in range(1, h + 1) if h % n == 0 and n * w <= max(BLOCK, w))
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
-
-    def add_block(i, total):
-        start = i * rows // h, i * rows % h, 0, 0
-        seen = lax.dynamic_slice(padded, start, (1, rows + 2, w + 2, inputs))[0]
-        pulled = lax.dynamic_slice(gradient, start, (1, rows, w, outputs))[0]
-        columns = [seen[:, k : k + w] for k in range(3)]
-        moved = [jnp.pad(pulled, ((k, 2 - k), (0, 0), (0, 0))) for k in range(3)]
-        return total + jnp.einsum(
-            "hwi,hwo->io",
-            jnp.concatenate(columns, -1),
-            jnp.concatenate(moved, -1),
-            preferred_element_type=dtype,
-        )
-
-    zeros = jnp.zeros((3 * inputs, 3 * outputs), dtype)
-    total = lax.fori_loop(0, b * h // rows, add_block, zeros)
-    kernel_gradient = total.reshape(3, inputs, 3, outputs).transpose(2, 0, 1, 3)
-    return kernel_gradient.astype(gradient.dtype)
-
-
 def _plain(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
     """Convolution for `nn.Conv` with stride and padding 1."""
-    return conv_3x3(x, kernel)
+    return convolution.conv_3x3(x, kernel)
 
 
 class BatchNormNoAverage(nn.Module):

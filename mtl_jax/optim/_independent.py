@@ -63,16 +63,10 @@ def independent(
             params, carry, states = point
             index, is_active = task
             gradient = functools.partial(task_gradients.of_task, index)
-            params, carry, own, loss = step_or_skip(
-                tx,
-                gradient,
-                is_active,
-                params,
-                carry,
-                _task_axis.take(states, index),
-                jnp.float32(0),
+            params, carry, states, loss = step_or_skip(
+                tx, gradient, is_active, params, carry, states, jnp.float32(0), index
             )
-            return (params, carry, _task_axis.put(states, index, own)), loss
+            return (params, carry, states), loss
 
         (params, carry, state), losses = lax.scan(
             visit, (params, carry, state), (jnp.arange(num_tasks), active)

@@ -133,16 +133,17 @@ def _step_by_slots(tx, task_gradients, groups, active, params, carry, states):
     def visit(point, group):
         params, carry, states = point
         mask, slot = group
-        params, carry, own, losses = step_or_skip(
+        params, carry, states, losses = step_or_skip(
             tx,
             functools.partial(task_gradients.of_group, mask),
             None if active is None else mask.any(),
             params,
             carry,
-            _task_axis.take(states, slot),
+            states,
             jnp.zeros(mask.shape, jnp.float32),
+            slot,
         )
-        return (params, carry, _task_axis.put(states, slot, own)), losses
+        return (params, carry, states), losses
 
     (params, carry, states), losses = lax.scan(
         visit, (params, carry, states), (groups, jnp.arange(len(groups)))
@@ -167,16 +168,16 @@ def _step_by_tasks(tx, task_gradients, groups, active, params, carry, states):
             del params
             return tx.update(updates, state, start)
 
-        params, carry, own, loss = step_or_skip(
+        params, carry, states, loss = step_or_skip(
             optax.GradientTransformation(tx.init, update_at_start),
             lambda _, carry: task_gradients.of_task(index, start, carry),
             None if active is None else active[index],
             params,
             carry,
-            _task_axis.take(states, index),
+            states,
             jnp.float32(0),
+            index,
         )
-        states = _task_axis.put(states, index, own)
         return (start, params, carry, states), loss
 
     (_, params, carry, states), losses = lax.scan(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from mtl_jax.optim import _task_axis
 from mtl_jax.optim._task_gradients import Carry, LossAndGradient, TaskGradients
 
 
@@ -42,6 +43,7 @@ def step_or_skip(
     carry: Carry,
     state: optax.OptState,
     no_loss: jax.Array,
+    slot: jax.Array | None = None,
 ) -> tuple[optax.Params, Carry, optax.OptState, jax.Array]:
     """One step of `tx`; where `is_active` is False nothing is computed.
 
@@ -51,25 +53,34 @@ def step_or_skip(
       is_active: bool, or None for a step in any case.
       params: where the gradient is taken.
       carry: passed through the gradient's evaluation.
-      state: of `tx`.
+      state: of `tx`; with `slot`, several of them stacked on a leading axis.
       no_loss: float32, the loss of a step that is skipped.
+      slot: int32, which of the stacked states steps.
 
     Returns:
       Parameters, carry and state after the step, and the loss before it, float32.
     """
 
+    # Taken inside the conditional, or XLA would copy it to the conditional first.
+    def own(state):
+        return state if slot is None else _task_axis.take(state, slot)
+
     def step(params, carry, state):
         (loss, carry), gradient = loss_and_gradient(params, carry)
-        updates, state = tx.update(gradient, state, params)
+        updates, new = tx.update(gradient, own(state), params)
         params = optax.apply_updates(params, updates)
-        return params, carry, state, loss.astype(jnp.float32)
+        return params, carry, new, loss.astype(jnp.float32)
 
     def skip(params, carry, state):
-        return params, carry, state, no_loss
+        return params, carry, own(state), no_loss
 
     if is_active is None:
-        return step(params, carry, state)
-    return lax.cond(is_active, step, skip, params, carry, state)
+        params, carry, new, loss = step(params, carry, state)
+    else:
+        params, carry, new, loss = lax.cond(is_active, step, skip, params, carry, state)
+    if slot is not None:
+        new = _task_axis.put(state, slot, new)
+    return params, carry, new, loss
 
 
 def checked_active(task_gradients: TaskGradients, active: Any) -> jax.Array | None:

@@ -11,7 +11,7 @@ from jax import lax
 
 from mtl_jax import methods, tasks
 from mtl_jax.experiments import arithmetic, benchmark, benchmark_table, hlo
-from mtl_jax.models import MultiTaskUNet, layers
+from mtl_jax.models import MultiTaskUNet, convolution
 from mtl_jax.training import step as steps
 
 
@@ -122,7 +122,7 @@ def test_a_measurement_beside_torch_and_its_table(monkeypatch):
 )
 def test_xla_counts_as_much_arithmetic_as_the_formula(method, monkeypatch):
     # As on an accelerator: the products of a CPU's weight gradient are a loop.
-    monkeypatch.setattr(layers, "conv_3x3", layers._convolve)
+    monkeypatch.setattr(convolution, "conv_3x3", convolution._convolve)
     setting = benchmark.Setting("small", 1.0, 128, 1, "float32")
     tasks_, batch = tasks.build(), benchmark.random_batch(1, 128)
     model = setting.model()

@@ -1,0 +1,160 @@
+"""3x3 convolution with gradients of its own on a CPU."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+# Winograd's sums in one direction of a tile: places of two pixels, and their weights.
+OF_IMAGE = (
+    np.array([[0, 2], [1, 2], [2, 1], [1, 3]]),
+    np.array([[1, -1], [1, 1], [1, -1], [1, -1]], np.float32),
+)
+OF_GRADIENT = (
+    np.array([[0, 1], [0, 1], [0, 1], [0, 1]]),
+    np.array([[1, 0], [1, 1], [1, -1], [0, 1]], np.float32),
+)
+
+
+def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=LAYOUT)
+
+
+@jax.custom_vjp
+def conv_3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """3x3 convolution whose gradients are fast inside loops on CPUs, too.
+
+    Inside loops and conditionals, XLA's CPU backend has fast kernels for matrix
+    products and for convolutions in canonical layout only. The weight gradient that JAX
+    derives is neither, and about thirty times slower there (jax issue 12868).
+
+    Args:
+      x: [B, H, W, Cin].
+      kernel: [3, 3, Cin, Cout].
+
+    Returns:
+      [B, H, W, Cout], with zero padding and stride 1.
+    """
+    return _convolve(x, kernel)
+
+
+def _conv_3x3_forward(x, kernel):
+    return _convolve(x, kernel), (x, kernel)
+
+
+def _conv_3x3_backward(residuals, gradient):
+    # By the platform that is compiled for: it need not be this machine's.
+    return lax.platform_dependent(
+        *residuals, gradient, cpu=_gradients_on_cpu, default=_gradients
+    )
+
+
+conv_3x3.defvjp(_conv_3x3_forward, _conv_3x3_backward)
+
+
+def _gradients(x, kernel, gradient):
+    return jax.vjp(_convolve, x, kernel)[1](gradient)
+
+
+def _gradients_on_cpu(x, kernel, gradient):
+    x_gradient = _convolve(gradient, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+    b, h, w, _ = x.shape
+    channels = min(x.shape[-1], gradient.shape[-1])
+    # In the canonical convolution an image is the kernel, and large images are slow.
+    # Winograd's products need channels and pixels.
+    is_wide = channels >= 32 and h * w >= 32 * 32
+    is_deep = channels >= 64 and b * h * w >= 512
+    takes_winograd = (is_wide or is_deep) and h % 2 == w % 2 == 0
+    of_kernel = _winograd if takes_winograd else _canonical_convolution
+    return x_gradient, of_kernel(x, gradient)
+
+
+def _canonical_convolution(x: jax.Array, gradient: jax.Array) -> jax.Array:
+    """Weight gradient [3, 3, Cin, Cout] as a convolution in canonical layout."""
+    kernel_gradient = lax.conv_general_dilated(
+        x.transpose(3, 1, 2, 0),
+        gradient.transpose(1, 2, 0, 3),
+        window_strides=(1, 1),
+        padding=((1, 1), (1, 1)),
+        dimension_numbers=LAYOUT,
+    )
+    return kernel_gradient.transpose(1, 2, 0, 3)
+
+
+def _winograd(x: jax.Array, gradient: jax.Array) -> jax.Array:
+    """Weight gradient [3, 3, Cin, Cout] by Winograd's F(3 x 3, 2 x 2), H and W even.
+
+    A tile of 2 x 2 pixels of `gradient` meets 4 x 4 of `x` in 16 products instead of 36
+    (Lavin and Gray 2016, section 4.1, with exchanged sizes). Each product is of sums of
+    pixels. A block of tiles stays in the cache.
+    """
+    b, h, w, inputs = x.shape
+    outputs = gradient.shape[-1]
+    # XLA takes another program for smaller products, slow if there are few channels.
+    num_tiles = 128 if min(inputs, outputs) >= 64 else 256
+    rows = _divisor(h // 2, num_tiles // (w // 2))
+    images = _divisor(b, num_tiles // (rows * w // 2)) if rows == h // 2 else 1
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    seen, pulled = (
+        y.reshape(b, y.shape[1] // 2, 2, y.shape[2] // 2, 2, y.shape[3])
+        for y in (padded, gradient)
+    )
+
+    def add_block(i, total):
+        first = i * rows // (h // 2) * images, i * rows % (h // 2)
+
+        def add_product(k, total):
+            of_x, of_gradient = (
+                _sum_of_pixels(y, first, (images, rows, w // 2), pixels, k)
+                for y, pixels in ((seen, OF_IMAGE), (pulled, OF_GRADIENT))
+            )
+            return total.at[k].add(of_x.T @ of_gradient)
+
+        return lax.fori_loop(0, 16, add_product, total)
+
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    total = jnp.zeros((16, inputs, outputs), dtype)
+    total = lax.fori_loop(0, b * h // (2 * images * rows), add_block, total)
+    columns = _of_sums(total.reshape(4, 4, inputs, outputs)).swapaxes(0, 1)
+    return _of_sums(columns).swapaxes(0, 1).astype(gradient.dtype)
+
+
+def _divisor(number: int, limit: int) -> int:
+    """The largest divisor that is at most `limit`; 1 if there is none."""
+    return max(
+        n for n in range(1, number + 1) if number % n == 0 and n <= max(limit, 1)
+    )
+
+
+def _sum_of_pixels(tiles, first, size, pixels, k):
+    """Sums [T, C] of number `k` for a block of T = images x rows x columns tiles.
+
+    Args:
+      tiles: [B, H / 2, 2, W / 2, 2, C].
+      first: image and row of tiles with which the block begins.
+      size: images, rows and columns of tiles.
+      pixels: `OF_IMAGE` or `OF_GRADIENT`.
+      k: number of the product, 4 x that of the rows + that of the columns.
+    """
+    images, rows, columns = size
+    channels = tiles.shape[-1]
+    places, weights = (jnp.asarray(values) for values in pixels)
+
+    def pixel(i, j):
+        start = first[0], first[1] + i // 2, i % 2, j // 2, j % 2, 0
+        block = lax.dynamic_slice(tiles, start, (images, rows, 1, columns, 1, channels))
+        return block.reshape(-1, channels)
+
+    def two(index, pixel):
+        one, other = (weights[index, n] * pixel(places[index, n]) for n in range(2))
+        return one + other
+
+    return two(k % 4, lambda j: two(k // 4, lambda i: pixel(i, j)))
+
+
+def _of_sums(products: jax.Array) -> jax.Array:
+    """The kernel's three rows from the four products of a direction."""
+    first, plus, minus, last = products
+    plus, minus = (plus + minus) / 2, (plus - minus) / 2
+    return jnp.stack([first + plus, minus, plus - last])
