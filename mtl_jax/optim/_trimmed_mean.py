@@ -71,8 +71,11 @@ def trimmed_mean(trim_number: int) -> aggregating.Aggregator:
             # Those of inactive tasks come last.
             last = jnp.full_like(leaf, jnp.inf)
             rows = leaf if active is None else _task_axis.select(active, leaf, last)
-            kept = _task_axis.select(is_kept, jnp.stack(_sorted(list(rows))), 0)
-            total = _task_axis.total(_task_axis.widened(kept))
+            # As one array they would be sorted once for each row of it.
+            total = sum(
+                jnp.where(keep, _task_axis.widened(row), 0)
+                for keep, row in zip(is_kept, _sorted(list(rows)), strict=True)
+            )
             return (total / jnp.maximum(is_kept.sum(), 1)).astype(leaf.dtype)
 
         return jax.tree.map(of_leaf, per_elt_updates), state
