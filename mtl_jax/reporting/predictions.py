@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib
 import json
 import pathlib
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
@@ -136,6 +137,7 @@ def write(
     folders = workdirs.as_folders(workdir)
     continues = resume and beginning.exists(output)
     used, tally, summed, changed = [*paths, *folders], Tally(), {}, []
+    _import_extras(form == "table" and pictures, parquet, report)
     with (
         files.growing_directory(output, used, continues=continues) as folder,
         _advising(folder, form),
@@ -175,6 +177,17 @@ def write(
     notes += [network.note] * bool(network.note) + _doubts(summed)
     notes += _changes([str(named[name]) for name in sorted(changed)])
     return Written(tally.failures, notes, summed, tally.waiting())
+
+
+def _import_extras(pictures: bool, parquet: bool, report: str | None) -> None:
+    """Imports what the ends need, so that a missing extra is named at the start."""
+    wanted = {
+        "matplotlib": pictures,
+        "pyarrow": parquet,
+        "mtl_jax.reporting.handout": report,
+    }
+    for module in filter(wanted.get, wanted):
+        importlib.import_module(module)
 
 
 @contextlib.contextmanager
