@@ -164,10 +164,17 @@ def test_an_unset_variable_is_no_folder():
 
 
 def test_an_empty_list_is_no_list():
-    finished = python(PROGRAM, "benchmark", "--methods=")
+    # That of --accept may be.
+    finished = python(
+        PROGRAM,
+        "prepare_data",
+        "--dataset=synthetic_fundus",
+        "--accept=",
+        "--num_images=",
+    )
     assert finished.returncode == 2
     assert finished.stderr == (
-        "error: --methods is empty; give it a value or leave it out.\n"
+        "error: --num_images is empty; give it a value or leave it out.\n"
     )
 
 
@@ -222,6 +229,22 @@ def test_a_missing_extra_is_named(module, extra, command):
         f"error: {module} is not installed; install mtl_jax[{extra}], or mtl_jax[all] "
         "for every command.\n"
     )
+
+
+def test_only_an_extra_that_is_missing_leaves_out_the_speed_of_reading():
+    program = """
+from mtl_jax.commands import benchmark
+ours = "mtl_jax.experiments.input_speed"
+sys.modules[ours] = None
+try:
+    benchmark._input_rates(32, 2)
+except ModuleNotFoundError as error:
+    print(error.name)
+del sys.modules[ours]
+print(benchmark._input_rates(32, 2))
+"""
+    finished = python(HIDE.format(["grain"]) + program)
+    assert finished.stdout == "mtl_jax.experiments.input_speed\nNone\n", finished.stderr
 
 
 LIBRARY = ("optim", "models", "losses", "tasks", "methods")

@@ -198,7 +198,8 @@ def _prepare_help(command: types.ModuleType) -> None:
 def _refuse_empty(command: types.ModuleType) -> None:
     """Refuses `--workdir=`, as an unset variable of a shell leaves it."""
     for flag in flags.FLAGS.get_key_flags_for_module(command.__name__):
-        is_empty = flag.value == "" or (flag.present and flag.value == [])
+        # A list that is empty by default may be emptied, too.
+        is_empty = flag.value == "" or (flag.value == [] and flag.default)
         if is_empty and flag.name != _compilation_cache.FOLDER.name:
             _fail(f"--{flag.name} is empty; give it a value or leave it out.", 2)
 
