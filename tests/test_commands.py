@@ -4,6 +4,7 @@ import ast
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -176,6 +177,34 @@ def test_an_empty_list_is_no_list():
     assert finished.stderr == (
         "error: --num_images is empty; give it a value or leave it out.\n"
     )
+
+
+@pytest.mark.slow
+def test_an_interrupted_compilation_is_no_crash():
+    """XLA goes on with it after Python has begun to end."""
+    program = """
+import os, signal, sys, threading, types
+import jax, jax.numpy as jnp
+from mtl_jax.commands import _program
+
+def main():
+    def function(x):
+        for i in range(400):
+            x = jnp.sort(jnp.sin(x) * i)
+        return x
+
+    lowered = jax.jit(function).lower(jnp.ones(64))
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    lowered.compile()
+
+module = types.SimpleNamespace(main=main, __name__="compiles", __doc__="")
+sys.modules["mtl_jax.commands.compiles"] = module
+sys.argv = ["compiles", "--compilation_cache="]
+_program.run("compiles")
+"""
+    finished = python(program)
+    assert finished.stderr == "interrupted by SIGTERM; repeat the command.\n"
+    assert finished.returncode == 128 + signal.SIGTERM
 
 
 def test_old_programs_leave_the_folder(tmp_path):
