@@ -5,7 +5,7 @@ import functools
 import importlib
 import json
 import pathlib
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -132,7 +132,7 @@ def write(
         output has another network, other photographs or other flags.
     """
     output = files.resolved(output)
-    paths = _others(files.written(output), images.find_photographs(photographs))
+    paths = _others(output, images.find_photographs(photographs))
     named = _part(shard, paths)
     folders = workdirs.as_folders(workdir)
     continues = resume and beginning.exists(output)
@@ -216,12 +216,17 @@ def _add_all(
 
 
 def _others(
-    ours: Collection[pathlib.Path], paths: Sequence[pathlib.Path]
+    output: pathlib.Path, paths: Sequence[pathlib.Path]
 ) -> Sequence[pathlib.Path]:
-    """Leaves out what an earlier start wrote, unless that is all that is asked for."""
-    if not ours:
-        return paths
-    return [path for path in paths if files.resolved(path) not in ours] or paths
+    """Leaves out what an earlier start wrote."""
+    ours = files.written(output)
+    others = [path for path in paths if files.resolved(path) not in ours]
+    if not others:
+        raise UserError(
+            f"All {len(paths)} images were written into {output} by an earlier "
+            "prediction; name photographs."
+        )
+    return others
 
 
 def _part(shard: Shard, paths: Sequence[pathlib.Path]) -> dict[str, pathlib.Path]:
