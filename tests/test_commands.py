@@ -4,6 +4,7 @@ import ast
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -164,11 +165,46 @@ def test_an_unset_variable_is_no_folder():
 
 
 def test_an_empty_list_is_no_list():
-    finished = python(PROGRAM, "benchmark", "--methods=")
+    # That of --accept may be.
+    finished = python(
+        PROGRAM,
+        "prepare_data",
+        "--dataset=synthetic_fundus",
+        "--accept=",
+        "--num_images=",
+    )
     assert finished.returncode == 2
     assert finished.stderr == (
-        "error: --methods is empty; give it a value or leave it out.\n"
+        "error: --num_images is empty; give it a value or leave it out.\n"
     )
+
+
+@pytest.mark.slow
+def test_an_interrupted_compilation_is_no_crash():
+    """XLA goes on with it after Python has begun to end."""
+    program = """
+import os, signal, sys, threading, types
+import jax, jax.numpy as jnp
+from mtl_jax.commands import _program
+
+def main():
+    def function(x):
+        for i in range(400):
+            x = jnp.sort(jnp.sin(x) * i)
+        return x
+
+    lowered = jax.jit(function).lower(jnp.ones(64))
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    lowered.compile()
+
+module = types.SimpleNamespace(main=main, __name__="compiles", __doc__="")
+sys.modules["mtl_jax.commands.compiles"] = module
+sys.argv = ["compiles", "--compilation_cache="]
+_program.run("compiles")
+"""
+    finished = python(program)
+    assert finished.stderr == "interrupted by SIGTERM; repeat the command.\n"
+    assert finished.returncode == 128 + signal.SIGTERM
 
 
 def test_old_programs_leave_the_folder(tmp_path):
@@ -222,6 +258,22 @@ def test_a_missing_extra_is_named(module, extra, command):
         f"error: {module} is not installed; install mtl_jax[{extra}], or mtl_jax[all] "
         "for every command.\n"
     )
+
+
+def test_only_an_extra_that_is_missing_leaves_out_the_speed_of_reading():
+    program = """
+from mtl_jax.commands import benchmark
+ours = "mtl_jax.experiments.input_speed"
+sys.modules[ours] = None
+try:
+    benchmark._input_rates(32, 2)
+except ModuleNotFoundError as error:
+    print(error.name)
+del sys.modules[ours]
+print(benchmark._input_rates(32, 2))
+"""
+    finished = python(HIDE.format(["grain"]) + program)
+    assert finished.stdout == "mtl_jax.experiments.input_speed\nNone\n", finished.stderr
 
 
 LIBRARY = ("optim", "models", "losses", "tasks", "methods")

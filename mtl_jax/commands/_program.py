@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import atexit
 import errno
 import importlib
 import io
@@ -105,11 +106,26 @@ def run(verb: str) -> NoReturn:
             what, code = str(stop), 128 + stop.signal
         advice = getattr(stop, "__notes__", [advice])[0]
         print(f"{what}; {advice}.", file=sys.stderr)
+        atexit.register(_end, code)
         sys.exit(code)
     except Exception as error:
         if sentence := _of_the_system(error):
             _fail(f"{sentence}, and {advice}.", 1)
         raise
+
+
+def _end(code: int) -> None:
+    """Ends the process at once, unless others of its run wait for it.
+
+    XLA goes on with a compilation that was interrupted, on a thread of its own. An
+    ordinary end would take from it what it needs, and the process would crash.
+    """
+    jax = sys.modules.get("jax")
+    if jax is None or jax.distributed.is_initialized():
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _end_on_signals() -> None:
@@ -198,7 +214,8 @@ def _prepare_help(command: types.ModuleType) -> None:
 def _refuse_empty(command: types.ModuleType) -> None:
     """Refuses `--workdir=`, as an unset variable of a shell leaves it."""
     for flag in flags.FLAGS.get_key_flags_for_module(command.__name__):
-        is_empty = flag.value == "" or (flag.present and flag.value == [])
+        # A list that is empty by default may be emptied, too.
+        is_empty = flag.value == "" or (flag.value == [] and flag.default)
         if is_empty and flag.name != _compilation_cache.FOLDER.name:
             _fail(f"--{flag.name} is empty; give it a value or leave it out.", 2)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from mtl_jax.commands import _compilation_cache, _flags
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, missing_extra
 
 if TYPE_CHECKING:
     from mtl_jax.experiments import benchmark
@@ -174,9 +174,12 @@ def _input_rates(image_size: int, batch_size: int) -> dict[str, float] | None:
     # A bare machine with an accelerator may not have the extra `data`.
     try:
         from mtl_jax.experiments import input_speed
-    except ModuleNotFoundError:
-        return None
-    return input_speed.images_per_second(image_size, batch_size)
+
+        return input_speed.images_per_second(image_size, batch_size)
+    except ModuleNotFoundError as error:
+        if missing_extra(error):
+            return None
+        raise
 
 
 def _measure(

@@ -54,8 +54,16 @@ _POSITIVE = "with glaucoma"
 # The splits that cross-validation merges and divides anew.
 TRAINING_SPLITS = ("train", "validation")
 
-# Limits of a container, in Linux (control groups, version 2).
+# Limits of a container, a scheduler or systemd, in Linux: the groups of this process,
+# and the folder of all groups.
+GROUPS = pathlib.Path("/proc/self/cgroup")
 CGROUP = pathlib.Path("/sys/fs/cgroup")
+# By the controllers that `GROUPS` names, of version 2 and 1: the folder of the groups
+# in `CGROUP`, the file of a limit, and what `memory.stat` calls memory in use.
+_LIMITS = {
+    "": ("", "memory.max", "anon"),
+    "memory": ("memory", "memory.limit_in_bytes", "total_rss"),
+}
 
 # The decoded images of a split may take this share of the free memory.
 MEMORY_SHARE = 0.5
@@ -563,7 +571,7 @@ def _readable(directory: pathlib.Path) -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, MemoryError):
+    except (UserError, MemoryError, ImportError):
         raise
     # TFDS, protobuf, array_record and Pillow each raise their own exceptions.
     except Exception as error:
@@ -596,11 +604,22 @@ def _free_memory() -> int:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):
         free = 4 << 30
-    # A container or a scheduler may give less than the machine has. Without a limit
-    # there is no number, and outside a container no file.
-    with contextlib.suppress(OSError, ValueError):
-        limit = int((CGROUP / "memory.max").read_text())
-        lines = (CGROUP / "memory.stat").read_text().splitlines()
-        used = dict(map(str.split, lines))
-        free = min(free, limit - int(used["anon"]))
-    return free
+    return min([free, *_free_of_groups()])
+
+
+def _free_of_groups() -> Iterator[int]:
+    """Yields what is left of each limit on this process, or on a group around it."""
+    with contextlib.suppress(OSError):
+        for line in GROUPS.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers not in _LIMITS:
+                continue
+            folder, limit, name = _LIMITS[controllers]
+            group = pathlib.PurePath(path.lstrip("/"))
+            for place in (CGROUP / folder / x for x in (group, *group.parents)):
+                # Without a limit there is no number, and a container does not see the
+                # groups around it.
+                with contextlib.suppress(OSError, ValueError, KeyError):
+                    lines = (place / "memory.stat").read_text().splitlines()
+                    used = dict(map(str.split, lines))[name]
+                    yield int((place / limit).read_text()) - int(used)

@@ -260,12 +260,13 @@ def attempt(
 
     Raises:
       OSError: if the function does. All photographs share the disk.
+      ModuleNotFoundError: likewise, and the installation.
     """
     try:
         return function(*arguments, **options)
     except UserError as error:
         failure = str(error)
-    except OSError:
+    except (OSError, ModuleNotFoundError):
         raise
     # Nobody has seen all photographs that there are.
     except Exception as error:

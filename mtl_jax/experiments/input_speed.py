@@ -30,8 +30,7 @@ def images_per_second(image_size: int, batch_size: int) -> dict[str, float]:
 
 
 def _rate(split: pipeline.Split, batch_size: int) -> float:
-    # Threads that still read would take time from the steps, and a process that ends
-    # while they do can crash.
+    # Threads that still read would take time from the steps.
     with contextlib.closing(
         pipeline.training_batches(split, batch_size, seed=0)
     ) as batches:

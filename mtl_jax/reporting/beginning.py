@@ -109,6 +109,8 @@ def read(output: pathlib.Path, start: Start) -> Start:
         differ = [
             x for x, digest in start.digests.items() if begun.digests[x] != digest
         ]
+        if not differ and begun.states.keys() != start.states.keys():
+            raise KeyError("states")
     except (ValueError, KeyError, TypeError):
         raise UserError(
             f"{output / NAME} is damaged; leave out --resume to begin again."

@@ -2,9 +2,10 @@
 
 import contextlib
 import functools
+import importlib
 import json
 import pathlib
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -131,11 +132,12 @@ def write(
         output has another network, other photographs or other flags.
     """
     output = files.resolved(output)
-    paths = _others(files.written(output), images.find_photographs(photographs))
+    paths = _others(output, images.find_photographs(photographs))
     named = _part(shard, paths)
     folders = workdirs.as_folders(workdir)
     continues = resume and beginning.exists(output)
     used, tally, summed, changed = [*paths, *folders], Tally(), {}, []
+    _import_extras(form == "table" and pictures, parquet, report)
     with (
         files.growing_directory(output, used, continues=continues) as folder,
         _advising(folder, form),
@@ -177,6 +179,17 @@ def write(
     return Written(tally.failures, notes, summed, tally.waiting())
 
 
+def _import_extras(pictures: bool, parquet: bool, report: str | None) -> None:
+    """Imports what the ends need, so that a missing extra is named at the start."""
+    wanted = {
+        "matplotlib": pictures,
+        "pyarrow": parquet,
+        "mtl_jax.reporting.handout": report,
+    }
+    for module in filter(wanted.get, wanted):
+        importlib.import_module(module)
+
+
 @contextlib.contextmanager
 def _advising(folder: files.Growing, form: Form) -> Iterator[None]:
     """Notes on an interruption whether --resume would go on from there."""
@@ -203,12 +216,17 @@ def _add_all(
 
 
 def _others(
-    ours: Collection[pathlib.Path], paths: Sequence[pathlib.Path]
+    output: pathlib.Path, paths: Sequence[pathlib.Path]
 ) -> Sequence[pathlib.Path]:
-    """Leaves out what an earlier start wrote, unless that is all that is asked for."""
-    if not ours:
-        return paths
-    return [path for path in paths if files.resolved(path) not in ours] or paths
+    """Leaves out what an earlier start wrote."""
+    ours = files.written(output)
+    others = [path for path in paths if files.resolved(path) not in ours]
+    if not others:
+        raise UserError(
+            f"All {len(paths)} images were written into {output} by an earlier "
+            "prediction; name photographs."
+        )
+    return others
 
 
 def _part(shard: Shard, paths: Sequence[pathlib.Path]) -> dict[str, pathlib.Path]:

@@ -83,8 +83,7 @@ class Session:
         """
         network = workdirs.load_calibrated(folders)
         # Photographs come one by one.
-        size = jax.local_device_count()
-        self.network = dataclasses.replace(network, batch_size=size)
+        self.network = network.in_batches_of(jax.local_device_count())
         self.corrections = corrections
         self._workdir, self._place = folders[0], place
         self._photographs: dict[str, _Photograph] = {}
@@ -127,7 +126,7 @@ class Session:
             if key not in self._photographs:
                 try:
                     self._photographs[key] = self._predict(key, name, contents)
-                except (UserError, OSError):
+                except (UserError, OSError, ModuleNotFoundError):
                     raise
                 # Nobody has seen all photographs that there are.
                 except Exception as error:

@@ -230,7 +230,10 @@ def _without_axis(tree: Any) -> Any:
 
 
 def unreplicate(tree: Any) -> Any:
-    """The first device's copy, in host memory (random keys stay as they are)."""
+    """The first device's copy, in host memory (random keys stay as they are).
+
+    Until it is there, the device holds a second copy.
+    """
 
     def in_host_memory(copy):
         is_key = jax.dtypes.issubdtype(copy.dtype, jax.dtypes.prng_key)

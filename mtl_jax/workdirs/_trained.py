@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from flax import linen as nn
 from flax.errors import FlaxError
 
 from mtl_jax import configuration, files, metrics, tasks, weights
@@ -109,6 +110,11 @@ class TrainedNetwork:
             for network in self.averaged or [self]
         }
 
+    def in_batches_of(self, size: int) -> "TrainedNetwork":
+        """Returns the network with another `batch_size`, a multiple of the devices."""
+        averaged = tuple(one.in_batches_of(size) for one in self.averaged)
+        return dataclasses.replace(self, batch_size=size, averaged=averaged)
+
     def fingerprint(self) -> str:
         """Identifies the numbers of this network, which is no average.
 
@@ -127,8 +133,8 @@ class TrainedNetwork:
     def __call__(self, batch: Batch) -> tuple[Logits, dict[str, Any]]:
         """Computes logits and losses of any number of images, `batch_size` at a time.
 
-        The program is that of a whole batch. A smaller one is filled with its last
-        image, of which nothing is returned.
+        The program is that of a whole batch. A smaller one is filled with its images
+        again, of which nothing more is returned.
         """
         if self.config.view.kind == "crop":
             raise UserError(
@@ -138,7 +144,7 @@ class TrainedNetwork:
         size = self.batch_size
         found = [
             self._of_batch({key: x[start : start + size] for key, x in batch.items()})
-            for start in range(0, len(batch["image"]), size)
+            for start in range(0, max(1, len(batch["image"])), size)
         ]
         return jax.tree.map(lambda *x: np.concatenate(x), *found)
 
@@ -165,14 +171,15 @@ class TrainedNetwork:
 
     def _windows(self, logits: np.ndarray) -> np.ndarray:
         """Finds where the second of two stages looks: [B, 3], around the discs."""
-        discs = np.stack([postprocess.segment(one, None, self.post) for one in logits])
+        found = [postprocess.segment(one, None, self.post) for one in logits]
+        discs = np.array(found, np.uint8).reshape(logits.shape)
         whole = _filled(discs, self.batch_size)
         return np.asarray(_around(whole, self.config.view.margin))
 
 
 def _filled(values: np.ndarray, size: int) -> np.ndarray:
-    """Repeats the last of the values until there are `size`."""
-    return values[np.minimum(np.arange(size), len(values) - 1)]
+    """Repeats the values until there are `size`; zeros if there are none."""
+    return np.resize(values, (size, *values.shape[1:]))
 
 
 def load(workdir: pathlib.Path, checkpoint: str = "best") -> TrainedNetwork:
@@ -299,7 +306,7 @@ def _load_stored(
 
 
 def _check_fit(network: TrainedNetwork, origin: str) -> None:
-    """Refuses variables that are not those of the model.
+    """Refuses variables that are not just those of the model.
 
     It traces what prediction is going to run, which JAX then does not trace again.
     """
@@ -308,9 +315,22 @@ def _check_fit(network: TrainedNetwork, origin: str) -> None:
     batch: Batch = {"image": np.zeros((batch_size, side, side, 3), np.uint8)}
     if network.config.view.kind == "crop":
         batch["window"] = np.zeros((batch_size, 3), np.float32)
+    read = set()
+
+    def note(call: Any, arguments: Any, options: Any, context: Any) -> Any:
+        found = call(*arguments, **options)
+        scope = context.module.scope
+        for name, kinds in scope.reservations.items():
+            # None is a module's.
+            read.update("/".join((kind, *scope.path, name)) for kind in kinds if kind)
+        return found
+
     try:
-        mapped.lower(variables, parallel.shard(batch))
-    except FlaxError as error:
+        with nn.intercept_methods(note):
+            jax.eval_shape(mapped, variables, parallel.shard(batch))
+        if surplus := _portable.flatten(variables).keys() - read:
+            raise ValueError(f"it has no {min(surplus)}")
+    except (FlaxError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"The tensors {origin} do not fit its config ({reason}); use another "

@@ -1,5 +1,6 @@
 import contextlib
 import functools
+import importlib
 import json
 import resource
 import shutil
@@ -336,14 +337,41 @@ def test_order_depends_on_the_seed_alone(table, undecoded_table):
     assert order(table, 3) != order(table, 4)
 
 
+def test_what_is_not_installed_is_no_damage(builder, monkeypatch):
+    def read(split, decoders):
+        importlib.import_module("absent")
+
+    monkeypatch.setattr(builder, "as_data_source", read)
+    with pytest.raises(ModuleNotFoundError, match="absent"):
+        pipeline.open_split(builder, "train")
+
+
+# In a container, in a step of a scheduler's job, and under version 1.
+PLACES = [("0::/", "memory.max"), ("0::/a/b", "a/b/memory.max")]
+PLACES += [("0::/a/b", "a/memory.max"), ("4:memory:/a", "memory/memory.limit_in_bytes")]
+
+
+@pytest.mark.parametrize(("group", "file"), PLACES)
 @pytest.mark.parametrize(
-    ("limit", "decodes"), [("max", True), (str(1 << 40), True), (str(5 << 20), False)]
+    ("limit", "used", "decodes"),
+    [
+        ("max", 5 << 20, True),
+        (1 << 40, 5 << 20, True),
+        (5 << 20, 5 << 20, False),
+        # A kernel that does not say how much is in use.
+        (5 << 20, None, True),
+    ],
 )
-def test_a_containers_limit_decides_whether_images_are_kept(
-    limit, decodes, builder, tmp_path, monkeypatch
+def test_a_limit_decides_whether_images_are_kept(
+    group, file, limit, used, decodes, builder, tmp_path, monkeypatch
 ):
-    (tmp_path / "memory.max").write_text(f"{limit}\n")
-    (tmp_path / "memory.stat").write_text(f"anon {5 << 20}\nfile 123\n")
+    path = tmp_path / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{limit}\n")
+    said = "" if used is None else f"anon {used}\ntotal_rss {used}\n"
+    path.with_name("memory.stat").write_text(f"{said}file 123\n")
+    (tmp_path / "groups").write_text(f"7:cpu,cpuacct:/c\n{group}\n")
+    monkeypatch.setattr(pipeline, "GROUPS", tmp_path / "groups")
     monkeypatch.setattr(pipeline, "CGROUP", tmp_path)
     assert (pipeline.open_split(builder, "train")._decoded is not None) == decodes
 

@@ -126,6 +126,7 @@ try:
     mtl_jax.load()
 except mtl_jax.errors.UserError as error:
     print(error)
+import mtl_jax.reporting.predictions
 heavy = {"grain", "jinja2", "matplotlib", "orbax.checkpoint", "tensorflow_datasets"}
 assert not heavy & {*sys.modules}
 """

@@ -1,6 +1,8 @@
 import csv
+import importlib
 import pathlib
 import shutil
+import sys
 
 import full_disk
 import numpy as np
@@ -341,7 +343,7 @@ def test_names_are_distinct_stems():
     assert [*found.values()] == [*names.values()]
 
 
-def test_only_the_disk_ends_the_run_on_all():
+def test_the_disk_and_the_installation_end_the_run_on_all():
     failures = []
     path = pathlib.Path("bad\udcff.png")
     assert predict.attempt(failures, path, pow, 2, exp=3) == 8
@@ -350,6 +352,27 @@ def test_only_the_disk_ends_the_run_on_all():
     assert failure.startswith("bad\\xff.png cannot be used (ZeroDivisionError: 0.0 ")
     with pytest.raises(FileNotFoundError):
         predict.attempt(failures, path, pathlib.Path("absent").read_bytes)
+    with pytest.raises(ModuleNotFoundError):
+        predict.attempt(failures, path, importlib.import_module, "absent_module")
+
+
+@pytest.mark.parametrize(
+    ("module", "flags"),
+    [
+        ("matplotlib", {}),
+        ("pyarrow", {"parquet": True}),
+        ("mtl_jax.reporting.handout", {"report": "pdf"}),
+    ],
+)
+def test_what_is_not_installed_is_missed_before_the_network_is_read(
+    module, flags, photographs, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ModuleNotFoundError, match=module):
+        predictions.write(
+            tmp_path / "nowhere", str(photographs), tmp_path / "out", **flags
+        )
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_prediction_replaces_an_earlier_one(tiny_run, photographs, tmp_path):

@@ -300,6 +300,21 @@ def test_an_output_among_the_photographs_is_continued(
         write("in/**", resume=True)
 
 
+def test_pictures_of_an_earlier_output_are_no_photographs(tmp_path):
+    with files.growing_directory(tmp_path / "out") as folder:
+        folder.write("masks/1.png", b"")
+    with pytest.raises(UserError, match=r"All 1 images were written into .*/out by an"):
+        predictions.write(tmp_path, f"{tmp_path}/**", tmp_path / "out")
+
+
+def test_a_changed_beginning_gets_a_sentence(tmp_path):
+    begun = beginning.Start({"network": "1"}, {"a": [1, 2]})
+    (tmp_path / beginning.NAME).write_bytes(begun.content())
+    assert beginning.read(tmp_path, begun) == begun
+    with pytest.raises(UserError, match=r"begun\.json is damaged; leave out --resume"):
+        beginning.read(tmp_path, begun._replace(states={"a": [1, 2], "b": None}))
+
+
 def killed_in_an_empty_folder(output):
     output.mkdir()
     (output / ".mtl_jax.partial").write_text('{"note":')

@@ -12,6 +12,7 @@ import sys
 import zipfile
 
 import full_disk
+import jax
 import numpy as np
 import photograph_files
 import pytest
@@ -23,7 +24,8 @@ from mtl_jax.annotations import LABELS
 from mtl_jax.data import folder, images, pipeline
 from mtl_jax.errors import UserError
 from mtl_jax.reporting import predictions
-from mtl_jax.serving import address, corrections
+from mtl_jax.serving import address, corrections, session
+from mtl_jax.training import parallel
 
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 
@@ -123,6 +125,28 @@ def test_every_format_shows_the_same(name, page, left, photographs, tmp_path):
     half.write_bytes((tmp_path / name).read_bytes()[: len(pixels) * 9])
     status, said = page.upload(half)
     assert (status, half.name in said["error"]) == (422, True)
+
+
+def test_a_photograph_is_one_image_to_every_member(
+    network_folder, photographs, tmp_path, monkeypatch
+):
+    shapes, map_evaluation = [], parallel.map_evaluation
+
+    def mapped(function):
+        real = map_evaluation(function)
+
+        def note(variables, batch):
+            shapes.append(batch["image"].shape[:2])
+            said = jax.eval_shape(real, variables, batch)
+            return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), said)
+
+        return note
+
+    monkeypatch.setattr(parallel, "map_evaluation", mapped)
+    averaging = session.Session([network_folder, network_folder], tmp_path)
+    shapes.clear()
+    averaging.add("left.png", (photographs / "left.png").read_bytes())
+    assert shapes == [(jax.local_device_count(), 1)] * 2
 
 
 def test_pictures_have_the_size_of_the_view(page, left):

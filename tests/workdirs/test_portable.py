@@ -209,6 +209,10 @@ def edit(change):
     return damage
 
 
+def set_norm(entry, norm):
+    entry["config"]["model"]["norm"] = norm
+
+
 def tear(folder):
     path = folder / "network.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
@@ -270,12 +274,56 @@ def test_any_number_of_images_is_computed_batch_by_batch(exported):
             edit(lambda record, entry: entry["config"]["model"].update(width=0.125)),
             r"tensors of .*network\.safetensors do not fit its config",
         ),
+        *[
+            (
+                edit(lambda record, entry, norm=norm: set_norm(entry, norm)),
+                r"do not fit its config \(it has no batch_stats/decoder/.*/norm/mean\)",
+            )
+            for norm in ("group", "batch_no_average", "none")
+        ],
+        (
+            edit(lambda record, entry: entry["config"].update(tasks=["disc", "cup"])),
+            r"do not fit its config \(it has no params/head_fovea/bias\)",
+        ),
+        (
+            edit(lambda record, entry: entry.update(image_size=40)),
+            r"do not fit its config \(sides of .* must be divisible by 16\)",
+        ),
     ],
 )
 def test_damage_gets_a_sentence(damage, said, copied):
     damage(copied)
     with pytest.raises(UserError, match=said):
         load(copied)
+
+
+def test_a_run_of_a_deeper_network_than_its_config_says(make_config, tmp_path):
+    config = make_config(tasks=("disc",))
+    config.model.encoder = "vgg16"
+    shapes = configuration.build(config).variable_shapes()
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    config.model.encoder = "vgg13"
+    write_network(
+        tmp_path / "run",
+        config,
+        zeros["params"],
+        image_size=SIZE,
+        shape="stretch",
+        batch_stats=zeros["batch_stats"],
+        origin={},
+    )
+    said = r"the checkpoint .* \(it has no batch_stats/encoder/block3_conv3/norm/mean\)"
+    with pytest.raises(UserError, match=said):
+        load(tmp_path / "run")
+
+
+@pytest.mark.parametrize("tta", [False, True])
+def test_no_images_have_no_outputs(tta, exported):
+    network = workdirs.load_averaged([exported], tta=tta)
+    nothing = network.outputs({"image": drawn(1)[:0]})
+    some = network.outputs({"image": drawn(1)})
+    for name, values in some.logits.items():
+        assert nothing.logits[name].shape == (0, *values.shape[1:])
 
 
 def test_only_its_own_checkpoint(tiny_run, exported):
