@@ -3,6 +3,7 @@
 import argparse
 import ast
 import atexit
+import contextlib
 import errno
 import importlib
 import io
@@ -118,13 +119,16 @@ def _end(code: int) -> None:
     """Ends the process at once, unless others of its run wait for it.
 
     XLA goes on with a compilation that was interrupted, on a thread of its own. An
-    ordinary end would take from it what it needs, and the process would crash.
+    ordinary end would take from it what it needs, and the process would crash. No
+    other function that is registered with `atexit` is called.
     """
     jax = sys.modules.get("jax")
     if jax is None or jax.distributed.is_initialized():
         return
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        # It may be closed, and its reader gone.
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            stream.flush()
     os._exit(code)
 
 

@@ -1,5 +1,7 @@
 """3x3 convolution with gradients of its own on a CPU."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,17 +95,23 @@ def _winograd(x: jax.Array, gradient: jax.Array) -> jax.Array:
 
     A tile of 2 x 2 pixels of `gradient` meets 4 x 4 of `x` in 16 products instead of 36
     (Lavin and Gray 2016, section 4.1, with exchanged sizes). Each product is of sums of
-    pixels. A block of tiles stays in the cache.
+    pixels. A block of tiles stays in the cache. Rounding errors are relative to the
+    largest of the nine numbers of two channels.
     """
     b, h, w, inputs = x.shape
     outputs = gradient.shape[-1]
     # XLA takes another program for smaller products, slow if there are few channels.
     num_tiles = 128 if min(inputs, outputs) >= 64 else 256
-    rows = _divisor(h // 2, num_tiles // (w // 2))
-    images = _divisor(b, num_tiles // (rows * w // 2)) if rows == h // 2 else 1
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    limit = max(num_tiles // (w // 2), 1)
+    rows = max(n for n in range(1, h // 2 + 1) if h // 2 % n == 0 and n <= limit)
+    # Blocks of whole images have equally many; images of zeros add nothing.
+    limit = max(num_tiles // (rows * w // 2), 1) if rows == h // 2 else 1
+    images = math.ceil(b / math.ceil(b / limit))
+    added = -b % images
+    padded = jnp.pad(x, ((0, added), (1, 1), (1, 1), (0, 0)))
+    gradient = jnp.pad(gradient, ((0, added), (0, 0), (0, 0), (0, 0)))
     seen, pulled = (
-        y.reshape(b, y.shape[1] // 2, 2, y.shape[2] // 2, 2, y.shape[3])
+        y.reshape(-1, y.shape[1] // 2, 2, y.shape[2] // 2, 2, y.shape[3])
         for y in (padded, gradient)
     )
 
@@ -121,16 +129,10 @@ def _winograd(x: jax.Array, gradient: jax.Array) -> jax.Array:
 
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     total = jnp.zeros((16, inputs, outputs), dtype)
-    total = lax.fori_loop(0, b * h // (2 * images * rows), add_block, total)
+    num_blocks = (b + added) * h // (2 * images * rows)
+    total = lax.fori_loop(0, num_blocks, add_block, total)
     columns = _of_sums(total.reshape(4, 4, inputs, outputs)).swapaxes(0, 1)
     return _of_sums(columns).swapaxes(0, 1).astype(gradient.dtype)
-
-
-def _divisor(number: int, limit: int) -> int:
-    """The largest divisor that is at most `limit`; 1 if there is none."""
-    return max(
-        n for n in range(1, number + 1) if number % n == 0 and n <= max(limit, 1)
-    )
 
 
 def _sum_of_pixels(tiles, first, size, pixels, k):
@@ -145,12 +147,13 @@ def _sum_of_pixels(tiles, first, size, pixels, k):
     """
     images, rows, columns = size
     channels = tiles.shape[-1]
-    places, weights = (jnp.asarray(values) for values in pixels)
+    dtype = jnp.promote_types(tiles.dtype, jnp.float32)
+    places, weights = jnp.asarray(pixels[0]), jnp.asarray(pixels[1], dtype)
 
     def pixel(i, j):
         start = first[0], first[1] + i // 2, i % 2, j // 2, j % 2, 0
         block = lax.dynamic_slice(tiles, start, (images, rows, 1, columns, 1, channels))
-        return block.reshape(-1, channels)
+        return block.reshape(-1, channels).astype(dtype)
 
     def two(index, pixel):
         one, other = (weights[index, n] * pixel(places[index, n]) for n in range(2))

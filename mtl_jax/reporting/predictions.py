@@ -224,7 +224,7 @@ def _others(
     if not others:
         raise UserError(
             f"All {len(paths)} images were written into {output} by an earlier "
-            "prediction; name photographs."
+            "prediction; name photographs, or another output folder."
         )
     return others
 

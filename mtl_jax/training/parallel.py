@@ -28,10 +28,11 @@ LOST_SECONDS = 30
 # sysexits.h: the same command may succeed later.
 LOST_CODE = os.EX_TEMPFAIL
 
-# Failures of what carries values between processes, and of the barriers of a save. JAX
-# raises them as `JaxRuntimeError` or as `ValueError`, with the name of a status first,
-# which tells them from errors that show the name of a file with such a word in it.
-_EXCHANGE = re.compile("[A-Z_]+: .*(Gloo|NCCL|CoordinationService)", re.DOTALL)
+# Failures of what carries values between processes, and of the barriers of a save.
+_EXCHANGE = re.compile("Gloo|NCCL|CoordinationService")
+# A compiled function raises the former as `ValueError`, too. So does TensorStore its
+# own, with the name of a file, which may have such a word in it.
+_EXCHANGE_FIRST = re.compile("[A-Z_]+: (Gloo|NCCL)")
 
 _handlers: list[Any] = []
 
@@ -136,7 +137,8 @@ def _failed_exchange(error: BaseException | None) -> str | None:
     A save that was under way fails by it, too, with an error of its own.
     """
     while error is not None:
-        if _EXCHANGE.match(str(error)):
+        is_jaxs = isinstance(error, jax.errors.JaxRuntimeError)
+        if (_EXCHANGE.search if is_jaxs else _EXCHANGE_FIRST.match)(str(error)):
             return _first_line(error)
         error = error.__cause__ or error.__context__
     return None

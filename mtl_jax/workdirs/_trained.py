@@ -331,7 +331,7 @@ def _check_fit(network: TrainedNetwork, origin: str) -> None:
         if surplus := _portable.flatten(variables).keys() - read:
             raise ValueError(f"it has no {min(surplus)}")
     except (FlaxError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0]
         raise UserError(
             f"The tensors {origin} do not fit its config ({reason}); use another "
             "checkpoint or workdir, or export the network again."

@@ -6,11 +6,13 @@ import pytest
 from mtl_jax.models import convolution
 
 SHAPES = [(2, 8, 8, 3, 5), (1, 6, 10, 4, 4), (3, 5, 3, 1, 7), (2, 1, 4, 6, 2)]
-# Whose weight gradient is Winograd's: in blocks of rows, of one row and of two images.
+# Whose weight gradient is Winograd's: in blocks of rows, of one row, of two images, and
+# of three, the last of which has one of zeros.
 LARGE_SHAPES = [
     (2, 32, 40, 32, 33),
     (1, 4, 320, 33, 32),
     (4, 12, 14, 64, 65),
+    (5, 12, 10, 64, 64),
 ]
 # Not these: the number of rows is odd.
 ODD_SHAPE = (4, 13, 14, 64, 64)

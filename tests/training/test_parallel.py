@@ -503,4 +503,6 @@ def test_only_errors_of_jax_tell_of_a_lost_process():
     # By the compiled function's fast path.
     fast = ValueError("UNKNOWN: Gloo AllGather failed: Read error")
     assert parallel._failed_exchange(fast) == str(fast)
+    file = ValueError('NOT_FOUND: Error opening "zarr" driver: file "/NCCL_runs/0"')
+    assert parallel._failed_exchange(file) is None
     assert parallel._failed_exchange(jax.errors.JaxRuntimeError("a bug")) is None
