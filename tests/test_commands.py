@@ -393,3 +393,28 @@ def test_all_or_some_methods():
     assert chosen_of("other,famo") == ["other", "famo"]
     with pytest.raises(UserError, match="'all'; choose from vanilla, famo, other.$"):
         chosen_of("all,famo")
+
+
+# As in the callback of JAX, from which nothing is raised.
+_IN_A_CALLBACK = """
+import gc, os, signal, time
+from mtl_jax.commands import _program
+from mtl_jax.errors import Interrupted
+def stop(*_):
+    gc.callbacks.remove(stop)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0)
+_program._end_on_signals()
+gc.callbacks.append(stop)
+try:
+    gc.collect()
+    time.sleep(30)
+except Interrupted as error:
+    print(error)
+"""
+
+
+def test_a_signal_in_a_callback_of_the_collector_is_not_lost():
+    command = [sys.executable, "-c", _IN_A_CALLBACK]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert (found.stdout, found.stderr) == ("interrupted by SIGTERM\n", "")

@@ -145,8 +145,23 @@ def _end_on_signals() -> None:
             signal.signal(one, signal.SIG_IGN)
         raise Interrupted(f"interrupted by {signal.Signals(number).name}", number)
 
-    for one in noticed:
-        signal.signal(one, end)
+    def listen() -> None:
+        for one in noticed:
+            signal.signal(one, end)
+
+    # JAX has a callback of the garbage collector. What is raised there is dropped.
+    report = sys.unraisablehook
+
+    def repeat(dropped: Any) -> None:
+        if isinstance(dropped.exc_value, Interrupted):
+            listen()
+            again = os.getpid(), dropped.exc_value.signal
+            threading.Timer(0.01, os.kill, again).start()
+        else:
+            report(dropped)
+
+    sys.unraisablehook = repeat
+    listen()
 
 
 def _of_the_system(error: Exception) -> str | None:
