@@ -15,7 +15,7 @@ LARGE_SHAPES = [
     (5, 12, 10, 64, 64),
 ]
 # Whose values and input gradients are Winograd's, too, with images flipped and kernels.
-DEEP_SHAPES = [(4, 16, 16, 128, 129), (3, 24, 15, 128, 128)]
+DEEP_SHAPES = [(4, 16, 16, 128, 129), (4, 24, 15, 128, 128)]
 # Not these: the number of rows is odd.
 ODD_SHAPE = (4, 13, 14, 64, 64)
 
