@@ -69,7 +69,7 @@ def conv_3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _conv_3x3_forward(x, kernel):
-    # Not for predictions, which are to be the same on all machines up to rounding.
+    # Training alone: predictions and exported files keep the plain convolution.
     y = lax.platform_dependent(x, kernel, cpu=_convolve_on_cpu, default=_convolve)
     return y, (x, kernel)
 
@@ -88,9 +88,8 @@ def _convolve_on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
     b, h, w, channels = x.shape
     # The sums of pixels and of kernels need many products each to be worth their time.
     is_deep = min(channels, kernel.shape[-1]) >= 128 and b * h * w >= 1024
-    return (
-        _winograd_of_rows(x, kernel) if is_deep and h % 4 == 0 else _convolve(x, kernel)
-    )
+    convolve = _winograd_of_rows if is_deep and h % 4 == 0 else _convolve
+    return convolve(x, kernel)
 
 
 def _winograd_of_rows(x: jax.Array, kernel: jax.Array) -> jax.Array:
