@@ -55,8 +55,8 @@ def conv_3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
     Inside loops and conditionals, XLA's CPU backend has fast kernels for matrix
     products and for convolutions in canonical layout only. The weight gradient that JAX
-    derives is neither, and about thirty times slower there (jax issue 12868). Under a
-    gradient, rounding errors of large and deep layers are up to four times larger.
+    derives is neither, and about thirty times slower there (jax issue 12868). In
+    training, rounding errors of deep layers are about four times larger there.
 
     Args:
       x: [B, H, W, Cin].

@@ -89,6 +89,16 @@ def test_conv_3x3_is_that_of_lax_for_an_accelerator():
     assert count("cpu", 32, 128) == (12, 2)
 
 
+def test_predictions_have_the_convolution_of_lax():
+    _, height, width, inputs, outputs = DEEP_SHAPES[0]
+    x = random_array(4, height, width, inputs)
+    kernel = random_array(3, 3, inputs, outputs)
+    actual, expected = (
+        jax.jit(f)(x, kernel) for f in (convolution.conv_3x3, lax_convolution)
+    )
+    np.testing.assert_array_equal(actual, expected)
+
+
 def test_conv_3x3_pads_with_zeros_and_does_not_flip_the_kernel():
     x = random_array(1, 4, 5, 1)[0, ..., 0]
     kernel = np.zeros((3, 3, 1, 1), np.float32)
