@@ -23,6 +23,7 @@ import tqdm
 from absl import logging
 from tensorflow_datasets.core.utils import tqdm_utils
 
+from mtl_jax import machine
 from mtl_jax.data import images, lookahead, schema
 from mtl_jax.data.field_of_view import Shape
 from mtl_jax.errors import UserError, check_access, no_room
@@ -178,7 +179,7 @@ def parallel_map(
     Yields:
       The results, in the order of the items.
     """
-    workers = max(1, min(lookahead.num_cores(), len(items)))
+    workers = max(1, min(machine.num_cores(), len(items)))
     if processes and len(items) >= PROCESSES_FROM:
         executor = futures.ProcessPoolExecutor(
             workers, multiprocessing.get_context("spawn"), _start_worker

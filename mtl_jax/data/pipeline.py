@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from etils import epy
 
+from mtl_jax import machine
 from mtl_jax.annotations import ANNOTATIONS, LABELS
 from mtl_jax.data import geometry, lookahead, schema
 from mtl_jax.data.field_of_view import Shape
@@ -413,7 +414,7 @@ class Split:
 
         # Zlib releases the interpreter lock.
         with _readable(self._directory), futures.ThreadPoolExecutor() as threads:
-            ahead = 2 * lookahead.num_cores()
+            ahead = 2 * machine.num_cores()
             waiting = lookahead.in_order(threads, decode, rows, ahead)
             records = (done.result() for _, done in waiting)
             first = {key: np.asarray(value) for key, value in next(records).items()}

@@ -17,7 +17,7 @@ import numpy as np
 import tqdm
 from PIL import Image
 
-from mtl_jax import files, workdirs
+from mtl_jax import files, machine, workdirs
 from mtl_jax.data import field_of_view, geometry, images, lookahead
 from mtl_jax.errors import UserError
 from mtl_jax.inference import averaging, quality
@@ -130,7 +130,7 @@ def predict(
       The path of each photograph, and what `finish` returned. Photographs that cannot
       be read or finished are left out.
     """
-    cores = lookahead.num_cores()
+    cores = machine.num_cores()
     progress = tqdm.tqdm(
         total=len(photographs), initial=len(done), desc="predicting", unit="image"
     )

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mtl_jax import methods
-from mtl_jax.data import lookahead
+from mtl_jax import machine, methods
 from mtl_jax.models import MultiTaskUNet
 
 # The whole network with the paper's tasks; a quarter of its channels with more tasks.
@@ -156,7 +155,7 @@ def _of_torchjd(
         from torchjd import aggregation
     except ImportError:
         return {}
-    torch.set_num_threads(lookahead.num_cores())
+    torch.set_num_threads(machine.num_cores())
     matrix = torch.tensor(
         np.concatenate(
             [np.reshape(leaf, (num_tasks, -1)) for leaf in jax.tree.leaves(gradients)],

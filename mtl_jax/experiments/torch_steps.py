@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mtl_jax import losses
-from mtl_jax.data import lookahead
+from mtl_jax import losses, machine
 from mtl_jax.experiments.benchmark import Program, Setting
 from mtl_jax.models import vgg
 from mtl_jax.tasks import Batch
@@ -96,7 +95,7 @@ def programs(setting: Setting, batch: Batch) -> Mapping[str, Program]:
       is to be added to it: channels last and TensorFloat-32, a fused Adam, automatic
       mixed precision (if the dtype is bfloat16), and the compiler.
     """
-    torch.set_num_threads(lookahead.num_cores())
+    torch.set_num_threads(machine.num_cores())
     device = "cuda" if torch.cuda.is_available() else "cpu"
     forms = _GPU_FORMS if device == "cuda" else _FORMS
     widths = [max(1, round(setting.width * width)) for width in vgg.WIDTHS]

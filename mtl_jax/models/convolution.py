@@ -7,8 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from numpy.polynomial import polynomial
+
+from mtl_jax import machine
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
+# XLA's CPU backend hands convolutions with no more channels to Eigen.
+EIGEN_CHANNELS = 16
 # Winograd's sums in one direction of a tile: places of two pixels, and their weights.
 OF_IMAGE = (
     np.array([[0, 2], [1, 2], [2, 1], [1, 3]]),
@@ -18,31 +23,9 @@ OF_GRADIENT = (
     np.array([[0, 1], [0, 1], [0, 1], [0, 1]]),
     np.array([[1, 0], [1, 1], [1, -1], [0, 1]], np.float32),
 )
-# Winograd's F(4, 3) in one direction, from values at 0, 1, -1, 2, -2 and infinity: the
-# matrices B^T, G and A^T of Lavin and Gray 2016.
-OF_ROWS = np.array(
-    [
-        [4, 0, -5, 0, 1, 0],
-        [0, -4, -4, 1, 1, 0],
-        [0, 4, -4, -1, 1, 0],
-        [0, -2, -1, 2, 1, 0],
-        [0, 2, -1, -2, 1, 0],
-        [0, 4, 0, -5, 0, 1],
-    ]
-)
-OF_KERNEL_ROWS = np.array(
-    [
-        [1 / 4, 0, 0],
-        [-1 / 6, -1 / 6, -1 / 6],
-        [-1 / 6, 1 / 6, -1 / 6],
-        [1 / 24, 1 / 12, 1 / 6],
-        [1 / 24, -1 / 12, 1 / 6],
-        [0, 0, 1],
-    ]
-)
-OF_RESULTS = np.array(
-    [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
-)
+# Where Winograd's F(4, 3) of rows has its values, and at infinity. The usual 0, +-1 and
+# +-2 have rounding errors 1.4 times larger.
+POINTS = np.array([0, 3 / 4, -3 / 4, 3 / 2, -3 / 2])
 
 
 def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -87,9 +70,56 @@ conv_3x3.defvjp(_conv_3x3_forward, _conv_3x3_backward)
 def _convolve_on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
     b, h, w, channels = x.shape
     # The sums of pixels and of kernels need many products each to be worth their time.
-    is_deep = min(channels, kernel.shape[-1]) >= 128 and b * h * w >= 1024
-    convolve = _winograd_of_rows if is_deep and h % 4 == 0 else _convolve
-    return convolve(x, kernel)
+    is_deep = min(channels, kernel.shape[-1]) >= 64 and b * h * w >= 2048
+    if is_deep and h % 4 == 0:
+        return _winograd_of_rows(x, kernel)
+    if max(channels, kernel.shape[-1]) <= EIGEN_CHANNELS:
+        return _convolve_columns(x, kernel)
+    return _convolve_on_all_cores(x, kernel)
+
+
+def _convolve_on_all_cores(
+    x: jax.Array, kernel: jax.Array, columns: int = 1
+) -> jax.Array:
+    """Convolution with zero padding, of every row and every `columns`-th column.
+
+    XLA hands convolutions to YNNPACK if one side has more than 16 channels, otherwise
+    to Eigen. YNNPACK is faster on one core. But it visits the rows one by one, and only
+    a row of many pixels and channels is divided among cores.
+    """
+    height = kernel.shape[0]
+    is_wide = max(x.shape[-1], kernel.shape[-1]) > EIGEN_CHANNELS
+    # YNNPACK takes no convolution whose result is larger than the image.
+    added = 1 if is_wide and machine.num_cores() > 1 else 0
+    result = lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(1, columns),
+        padding=((height // 2, height // 2 + added), (1, 1)),
+        dimension_numbers=LAYOUT,
+    )
+    return result[:, : x.shape[1]]
+
+
+def _convolve_columns(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolution [B, H, W, Cout] that computes some columns at once, as channels.
+
+    The zeros in a kernel for N columns make N + 2 products of three. But XLA's programs
+    for more channels are more than as many times faster.
+    """
+    b, h, w, channels = x.shape
+    # YNNPACK is faster with 32 channels than Eigen, but not in parallel.
+    most = 32 if machine.num_cores() == 1 else EIGEN_CHANNELS
+    columns = math.gcd(w, max(most // kernel.shape[-1], 1))
+    # The vector instructions take four channels of an image no slower than three.
+    added = -channels % 4
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, added)))
+    shifted = [
+        jnp.pad(kernel, ((0, 0), (i, columns - 1 - i), (0, added), (0, 0)))
+        for i in range(columns)
+    ]
+    result = _convolve_on_all_cores(x, jnp.concatenate(shifted, 3), columns)
+    return result.reshape(b, h, w, -1)
 
 
 def _winograd_of_rows(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -97,7 +127,7 @@ def _winograd_of_rows(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
     Six sums of six rows are convolved with six sums of the kernel's rows, 1 x 3 pixels
     each. Four rows of the result are sums of these: 18 products of a column instead of
-    36. Rounding errors are about four times those of `_convolve`.
+    36. Rounding errors are about three times those of `_convolve`.
     """
     b, h, w, channels = x.shape
     dtype = jnp.promote_types(x.dtype, jnp.float32)
@@ -105,16 +135,33 @@ def _winograd_of_rows(x: jax.Array, kernel: jax.Array) -> jax.Array:
     fours = padded.reshape(b, h // 4 + 1, 4, w, channels)
     rows = [fours[:, :-1, i] for i in range(4)]
     rows += [fours[:, 1:, i] for i in range(2)]
+    of_rows, of_kernel, of_results = _cook_toom(POINTS)
     products = [
-        _convolve(of_rows, of_kernel[None])
-        for of_rows, of_kernel in zip(
-            _weighted_sums(OF_ROWS, rows),
-            _weighted_sums(OF_KERNEL_ROWS, list(kernel.astype(dtype))),
+        _convolve_on_all_cores(row, kernel_row[None])
+        for row, kernel_row in zip(
+            _weighted_sums(of_rows, rows),
+            _weighted_sums(of_kernel, list(kernel.astype(dtype))),
             strict=True,
         )
     ]
-    result = jnp.stack(_weighted_sums(OF_RESULTS, products), 2)
+    result = jnp.stack(_weighted_sums(of_results, products), 2)
     return result.reshape(b, h, w, -1).astype(x.dtype)
+
+
+def _cook_toom(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The matrices B^T [6, 6], G [6, 3] and A^T [4, 6] of F(4, 3).
+
+    Section 4.1 of Lavin and Gray 2016 defines them. They multiply polynomials by their
+    values at five `points` and at infinity (Cook and Toom).
+    """
+    others = [np.delete(points, i) for i in range(len(points))]
+    of_image = np.zeros((6, 6))
+    of_image[:5, :5] = [polynomial.polyfromroots(roots) for roots in others]
+    of_image[5] = polynomial.polyfromroots(points)
+    differences = [np.prod(p - roots) for p, roots in zip(points, others, strict=True)]
+    values = np.vander(points, 4, increasing=True)
+    of_kernel = np.vstack([values[:, :3] / np.reshape(differences, (5, 1)), [0, 0, 1]])
+    return of_image, of_kernel, np.vstack([values, [0, 0, 0, 1]]).T
 
 
 def _weighted_sums(weights: np.ndarray, arrays: list[jax.Array]) -> list[jax.Array]:
@@ -154,6 +201,10 @@ def _gradients_on_cpu(x, kernel, gradient):
 
 def _canonical_convolution(x: jax.Array, gradient: jax.Array) -> jax.Array:
     """Weight gradient [3, 3, Cin, Cout] as a convolution in canonical layout."""
+    if gradient.shape[-1] < EIGEN_CHANNELS <= x.shape[-1]:
+        # Fewer outputs do not fill vector instructions, so the images change roles.
+        exchanged = _canonical_convolution(gradient, x)
+        return jnp.flip(exchanged, (0, 1)).swapaxes(2, 3)
     kernel_gradient = lax.conv_general_dilated(
         x.transpose(3, 1, 2, 0),
         gradient.transpose(1, 2, 0, 3),

@@ -474,7 +474,7 @@ def test_memory_does_not_grow_with_the_photographs(tmp_path, monkeypatch):
 
     monkeypatch.setattr(predict, "as_seen", seen)
     monkeypatch.setattr(predict, "interpret", lambda *_: time.sleep(0.01))
-    monkeypatch.setattr(predict.lookahead, "num_cores", lambda: cores)
+    monkeypatch.setattr(predict.machine, "num_cores", lambda: cores)
     tally = predict.Tally()
     results = predict.predict(Network(), paths, lambda one: one.name, tally)
     assert [name for _, name in results] == [*paths]
