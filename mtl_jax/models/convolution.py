@@ -12,7 +12,8 @@ from numpy.polynomial import polynomial
 from mtl_jax import machine
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
-# XLA's CPU backend hands convolutions with no more channels to Eigen.
+# XLA's CPU backend hands convolutions to Eigen if no side has more channels, and
+# otherwise to YNNPACK.
 EIGEN_CHANNELS = 16
 # Winograd's sums in one direction of a tile: places of two pixels, and their weights.
 OF_IMAGE = (
@@ -39,7 +40,7 @@ def conv_3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Inside loops and conditionals, XLA's CPU backend has fast kernels for matrix
     products and for convolutions in canonical layout only. The weight gradient that JAX
     derives is neither, and about thirty times slower there (jax issue 12868). In
-    training, rounding errors of deep layers are about four times larger there.
+    training, rounding errors of deep layers are two to three times larger there.
 
     Args:
       x: [B, H, W, Cin].
@@ -83,19 +84,18 @@ def _convolve_on_all_cores(
 ) -> jax.Array:
     """Convolution with zero padding, of every row and every `columns`-th column.
 
-    XLA hands convolutions to YNNPACK if one side has more than 16 channels, otherwise
-    to Eigen. YNNPACK is faster on one core. But it visits the rows one by one, and only
-    a row of many pixels and channels is divided among cores.
+    YNNPACK is faster than Eigen on one core. But it divides only a single row among
+    cores, and most rows have too few pixels and channels for that.
     """
     height = kernel.shape[0]
     is_wide = max(x.shape[-1], kernel.shape[-1]) > EIGEN_CHANNELS
-    # YNNPACK takes no convolution whose result is larger than the image.
-    added = 1 if is_wide and machine.num_cores() > 1 else 0
+    # A row of zeros brings Eigen: YNNPACK takes no result larger than the image.
+    added_rows = 1 if is_wide and machine.num_cores() > 1 else 0
     result = lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(1, columns),
-        padding=((height // 2, height // 2 + added), (1, 1)),
+        padding=((height // 2, height // 2 + added_rows), (1, 1)),
         dimension_numbers=LAYOUT,
     )
     return result[:, : x.shape[1]]
@@ -108,18 +108,20 @@ def _convolve_columns(x: jax.Array, kernel: jax.Array) -> jax.Array:
     for more channels are more than as many times faster.
     """
     b, h, w, channels = x.shape
+    outputs = kernel.shape[-1]
     # YNNPACK is faster with 32 channels than Eigen, but not in parallel.
-    most = 32 if machine.num_cores() == 1 else EIGEN_CHANNELS
-    columns = math.gcd(w, max(most // kernel.shape[-1], 1))
+    most_channels = 32 if machine.num_cores() == 1 else EIGEN_CHANNELS
+    limit = max(most_channels // outputs, 1)
+    columns = max(n for n in range(1, limit + 1) if w % n == 0)
     # The vector instructions take four channels of an image no slower than three.
-    added = -channels % 4
-    x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, added)))
+    added_channels = -channels % 4
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, added_channels)))
     shifted = [
-        jnp.pad(kernel, ((0, 0), (i, columns - 1 - i), (0, added), (0, 0)))
+        jnp.pad(kernel, ((0, 0), (i, columns - 1 - i), (0, added_channels), (0, 0)))
         for i in range(columns)
     ]
     result = _convolve_on_all_cores(x, jnp.concatenate(shifted, 3), columns)
-    return result.reshape(b, h, w, -1)
+    return result.reshape(b, h, w, outputs)
 
 
 def _winograd_of_rows(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -127,7 +129,8 @@ def _winograd_of_rows(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
     Six sums of six rows are convolved with six sums of the kernel's rows, 1 x 3 pixels
     each. Four rows of the result are sums of these: 18 products of a column instead of
-    36. Rounding errors are about three times those of `_convolve`.
+    36. Rounding errors are two to three times those of `_convolve`, and relative to the
+    largest of the six rows.
     """
     b, h, w, channels = x.shape
     dtype = jnp.promote_types(x.dtype, jnp.float32)
@@ -201,8 +204,8 @@ def _gradients_on_cpu(x, kernel, gradient):
 
 def _canonical_convolution(x: jax.Array, gradient: jax.Array) -> jax.Array:
     """Weight gradient [3, 3, Cin, Cout] as a convolution in canonical layout."""
-    if gradient.shape[-1] < EIGEN_CHANNELS <= x.shape[-1]:
-        # Fewer outputs do not fill vector instructions, so the images change roles.
+    if gradient.shape[-1] < 16 <= x.shape[-1]:
+        # Few outputs do not fill vector instructions, so the images exchange roles.
         exchanged = _canonical_convolution(gradient, x)
         return jnp.flip(exchanged, (0, 1)).swapaxes(2, 3)
     kernel_gradient = lax.conv_general_dilated(

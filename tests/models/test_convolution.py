@@ -5,12 +5,13 @@ import pytest
 
 from mtl_jax.models import convolution
 
-# Narrow ones compute some columns at once. In the last, images exchange their roles.
+# Narrow ones compute some columns at once. In the last two, images exchange roles.
 SHAPES = [
     (2, 8, 8, 3, 5),
     (1, 6, 10, 4, 4),
     (3, 5, 3, 1, 7),
     (2, 1, 4, 6, 2),
+    (2, 3, 9, 8, 6),
     (2, 5, 12, 16, 8),
     (2, 5, 12, 17, 8),
 ]
@@ -22,8 +23,14 @@ LARGE_SHAPES = [
     (4, 12, 14, 64, 65),
     (5, 12, 10, 64, 64),
 ]
-# Whose values and input gradients are Winograd's, too, with images flipped and kernels.
-DEEP_SHAPES = [(8, 16, 16, 64, 65), (6, 24, 15, 64, 64), (128, 4, 4, 64, 64)]
+# Whose values and input gradients are Winograd's, too: with flipped kernels, and in the
+# last one with flipped images.
+DEEP_SHAPES = [
+    (8, 16, 16, 64, 65),
+    (6, 24, 15, 64, 64),
+    (128, 4, 4, 64, 64),
+    (2, 32, 32, 256, 64),
+]
 # Not these: the number of rows is odd.
 ODD_SHAPE = (10, 13, 16, 64, 64)
 
@@ -100,9 +107,10 @@ def test_conv_3x3_is_that_of_lax_for_an_accelerator():
     assert count("cpu", 64, 64) == (12, 2)
 
 
-def test_predictions_have_the_convolution_of_lax():
-    _, height, width, inputs, outputs = DEEP_SHAPES[0]
-    x = random_array(4, height, width, inputs)
+@pytest.mark.parametrize("shape", [(2, 8, 8, 3, 5), DEEP_SHAPES[0]], ids=str)
+def test_predictions_have_the_convolution_of_lax(shape):
+    batch, height, width, inputs, outputs = shape
+    x = random_array(batch, height, width, inputs)
     kernel = random_array(3, 3, inputs, outputs)
     actual, expected = (
         jax.jit(f)(x, kernel) for f in (convolution.conv_3x3, lax_convolution)
