@@ -156,8 +156,9 @@ class Program:
     """A program that is timed.
 
     Attributes:
-      start: compiles the program, makes its first step, and returns what XLA counted:
-        `xla_flops` and `memory_bytes` of a device, or nothing for another library.
+      start: compiles the program and makes its first step. Returns `compile_seconds`
+        (of another library, which compiles as it runs, those of its first step) and
+        what XLA counted: `xla_flops` and `memory_bytes` of a device.
       run: makes one step, and returns when it is finished.
       num_parameters: number of the network's parameters.
       method: method of which it is a program.
@@ -189,8 +190,8 @@ def measure(
         `from_files`.
 
     Returns:
-      For each method: the setting, `parameters`, `compile_seconds` (with the first
-      step), `step_seconds` (median), `step_seconds_quartiles`, `images_per_second`,
+      For each method: the setting, `parameters`, `compile_seconds` (see `Program`),
+      `step_seconds` (median), `step_seconds_quartiles`, `images_per_second`,
       `time_over_vanilla` (None without vanilla), `floor_over_vanilla`,
       `formula_flops` of the passes' convolutions and products, `xla_flops` (see
       `hlo.flops`), `flops_per_second` by the formula, `share_of_matmul`, its ratio
@@ -204,11 +205,7 @@ def measure(
     routes, whole = arithmetic.forward_flops(setting.model(), tasks, batch["image"])
     programs = {name: _program(name, setting, tasks, batch) for name in names}
     programs |= others(setting, batch) if others else {}
-    counts, compile_seconds = {}, {}
-    for name, program in programs.items():
-        start = time.perf_counter()
-        counts[name] = program.start()
-        compile_seconds[name] = time.perf_counter() - start
+    counts = {name: program.start() for name, program in programs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(ROUNDS):
         for name, program in programs.items():
@@ -229,7 +226,7 @@ def measure(
                 **dataclasses.asdict(setting),
                 "device": device.device_kind,
                 "parameters": programs[name].num_parameters,
-                "compile_seconds": compile_seconds[name],
+                "compile_seconds": counts[name]["compile_seconds"],
                 "step_seconds": medians[name],
                 "step_seconds_quartiles": np.quantile(times, [0.25, 0.75]).tolist(),
                 "images_per_second": setting.batch_size / medians[name],
@@ -287,10 +284,13 @@ def _program(
 
     def start() -> Mapping[str, float | None]:
         nonlocal compiled
+        begin = time.perf_counter()
         compiled = mapped.lower(state, batch).compile()
+        seconds = time.perf_counter() - begin
         run()
         flops = hlo.flops(compiled)
         return {
+            "compile_seconds": seconds,
             # Of the whole batch, as the formula.
             "xla_flops": flops and flops * setting.devices,
             "memory_bytes": hlo.memory_bytes(compiled),

@@ -6,6 +6,7 @@ and each task has its own Adam, as in the authors' program.
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -115,8 +116,9 @@ def programs(setting: Setting, batch: Batch) -> Mapping[str, Program]:
 
 def _started(run: Callable[[], None]) -> Callable[[], Mapping[str, float | None]]:
     def start():
+        begin = time.perf_counter()
         run()
-        return {}
+        return {"compile_seconds": time.perf_counter() - begin}
 
     return start
 

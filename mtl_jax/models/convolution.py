@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,10 @@ OF_IMAGE = (
 OF_GRADIENT = (
     np.array([[0, 1], [0, 1], [0, 1], [0, 1]]),
     np.array([[1, 0], [1, 1], [1, -1], [0, 1]], np.float32),
+)
+# The kernel's three rows from the four products of a direction.
+OF_PRODUCTS = np.array(
+    [[1, 0.5, 0.5, 0], [0, 0.5, -0.5, 0], [0, 0.5, 0.5, -1]], np.float32
 )
 # Where Winograd's F(4, 3) of rows has its values, and at infinity. The usual 0, +-1 and
 # +-2 have rounding errors 1.4 times larger.
@@ -73,7 +78,11 @@ def _convolve_on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
     # The sums of pixels and of kernels need many products each to be worth their time.
     is_deep = min(channels, kernel.shape[-1]) >= 64 and b * h * w >= 2048
     if is_deep and h % 4 == 0:
-        return _winograd_of_rows(x, kernel)
+
+        def convolve_row(row, of_kernel):
+            return _convolve_on_all_cores(row, of_kernel[None])
+
+        return _winograd_of_rows(x, kernel, convolve_row)
     if max(channels, kernel.shape[-1]) <= EIGEN_CHANNELS:
         return _convolve_columns(x, kernel)
     return _convolve_on_all_cores(x, kernel)
@@ -124,13 +133,18 @@ def _convolve_columns(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return result.reshape(b, h, w, outputs)
 
 
-def _winograd_of_rows(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolution [B, H, W, Cout] by Winograd's F(4, 3) of rows, H a multiple of 4.
+def _winograd_of_rows(
+    x: jax.Array,
+    kernel: jax.Array,
+    product: Callable[[jax.Array, jax.Array], jax.Array],
+) -> jax.Array:
+    """Winograd's F(4, 3) of rows, H a multiple of 4.
 
-    Six sums of six rows are convolved with six sums of the kernel's rows, 1 x 3 pixels
-    each. Four rows of the result are sums of these: 18 products of a column instead of
-    36. Rounding errors are two to three times those of `_convolve`, and relative to the
-    largest of the six rows.
+    Six sums of six rows meet six sums of the kernel's rows in `product`, which maps
+    [B, H / 4, W, C] and one row of the kernel to [B, H / 4, W, *anything]. Four rows of
+    the result, [B, H, W, *anything], are sums of these: 18 products of a column instead
+    of 36. Rounding errors are two to three times those of `_convolve`, and relative to
+    the largest of the six rows.
     """
     b, h, w, channels = x.shape
     dtype = jnp.promote_types(x.dtype, jnp.float32)
@@ -140,7 +154,7 @@ def _winograd_of_rows(x: jax.Array, kernel: jax.Array) -> jax.Array:
     rows += [fours[:, 1:, i] for i in range(2)]
     of_rows, of_kernel, of_results = _cook_toom(POINTS)
     products = [
-        _convolve_on_all_cores(row, kernel_row[None])
+        product(row, kernel_row)
         for row, kernel_row in zip(
             _weighted_sums(of_rows, rows),
             _weighted_sums(of_kernel, list(kernel.astype(dtype))),
@@ -148,7 +162,7 @@ def _winograd_of_rows(x: jax.Array, kernel: jax.Array) -> jax.Array:
         )
     ]
     result = jnp.stack(_weighted_sums(of_results, products), 2)
-    return result.reshape(b, h, w, -1).astype(x.dtype)
+    return result.reshape(b, h, w, *result.shape[4:]).astype(x.dtype)
 
 
 def _cook_toom(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -182,15 +196,7 @@ def _gradients(x, kernel, gradient):
 
 
 def _gradients_on_cpu(x, kernel, gradient):
-    # The convolution with a flipped kernel. To flip the images and their result instead
-    # is faster where the kernel is larger.
-    transposed = kernel.swapaxes(2, 3)
-    if kernel.size > gradient.size:
-        x_gradient = jnp.flip(
-            _convolve_on_cpu(jnp.flip(gradient, (1, 2)), transposed), (1, 2)
-        )
-    else:
-        x_gradient = _convolve_on_cpu(gradient, jnp.flip(transposed, (0, 1)))
+    x_gradient = _input_gradient_on_cpu(kernel, gradient)
     b, h, w, _ = x.shape
     channels = min(x.shape[-1], gradient.shape[-1])
     # In the canonical convolution an image is the kernel, and large images are slow.
@@ -200,6 +206,43 @@ def _gradients_on_cpu(x, kernel, gradient):
     takes_winograd = (is_wide or is_deep) and h % 2 == w % 2 == 0
     of_kernel = _winograd if takes_winograd else _canonical_convolution
     return x_gradient, of_kernel(x, gradient)
+
+
+def _input_gradient_on_cpu(kernel: jax.Array, gradient: jax.Array) -> jax.Array:
+    """[B, H, W, Cin]: convolution of `gradient` with the flipped, transposed kernel.
+
+    A convolution needs a transposed copy of the kernel, which takes long where there
+    are few pixels for each of the kernel's numbers. Products do without.
+    """
+    b, h, w, outputs = gradient.shape
+    is_deep = min(kernel.shape[2:]) >= 64
+    takes_winograd = is_deep and h % 4 == 0 and 256 <= b * h * w <= 2048
+    if not takes_winograd and kernel.size <= gradient.size:
+        return _convolve_on_cpu(gradient, jnp.flip(kernel.swapaxes(2, 3), (0, 1)))
+
+    def product(rows, of_kernel):
+        # XLA is several times slower with products of more than two axes.
+        pixels, inputs = rows.reshape(-1, outputs), of_kernel.reshape(-1, outputs)
+        return (pixels @ inputs.T).reshape(*rows.shape[:3], *of_kernel.shape[:-1])
+
+    dtype = jnp.promote_types(gradient.dtype, jnp.float32)
+    wide, kernel = gradient.astype(dtype), kernel.astype(dtype)
+    if takes_winograd:
+        columns = _winograd_of_rows(wide, kernel[::-1], product)
+    else:
+        columns = _sum_of_moved(product(wide, kernel), 1)
+    return _sum_of_moved(columns, 2).astype(gradient.dtype)
+
+
+def _sum_of_moved(products: jax.Array, axis: int) -> jax.Array:
+    """Sum of products[:, :, :, i] for i < 3, moved by i - 1 pixels along the axis."""
+    before, at, after = (products[:, :, :, i] for i in range(3))
+    zeros = jnp.zeros_like(lax.slice_in_dim(at, 0, 1, axis=axis))
+    before = lax.slice_in_dim(before, 1, None, axis=axis)
+    after = lax.slice_in_dim(after, 0, -1, axis=axis)
+    # From their sum, XLA makes one loop without copies.
+    moved = [(before, zeros), (zeros, after)]
+    return sum((jnp.concatenate(pair, axis) for pair in moved), at)
 
 
 def _canonical_convolution(x: jax.Array, gradient: jax.Array) -> jax.Array:
@@ -243,24 +286,27 @@ def _winograd(x: jax.Array, gradient: jax.Array) -> jax.Array:
         for y in (padded, gradient)
     )
 
-    def add_block(i, total):
+    def product(i, k):
         first = i * rows // (h // 2) * images, i * rows % (h // 2)
+        of_x, of_gradient = (
+            _sum_of_pixels(y, first, (images, rows, w // 2), pixels, k)
+            for y, pixels in ((seen, OF_IMAGE), (pulled, OF_GRADIENT))
+        )
+        return of_x.T @ of_gradient
 
-        def add_product(k, total):
-            of_x, of_gradient = (
-                _sum_of_pixels(y, first, (images, rows, w // 2), pixels, k)
-                for y, pixels in ((seen, OF_IMAGE), (pulled, OF_GRADIENT))
-            )
-            return total.at[k].add(of_x.T @ of_gradient)
+    def add_block(i, total):
+        return lax.fori_loop(0, 16, lambda k, t: t.at[k].add(product(i, k)), total)
 
-        return lax.fori_loop(0, 16, add_product, total)
-
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
-    total = jnp.zeros((16, inputs, outputs), dtype)
     num_blocks = (b + added) * h // (2 * images * rows)
-    total = lax.fori_loop(0, num_blocks, add_block, total)
-    columns = _of_sums(total.reshape(4, 4, inputs, outputs)).swapaxes(0, 1)
-    return _of_sums(columns).swapaxes(0, 1).astype(gradient.dtype)
+    if num_blocks == 1:
+        # Deep layers have many zeros to add to.
+        total = lax.map(functools.partial(product, 0), jnp.arange(16))
+    else:
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        total = jnp.zeros((16, inputs, outputs), dtype)
+        total = lax.fori_loop(0, num_blocks, add_block, total)
+    kernel_gradient = np.kron(OF_PRODUCTS, OF_PRODUCTS) @ total.reshape(16, -1)
+    return kernel_gradient.reshape(3, 3, inputs, outputs).astype(gradient.dtype)
 
 
 def _sum_of_pixels(tiles, first, size, pixels, k):
@@ -288,10 +334,3 @@ def _sum_of_pixels(tiles, first, size, pixels, k):
         return one + other
 
     return two(k % 4, lambda j: two(k // 4, lambda i: pixel(i, j)))
-
-
-def _of_sums(products: jax.Array) -> jax.Array:
-    """The kernel's three rows from the four products of a direction."""
-    first, plus, minus, last = products
-    plus, minus = (plus + minus) / 2, (plus - minus) / 2
-    return jnp.stack([first + plus, minus, plus - last])

@@ -5,7 +5,8 @@ import pytest
 
 from mtl_jax.models import convolution
 
-# Narrow ones compute some columns at once. In the last two, images exchange roles.
+# Narrow ones compute some columns at once. Where 16 or 17 channels become 8, images
+# exchange roles. The kernels of the fourth and of the last are larger than the images.
 SHAPES = [
     (2, 8, 8, 3, 5),
     (1, 6, 10, 4, 4),
@@ -14,6 +15,7 @@ SHAPES = [
     (2, 3, 9, 8, 6),
     (2, 5, 12, 16, 8),
     (2, 5, 12, 17, 8),
+    (3, 4, 1, 9, 20),
 ]
 # Whose weight gradient is Winograd's: in blocks of rows, of one row, of two images, and
 # of three, the last of which has one of zeros.
@@ -23,13 +25,14 @@ LARGE_SHAPES = [
     (4, 12, 14, 64, 65),
     (5, 12, 10, 64, 64),
 ]
-# Whose values and input gradients are Winograd's, too: with flipped kernels, and in the
-# last one with flipped images.
+# Whose values and input gradients are Winograd's, too. The last has few pixels, so that
+# only the input gradient is.
 DEEP_SHAPES = [
     (8, 16, 16, 64, 65),
     (6, 24, 15, 64, 64),
     (128, 4, 4, 64, 64),
     (2, 32, 32, 256, 64),
+    (3, 12, 9, 64, 70),
 ]
 # Not these: the number of rows is odd.
 ODD_SHAPE = (10, 13, 16, 64, 64)
@@ -71,7 +74,9 @@ def test_conv_3x3_has_the_values_and_gradients_of_lax(shape, cores, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    "shape", [(2, 8, 6, 4, 5), LARGE_SHAPES[0], DEEP_SHAPES[0]], ids=str
+    "shape",
+    [(2, 8, 6, 4, 5), (3, 4, 1, 9, 20), LARGE_SHAPES[0], DEEP_SHAPES[0]],
+    ids=str,
 )
 def test_conv_3x3_in_bfloat16_is_near_float32(shape):
     batch, height, width, inputs, outputs = shape
@@ -103,7 +108,9 @@ def test_conv_3x3_is_that_of_lax_for_an_accelerator():
 
     for size in [(32, 32), (64, 64)]:
         assert count("tpu", *size) == count("cuda", *size) == (3, 0)
-    assert count("cpu", 32, 32) == (2, 2)
+    assert count("cpu", 16, 64) == (2, 0)
+    assert count("cpu", 32, 32) == (2, 1)
+    assert count("cpu", 32, 64) == (1, 2)
     assert count("cpu", 64, 64) == (12, 2)
 
 
