@@ -4,7 +4,8 @@ It measures every combination of the lists; see mtl_jax/experiments/benchmark.py
 --target=tpu:v5e:2x2 or --target=cpu it compiles the steps for that TPU or a CPU, and
 reads memory, arithmetic and all-reduces from the programs
 (mtl_jax/experiments/compilation.py). With --aggregators=all, or the names of some, it
-times these methods' aggregators alone, beside TorchJD's where that is installed.
+times these methods' aggregators alone, beside TorchJD's where that is installed. With
+--layers it times the network's convolutions one by one.
 """
 
 import itertools
@@ -44,11 +45,15 @@ DTYPES = flags.DEFINE_list("dtypes", ["float32"], "Some of float32, bfloat16.")
 AGGREGATORS = flags.DEFINE_list(
     "aggregators", [], "Methods whose aggregators to time without a network, or all."
 )
+LAYERS = flags.DEFINE_bool(
+    "layers", False, "Times the passes of each 3x3 convolution of the network alone."
+)
 COMPARE = flags.DEFINE_enum(
     "compare",
     None,
     ["torch"],
-    "torch times PyTorch's forms of an MTL-IO step beside ours, on the same machine.",
+    "torch times PyTorch's forms of an MTL-IO step, or its layers, beside ours, on the "
+    "same machine.",
 )
 REMAT = flags.DEFINE_bool("remat", False, "As config.model.remat.")
 DEVICES = flags.DEFINE_list(
@@ -64,12 +69,13 @@ TARGET = flags.DEFINE_string(
     "which need not be there, with --batch_sizes images for each, and run nothing.",
 )
 STEPS = flags.DEFINE_integer(
-    "steps", 3, "Timed steps in each of 3 rounds.", lower_bound=1
+    "steps", 3, "Timed steps or calls in each of 3 rounds.", lower_bound=1
 )
 OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
 # The compilation is timed too, so no programs are kept.
 flags.set_default(_compilation_cache.FOLDER, "")
 
+_OF_STEPS = (METHODS, DTYPES, REMAT, DEVICES, TARGET)
 _ONE_DEVICE = (
     "--methods has independent_unrolled, a step for one device; leave it out with {}."
 )
@@ -79,6 +85,8 @@ def main() -> None:
     """Prints a table and writes the results."""
     if AGGREGATORS.value:
         _time_aggregators()
+    elif LAYERS.value:
+        _time_layers()
     else:
         _time_steps()
 
@@ -88,12 +96,8 @@ def _time_aggregators() -> None:
     from mtl_jax.experiments import aggregator_benchmark as benchmark
 
     names = _flags.all_or_some(AGGREGATORS, methods.AGGREGATORS)
-    of_steps = (METHODS, ENCODERS, WIDTH, IMAGE_SIZES, BATCH_SIZES, DTYPES, COMPARE)
-    for flag in (*of_steps, REMAT, DEVICES, TARGET):
-        if flag.present:
-            raise UserError(
-                f"--aggregators times them without a network; leave out --{flag.name}."
-            )
+    of_networks = (ENCODERS, WIDTH, IMAGE_SIZES, BATCH_SIZES, LAYERS, COMPARE)
+    _refuse("--aggregators times them without a network", *of_networks, *_OF_STEPS)
     results = []
     for num_tasks, width in benchmark.SETTINGS:
         results += benchmark.measure(names, num_tasks, width, 3 * STEPS.value)
@@ -102,14 +106,41 @@ def _time_aggregators() -> None:
     print(benchmark.table(results))
 
 
-def _time_steps() -> None:
+def _time_layers() -> None:
+    import jax
+
     from mtl_jax import files
-    from mtl_jax.experiments import benchmark, benchmark_table
+    from mtl_jax.experiments import layer_benchmark
+
+    _refuse("--layers times single convolutions", *_OF_STEPS)
+    if jax.default_backend() != "cpu":
+        raise UserError(
+            "--layers times programs for CPUs; set JAX_PLATFORMS=cpu before it."
+        )
+    _check_networks()
+    others = None
+    if COMPARE.value:
+        others = _torch_steps().convolution_passes
+    results = []
+    for setting in _settings([]):
+        results += layer_benchmark.measure(setting, 3 * STEPS.value, others)
+        if OUTPUT.value:
+            files.write_json(pathlib.Path(OUTPUT.value), results)
+    print(layer_benchmark.table(results))
+
+
+def _refuse(reason: str, *others: flags.FlagHolder) -> None:
+    """Raises a UserError if one of the flags is given."""
+    for flag in others:
+        if flag.present:
+            raise UserError(f"{reason}; leave out --{flag.name}.")
+
+
+def _check_networks() -> None:
+    """Raises a UserError for encoders, and image sizes that do not fit them."""
     from mtl_jax.models import encoders
 
-    names = _flags.all_or_some(METHODS, benchmark.REGISTERED, benchmark.METHODS)
     _flags.check_list(ENCODERS, encoders.ENCODERS)
-    _flags.check_list(DTYPES, ["float32", "bfloat16"])
     for encoder, size in itertools.product(
         ENCODERS.value, _flags.whole_numbers(IMAGE_SIZES)
     ):
@@ -119,20 +150,33 @@ def _time_steps() -> None:
                 f"--image_sizes has {size}, which does not fit {encoder}; name a "
                 f"multiple of {stride}, at least 32."
             )
+
+
+def _torch_steps() -> Any:
+    try:
+        from mtl_jax.experiments import torch_steps
+    except ModuleNotFoundError as error:
+        raise UserError(
+            "--compare=torch needs PyTorch; install it with pip install torch."
+        ) from error
+    return torch_steps
+
+
+def _time_steps() -> None:
+    from mtl_jax import files
+    from mtl_jax.experiments import benchmark, benchmark_table
+
+    names = _flags.all_or_some(METHODS, benchmark.REGISTERED, benchmark.METHODS)
+    _check_networks()
+    _flags.check_list(DTYPES, ["float32", "bfloat16"])
     if TARGET.value:
         _compile_steps(TARGET.value, names)
         return
     others = None
     if COMPARE.value:
-        try:
-            from mtl_jax.experiments import torch_steps
-        except ModuleNotFoundError as error:
-            raise UserError(
-                "--compare=torch needs PyTorch; install it with pip install torch."
-            ) from error
         if "resnet34" in ENCODERS.value:
             raise UserError("--compare=torch has no resnet34; name VGG encoders.")
-        others = torch_steps.programs
+        others = _torch_steps().programs
     results, rates = [], {}
     for setting in _settings(names):
         reading = setting.image_size, setting.batch_size

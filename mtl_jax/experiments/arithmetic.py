@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -33,10 +33,30 @@ def forward_flops(
     return [count([name]) for name in names], count(names)
 
 
+def convolutions(
+    model: nn.Module, images: np.ndarray
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Finds the different 3x3 convolutions of stride 1 in a network.
+
+    Returns:
+      The shapes [B, H, W, Cin] of the image and [3, 3, Cin, Cout] of the kernel of
+      each, in the order of the network.
+    """
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    jaxpr = jax.make_jaxpr(model.apply)(shapes, images).jaxpr
+    found = {}
+    for equation in _equations(jaxpr):
+        if equation.primitive.name == "conv_general_dilated":
+            image, kernel = (x.aval.shape for x in equation.invars)
+            if kernel[:2] == (3, 3) and equation.outvars[0].aval.shape[:3] == image[:3]:
+                found[image, kernel] = None
+    return list(found)
+
+
 def _flops(jaxpr: Any) -> float:
     """Counts the additions and multiplications in convolutions and products."""
     total = 0.0
-    for equation in jaxpr.eqns:
+    for equation in _equations(jaxpr):
         if equation.primitive.name == "conv_general_dilated":
             kernel = equation.invars[1].aval
             total += 2 * equation.outvars[0].aval.size * kernel.size / kernel.shape[-1]
@@ -45,11 +65,17 @@ def _flops(jaxpr: Any) -> float:
             left = equation.invars[0].aval
             depth = np.prod([left.shape[axis] for axis in contracted])
             total += 2 * equation.outvars[0].aval.size * depth
+    return float(total)
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    """The equations of a program and of those within."""
+    for equation in jaxpr.eqns:
+        yield equation
         for value in equation.params.values():
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
-                total += _flops(inner)
-    return float(total)
+                yield from _equations(inner)
 
 
 def matmul_flops_per_second(dtype: Any) -> float:

@@ -6,6 +6,7 @@ and each task has its own Adam, as in the authors' program.
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -112,6 +113,33 @@ def programs(setting: Setting, batch: Batch) -> Mapping[str, Program]:
         size = sum(p.numel() for p in network.parameters())
         found[name] = Program(_started(run), run, size, "independent")
     return found
+
+
+def convolution_passes(
+    x: np.ndarray, kernel: np.ndarray, gradient: np.ndarray
+) -> Mapping[str, Callable[[], Any]]:
+    """Makes PyTorch's passes of a 3x3 convolution on the CPU, channels last.
+
+    Args:
+      x: [B, H, W, Cin].
+      kernel: [3, 3, Cin, Cout].
+      gradient: [B, H, W, Cout].
+
+    Returns:
+      Calls that make the passes of `layer_benchmark.PASSES`.
+    """
+    torch.set_num_threads(machine.num_cores())
+    # What is permuted has its channels last in memory.
+    image, pulled = (torch.from_numpy(a).permute(0, 3, 1, 2) for a in (x, gradient))
+    weight = torch.from_numpy(kernel).permute(3, 2, 0, 1)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    of_input = functools.partial(nn.grad.conv2d_input, image.shape, weight, pulled)
+    of_weight = functools.partial(nn.grad.conv2d_weight, image, weight.shape, pulled)
+    return {
+        "forward": functools.partial(F.conv2d, image, weight, padding=1),
+        "input gradient": functools.partial(of_input, padding=1),
+        "weight gradient": functools.partial(of_weight, padding=1),
+    }
 
 
 def _started(run: Callable[[], None]) -> Callable[[], Mapping[str, float | None]]:

@@ -10,7 +10,13 @@ import pytest
 from jax import lax
 
 from mtl_jax import methods, tasks
-from mtl_jax.experiments import arithmetic, benchmark, benchmark_table, hlo
+from mtl_jax.experiments import (
+    arithmetic,
+    benchmark,
+    benchmark_table,
+    hlo,
+    layer_benchmark,
+)
 from mtl_jax.models import MultiTaskUNet, convolution
 from mtl_jax.training import step as steps
 
@@ -51,6 +57,57 @@ def test_arithmetic_of_the_network():
     # Upsampling and the 1x1 convolutions come on top.
     assert encoder + decoder < whole < 1.04 * (encoder + decoder)
     assert routes[1:] == [pytest.approx(whole, rel=1e-4)] * 3
+
+
+def test_convolutions_of_the_network():
+    """By hand; the second convolutions of blocks 4 and 5 have other sizes."""
+    images = np.zeros((2, 32, 32, 3), np.float32)
+    network = MultiTaskUNet(encoder="vgg13", width=1 / 32)
+    layers = [(32, 3, 2), (32, 2, 2), (16, 2, 4), (16, 4, 4), (8, 4, 8), (8, 8, 8)]
+    layers += [(4, 8, 16), (4, 16, 16), (2, 16, 16)]
+    layers += [(4, 32, 16), (4, 16, 8), (8, 16, 8), (8, 8, 4), (16, 8, 4), (16, 4, 2)]
+    layers += [(32, 4, 2)]
+    assert arithmetic.convolutions(network, images) == [
+        ((2, side, side, inputs), (3, 3, inputs, outputs))
+        for side, inputs, outputs in layers
+    ]
+
+
+def test_passes_of_a_layer_are_those_of_torch():
+    torch_steps = pytest.importorskip("mtl_jax.experiments.torch_steps")
+    rng = np.random.default_rng(0)
+    shapes = (2, 6, 5, 3), (3, 3, 3, 4), (2, 6, 5, 4)
+    arrays = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+    ours, plain, theirs = (
+        layer_benchmark._passes(convolution.conv_3x3, *arrays),
+        layer_benchmark._passes(layer_benchmark._plain, *arrays),
+        torch_steps.convolution_passes(*arrays),
+    )
+    axes = [(0, 2, 3, 1), (0, 2, 3, 1), (2, 3, 1, 0)]
+    for name, order in zip(layer_benchmark.PASSES, axes, strict=True):
+        expected = theirs[name]().permute(order).numpy()
+        for form in (ours, plain):
+            np.testing.assert_allclose(form[name](), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_measurement_of_layers_and_its_table():
+    setting = benchmark.Setting("vgg13", 1 / 32, 32, 2, "float32")
+    rows = layer_benchmark.measure(setting, 1)
+    assert len(rows) == 3 * 16
+    assert all(min(row["plain"], row["ours"]) > 0 for row in rows)
+    assert all(row["other"] is None for row in rows)
+    # Each layer once, which the network has too.
+    whole = arithmetic.forward_flops(
+        setting.model(), tasks.build(), np.zeros((2, 32, 32, 3), np.uint8)
+    )[1]
+    total = sum(row["flops"] for row in rows if row["pass"] == "forward")
+    assert 0.8 * whole < total < whole
+    *_, header, _, first = layer_benchmark.table(rows[:3]).splitlines()
+    assert header.count("|") == first.count("|")
+    assert first.startswith("| 2, 32, 3 -> 2 | ")
+    assert first.count(" / - ") == 3
+    assert len(layer_benchmark.table(rows).splitlines()) == 4 + 16
 
 
 def test_floors():
