@@ -142,6 +142,7 @@ def mistakes(place, synthetic_data, glaucoma_run):
         "target": (["benchmark", "--target=v5e"], "give cpu, or tpu and a topology"),
         "alone": (["benchmark", "--aggregators=mgda", "--target=cpu"], "leave out --t"),
         "layers": (["benchmark", "--layers", "--devices=2"], "leave out --devices"),
+        "both": (["benchmark", "--layers", "--aggregators=mgda"], "leave out --layers"),
         "shares": (["benchmark", "--devices=3"], "has 8, and --devices has 3; give"),
         "no_batch": (["benchmark", "--batch_sizes=0"], "has 0, and --devices has 1;"),
         "no_config": (["train", f"--workdir={new}"], "--config"),

@@ -38,7 +38,9 @@ METHODS = flags.DEFINE_list(
     "pcgrad_vmap.",
 )
 ENCODERS = flags.DEFINE_list("encoders", ["vgg13"], "Some of vgg13, vgg16, resnet34.")
-WIDTH = flags.DEFINE_float("width", 1.0, "Multiplier of the number of channels.")
+WIDTH = flags.DEFINE_float(
+    "width", 1.0, "Multiplier of the number of channels.", lower_bound=1e-3
+)
 IMAGE_SIZES = flags.DEFINE_list("image_sizes", ["64"], "Image sizes, pixels a side.")
 BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["8"], "Batch sizes, in images.")
 DTYPES = flags.DEFINE_list("dtypes", ["float32"], "Some of float32, bfloat16.")
@@ -115,7 +117,7 @@ def _time_layers() -> None:
     _refuse("--layers times single convolutions", *_OF_STEPS)
     if jax.default_backend() != "cpu":
         raise UserError(
-            "--layers times programs for CPUs; set JAX_PLATFORMS=cpu before it."
+            "--layers times programs for CPUs; run it with JAX_PLATFORMS=cpu."
         )
     _check_networks()
     others = None

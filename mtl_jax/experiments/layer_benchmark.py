@@ -1,5 +1,6 @@
 """Times the passes of a network's 3x3 convolutions, each by itself."""
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -8,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
+from mtl_jax import machine
 from mtl_jax.experiments import arithmetic
 from mtl_jax.experiments.benchmark import Setting
 from mtl_jax.experiments.benchmark_table import or_dash
@@ -35,9 +36,9 @@ def measure(
       others: makes the passes of another library.
 
     Returns:
-      For each pass of each different layer: the setting's `batch_size`, `pixels` of a
-      side, `inputs` and `outputs` (channels), `pass`, its `flops` by the plain
-      arithmetic, and the median seconds `plain`, `ours` and `other`, None without
+      For each pass of each different layer: the setting, the number of `cores`,
+      `pixels` of a side, `inputs` and `outputs` (channels), `pass`, its `flops` by the
+      plain arithmetic, and the median seconds `plain`, `ours` and `other`, None without
       `others`. They are those of programs without loops. In a loop, the plain weight
       gradient takes far longer on a CPU (jax issue 12868).
     """
@@ -45,7 +46,10 @@ def measure(
     images = np.zeros((setting.batch_size, side, side, 3), np.float32)
     rows = []
     for image, kernel in arithmetic.convolutions(setting.model(), images):
-        rows += _measure_layer(image, kernel, num_rounds, others)
+        rows += [
+            {**dataclasses.asdict(setting), "cores": machine.num_cores(), **row}
+            for row in _measure_layer(image, kernel, num_rounds, others)
+        ]
     return rows
 
 
@@ -79,7 +83,7 @@ def _measure_layer(
     shapes = image, kernel, (*image[:3], kernel[-1])
     arrays = [rng.standard_normal(shape, np.float32) for shape in shapes]
     forms: dict[str, Mapping[str, Callable[[], Any]]] = {
-        "plain": _passes(_plain, *arrays),
+        "plain": _passes(convolution.plain_conv_3x3, *arrays),
         "ours": _passes(convolution.conv_3x3, *arrays),
     }
     if others:
@@ -96,7 +100,6 @@ def _measure_layer(
                 seconds[name][key].append(time.perf_counter() - start)
     return [
         {
-            "batch_size": image[0],
             "pixels": image[1],
             "inputs": kernel[2],
             "outputs": kernel[3],
@@ -107,12 +110,6 @@ def _measure_layer(
         }
         for key in PASSES
     ]
-
-
-def _plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", dimension_numbers=convolution.LAYOUT
-    )
 
 
 def _passes(

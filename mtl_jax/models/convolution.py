@@ -34,7 +34,8 @@ OF_PRODUCTS = np.array(
 POINTS = np.array([0, 3 / 4, -3 / 4, 3 / 2, -3 / 2])
 
 
-def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def plain_conv_3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """As `conv_3x3`, by XLA's own programs everywhere."""
     return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=LAYOUT)
 
 
@@ -54,12 +55,12 @@ def conv_3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Returns:
       [B, H, W, Cout], with zero padding and stride 1.
     """
-    return _convolve(x, kernel)
+    return plain_conv_3x3(x, kernel)
 
 
 def _conv_3x3_forward(x, kernel):
     # Training alone: predictions and exported files keep the plain convolution.
-    y = lax.platform_dependent(x, kernel, cpu=_convolve_on_cpu, default=_convolve)
+    y = lax.platform_dependent(x, kernel, cpu=_convolve_on_cpu, default=plain_conv_3x3)
     return y, (x, kernel)
 
 
@@ -138,13 +139,13 @@ def _winograd_of_rows(
     kernel: jax.Array,
     product: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:
-    """Winograd's F(4, 3) of rows, H a multiple of 4.
+    """Winograd's F(4, 3) of rows, with zeros above and below, H a multiple of 4.
 
     Six sums of six rows meet six sums of the kernel's rows in `product`, which maps
-    [B, H / 4, W, C] and one row of the kernel to [B, H / 4, W, *anything]. Four rows of
-    the result, [B, H, W, *anything], are sums of these: 18 products of a column instead
-    of 36. Rounding errors are two to three times those of `_convolve`, and relative to
-    the largest of the six rows.
+    [B, H / 4, W, C] and one row of the kernel to [B, H / 4, W, *anything]. The columns
+    are its own affair. Four rows of the result, [B, H, W, *anything], are sums of
+    these: 18 products of a column instead of 36. Rounding errors are two to three times
+    those of `plain_conv_3x3`, and relative to the largest of the six rows.
     """
     b, h, w, channels = x.shape
     dtype = jnp.promote_types(x.dtype, jnp.float32)
@@ -192,7 +193,7 @@ def _weighted_sums(weights: np.ndarray, arrays: list[jax.Array]) -> list[jax.Arr
 
 
 def _gradients(x, kernel, gradient):
-    return jax.vjp(_convolve, x, kernel)[1](gradient)
+    return jax.vjp(plain_conv_3x3, x, kernel)[1](gradient)
 
 
 def _gradients_on_cpu(x, kernel, gradient):
@@ -203,7 +204,7 @@ def _gradients_on_cpu(x, kernel, gradient):
     # Winograd's products need channels and pixels.
     is_wide = channels >= 32 and h * w >= 32 * 32
     is_deep = channels >= 64 and b * h * w >= 512
-    takes_winograd = (is_wide or is_deep) and h % 2 == w % 2 == 0
+    takes_winograd = b > 0 and (is_wide or is_deep) and h % 2 == w % 2 == 0
     of_kernel = _winograd if takes_winograd else _canonical_convolution
     return x_gradient, of_kernel(x, gradient)
 
@@ -299,7 +300,7 @@ def _winograd(x: jax.Array, gradient: jax.Array) -> jax.Array:
 
     num_blocks = (b + added) * h // (2 * images * rows)
     if num_blocks == 1:
-        # Deep layers have many zeros to add to.
+        # Zeros to add to would be written and read, and are many for deep layers.
         total = lax.map(functools.partial(product, 0), jnp.arange(16))
     else:
         dtype = jnp.promote_types(x.dtype, jnp.float32)

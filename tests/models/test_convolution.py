@@ -18,21 +18,23 @@ SHAPES = [
     (3, 4, 1, 9, 20),
 ]
 # Whose weight gradient is Winograd's: in blocks of rows, of one row, of two images, and
-# of three, the last of which has one of zeros.
+# of three, the last of which has one of zeros; in a single block.
 LARGE_SHAPES = [
     (2, 32, 40, 32, 33),
     (1, 4, 320, 33, 32),
     (4, 12, 14, 64, 65),
     (5, 12, 10, 64, 64),
+    (1, 32, 32, 33, 32),
 ]
-# Whose values and input gradients are Winograd's, too. The last has few pixels, so that
-# only the input gradient is.
+# Whose values and input gradients are Winograd's, too. The last two have few pixels, so
+# that the values are not. The last has its weight gradient in a single block.
 DEEP_SHAPES = [
     (8, 16, 16, 64, 65),
     (6, 24, 15, 64, 64),
     (128, 4, 4, 64, 64),
     (2, 32, 32, 256, 64),
     (3, 12, 9, 64, 70),
+    (2, 16, 16, 64, 64),
 ]
 # Not these: the number of rows is odd.
 ODD_SHAPE = (10, 13, 16, 64, 64)
@@ -94,6 +96,16 @@ def test_conv_3x3_in_bfloat16_is_near_float32(shape):
         np.testing.assert_allclose(
             np.asarray(ours, np.float32) / scale, theirs / scale, atol=0.03
         )
+
+
+def test_conv_3x3_of_an_empty_batch():
+    for side, channels in [(4, 3), (32, 32), (64, 64)]:
+        x, kernel = (0, side, side, channels), (3, 3, channels, channels)
+        y, of_x, of_kernel = convolution_and_gradients(
+            convolution.conv_3x3, jnp.zeros(x), jnp.ones(kernel), jnp.zeros(x)
+        )
+        assert y.shape == of_x.shape == x
+        np.testing.assert_array_equal(of_kernel, np.zeros(kernel))
 
 
 def test_conv_3x3_is_that_of_lax_for_an_accelerator():
