@@ -143,6 +143,11 @@ def mistakes(place, synthetic_data, glaucoma_run):
         "alone": (["benchmark", "--aggregators=mgda", "--target=cpu"], "leave out --t"),
         "layers": (["benchmark", "--layers", "--devices=2"], "leave out --devices"),
         "both": (["benchmark", "--layers", "--aggregators=mgda"], "leave out --layers"),
+        "no_file": (["benchmark", f"--output={place}"], "is a folder; name a file"),
+        "no_folder": (
+            ["benchmark", f"--output={place / 'torn.safetensors' / 'results.json'}"],
+            "cannot be made (File exists); name another file",
+        ),
         "shares": (["benchmark", "--devices=3"], "has 8, and --devices has 3; give"),
         "no_batch": (["benchmark", "--batch_sizes=0"], "has 0, and --devices has 1;"),
         "no_config": (["train", f"--workdir={new}"], "--config"),

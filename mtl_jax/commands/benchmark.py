@@ -85,12 +85,27 @@ _ONE_DEVICE = (
 
 def main() -> None:
     """Prints a table and writes the results."""
+    if OUTPUT.value:
+        _check_output(pathlib.Path(OUTPUT.value))
     if AGGREGATORS.value:
         _time_aggregators()
     elif LAYERS.value:
         _time_layers()
     else:
         _time_steps()
+
+
+def _check_output(path: pathlib.Path) -> None:
+    """Raises a UserError before the measurement, which can take long."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the folder of --output={path} cannot be made ({error.strerror}); name "
+            "another file."
+        ) from error
+    if path.is_dir():
+        raise UserError(f"--output={path} is a folder; name a file.")
 
 
 def _time_aggregators() -> None:
