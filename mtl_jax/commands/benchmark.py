@@ -108,8 +108,15 @@ def _check_output(path: pathlib.Path) -> None:
         raise UserError(f"--output={path} is a folder; name a file.")
 
 
+def _write(results: Sequence[dict[str, Any]]) -> None:
+    from mtl_jax import files
+
+    if OUTPUT.value:
+        files.write_json(pathlib.Path(OUTPUT.value), results)
+
+
 def _time_aggregators() -> None:
-    from mtl_jax import files, methods
+    from mtl_jax import methods
     from mtl_jax.experiments import aggregator_benchmark as benchmark
 
     names = _flags.all_or_some(AGGREGATORS, methods.AGGREGATORS)
@@ -118,15 +125,13 @@ def _time_aggregators() -> None:
     results = []
     for num_tasks, width in benchmark.SETTINGS:
         results += benchmark.measure(names, num_tasks, width, 3 * STEPS.value)
-    if OUTPUT.value:
-        files.write_json(pathlib.Path(OUTPUT.value), results)
+    _write(results)
     print(benchmark.table(results))
 
 
 def _time_layers() -> None:
     import jax
 
-    from mtl_jax import files
     from mtl_jax.experiments import layer_benchmark
 
     _refuse("--layers times single convolutions", *_OF_STEPS)
@@ -141,8 +146,7 @@ def _time_layers() -> None:
     results = []
     for setting in _settings([]):
         results += layer_benchmark.measure(setting, 3 * STEPS.value, others)
-        if OUTPUT.value:
-            files.write_json(pathlib.Path(OUTPUT.value), results)
+        _write(results)
     print(layer_benchmark.table(results))
 
 
@@ -180,7 +184,6 @@ def _torch_steps() -> Any:
 
 
 def _time_steps() -> None:
-    from mtl_jax import files
     from mtl_jax.experiments import benchmark, benchmark_table
 
     names = _flags.all_or_some(METHODS, benchmark.REGISTERED, benchmark.METHODS)
@@ -200,8 +203,7 @@ def _time_steps() -> None:
         if reading not in rates:
             rates[reading] = _input_rates(*reading)
         results += _measure(setting, names, others, rates[reading])
-        if OUTPUT.value:
-            files.write_json(pathlib.Path(OUTPUT.value), results)
+        _write(results)
     print(benchmark_table.table(results))
 
 
@@ -268,7 +270,6 @@ def _measure(
 
 
 def _compile_steps(target: str, names: Sequence[str]) -> None:
-    from mtl_jax import files
     from mtl_jax.experiments import compilation
 
     if "independent_unrolled" in names:
@@ -285,6 +286,5 @@ def _compile_steps(target: str, names: Sequence[str]) -> None:
     results = []
     for setting, name in itertools.product(_settings(names), names):
         results.append(compilation.compile_step(setting, name, targets))
-        if OUTPUT.value:
-            files.write_json(pathlib.Path(OUTPUT.value), results)
+        _write(results)
     print(compilation.table(results))

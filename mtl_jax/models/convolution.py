@@ -239,11 +239,9 @@ def _sum_of_moved(products: jax.Array, axis: int) -> jax.Array:
     """Sum of products[:, :, :, i] for i < 3, moved by i - 1 pixels along the axis."""
     before, at, after = (products[:, :, :, i] for i in range(3))
     zeros = jnp.zeros_like(lax.slice_in_dim(at, 0, 1, axis=axis))
-    before = lax.slice_in_dim(before, 1, None, axis=axis)
-    after = lax.slice_in_dim(after, 0, -1, axis=axis)
-    # From their sum, XLA makes one loop without copies.
-    moved = [(before, zeros), (zeros, after)]
-    return sum((jnp.concatenate(pair, axis) for pair in moved), at)
+    before = [lax.slice_in_dim(before, 1, None, axis=axis), zeros]
+    after = [zeros, lax.slice_in_dim(after, 0, -1, axis=axis)]
+    return at + jnp.concatenate(before, axis) + jnp.concatenate(after, axis)
 
 
 def _canonical_convolution(x: jax.Array, gradient: jax.Array) -> jax.Array:
