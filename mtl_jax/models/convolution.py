@@ -120,9 +120,7 @@ def _convolve_columns(x: jax.Array, kernel: jax.Array) -> jax.Array:
     b, h, w, channels = x.shape
     outputs = kernel.shape[-1]
     # YNNPACK is faster with 32 channels than Eigen, but not in parallel.
-    most_channels = 32 if machine.num_cores() == 1 else EIGEN_CHANNELS
-    limit = max(most_channels // outputs, 1)
-    columns = max(n for n in range(1, limit + 1) if w % n == 0)
+    columns = _num_columns(w, outputs, takes_ynnpack=machine.num_cores() == 1)
     # The vector instructions take four channels of an image no slower than three.
     added_channels = -channels % 4
     x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, added_channels)))
@@ -132,6 +130,13 @@ def _convolve_columns(x: jax.Array, kernel: jax.Array) -> jax.Array:
     ]
     result = _convolve_on_all_cores(x, jnp.concatenate(shifted, 3), columns)
     return result.reshape(b, h, w, outputs)
+
+
+def _num_columns(width: int, outputs: int, takes_ynnpack: bool) -> int:
+    """The most columns to compute at once, as channels of one."""
+    most_channels = 32 if takes_ynnpack else EIGEN_CHANNELS
+    limit = max(most_channels // outputs, 1)
+    return max(n for n in range(1, limit + 1) if width % n == 0)
 
 
 def _winograd_of_rows(
@@ -250,14 +255,23 @@ def _canonical_convolution(x: jax.Array, gradient: jax.Array) -> jax.Array:
         # Few outputs do not fill vector instructions, so the images exchange roles.
         exchanged = _canonical_convolution(gradient, x)
         return jnp.flip(exchanged, (0, 1)).swapaxes(2, 3)
-    kernel_gradient = lax.conv_general_dilated(
+    b, h, w, inputs = x.shape
+    outputs = gradient.shape[-1]
+    # The images are channels here. Eigen is fast with 8 to 16, YNNPACK has more anyway.
+    takes_ynnpack = machine.num_cores() == 1 or b < 8
+    columns = _num_columns(w, outputs, takes_ynnpack) if b <= EIGEN_CHANNELS else 1
+    # N columns of the gradient meet the N + 2 of the image that any of them meets.
+    kernels = lax.conv_general_dilated(
         x.transpose(3, 1, 2, 0),
-        gradient.transpose(1, 2, 0, 3),
+        gradient.reshape(b, h, w // columns, columns * outputs).transpose(1, 2, 0, 3),
         window_strides=(1, 1),
         padding=((1, 1), (1, 1)),
+        rhs_dilation=(1, columns),
         dimension_numbers=LAYOUT,
-    )
-    return kernel_gradient.transpose(1, 2, 0, 3)
+        preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
+    ).reshape(inputs, 3, columns + 2, columns, outputs)
+    kernel_gradient = sum(kernels[:, :, i : i + 3, i] for i in range(columns))
+    return kernel_gradient.transpose(1, 2, 0, 3).astype(gradient.dtype)
 
 
 def _winograd(x: jax.Array, gradient: jax.Array) -> jax.Array:
