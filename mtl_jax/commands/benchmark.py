@@ -64,6 +64,9 @@ DEVICES = flags.DEFINE_list(
     "Numbers of devices that share a batch. CPUs are simulated, each number in a "
     "process of its own.",
 )
+STEPS_PER_DISPATCH = flags.DEFINE_list(
+    "steps_per_dispatch", ["1"], "Numbers of steps that one call makes."
+)
 TARGET = flags.DEFINE_string(
     "target",
     None,
@@ -77,7 +80,7 @@ OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
 # The compilation is timed too, so no programs are kept.
 flags.set_default(_compilation_cache.FOLDER, "")
 
-_OF_STEPS = (METHODS, DTYPES, REMAT, DEVICES, TARGET)
+_OF_STEPS = (METHODS, DTYPES, REMAT, DEVICES, STEPS_PER_DISPATCH, TARGET)
 _ONE_DEVICE = (
     "--methods has independent_unrolled, a step for one device; leave it out with {}."
 )
@@ -211,21 +214,33 @@ def _settings(names: Sequence[str]) -> "list[benchmark.Setting]":
     from mtl_jax.experiments import benchmark
 
     settings = []
-    for encoder, size, batch, dtype, devices in itertools.product(
+    for encoder, size, batch, dtype, devices, dispatch in itertools.product(
         ENCODERS.value,
         _flags.whole_numbers(IMAGE_SIZES),
         _flags.whole_numbers(BATCH_SIZES),
         DTYPES.value,
         _flags.whole_numbers(DEVICES),
+        _flags.whole_numbers(STEPS_PER_DISPATCH),
     ):
         if min(batch, devices) < 1 or batch % devices:
             raise UserError(
                 f"--batch_sizes has {batch}, and --devices has {devices}; give each "
                 "device the same number of images, at least 1."
             )
+        if dispatch < 1:
+            raise UserError(
+                f"--steps_per_dispatch has {dispatch}; name whole numbers from 1 on."
+            )
         settings.append(
             benchmark.Setting(
-                encoder, WIDTH.value, size, batch, dtype, REMAT.value, devices
+                encoder,
+                WIDTH.value,
+                size,
+                batch,
+                dtype,
+                REMAT.value,
+                devices,
+                dispatch,
             )
         )
     if "independent_unrolled" in names and any(s.devices > 1 for s in settings):
@@ -278,10 +293,8 @@ def _compile_steps(target: str, names: Sequence[str]) -> None:
         raise UserError(
             "--compare times programs, and --target runs none; leave out one of them."
         )
-    if DEVICES.value != ["1"]:
-        raise UserError(
-            "--target says how many devices there are; leave out --devices."
-        )
+    _refuse("--target says how many devices there are", DEVICES)
+    _refuse("--target compiles single steps", STEPS_PER_DISPATCH)
     targets = compilation.devices(target)
     results = []
     for setting, name in itertools.product(_settings(names), names):

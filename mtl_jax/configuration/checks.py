@@ -54,6 +54,7 @@ _POSITIVE = (
     "loss.fovea_sigma",
     "optimizer.learning_rate",
     "batch_size",
+    "steps_per_dispatch",
     "num_epochs",
     "validate_every",
     "evaluation.vcdr_C",

@@ -150,6 +150,10 @@ def get_config() -> Config:
     # Microbatches that each gradient is summed over, for batches that do not fit in
     # memory. Statistics of norm = "batch" are those of a microbatch.
     config.accumulate = 1
+    # Steps that the devices make by one call. Several are faster where a call takes
+    # long for its step: on CPUs, and with small networks on GPUs. Logs, checkpoints and
+    # the answer to a signal wait for the last of them.
+    config.steps_per_dispatch = 1
     # --resume goes on to a larger number. The schedules cosine and linear then follow
     # the longer course from where it stands, so the learning rate rises once.
     config.num_epochs = 300

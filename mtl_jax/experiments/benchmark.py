@@ -5,6 +5,7 @@ machine.
 """
 
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +41,7 @@ class Setting:
       dtype: dtype of the computation, float32 or bfloat16.
       remat: whether the backward pass computes features anew, see `MultiTaskUNet`.
       devices: number of devices that share the batch.
+      steps_per_dispatch: steps that one call makes.
     """
 
     encoder: str
@@ -49,6 +51,7 @@ class Setting:
     dtype: str
     remat: bool = False
     devices: int = 1
+    steps_per_dispatch: int = 1
 
     def model(self, axis_name: str | None = None) -> MultiTaskUNet:
         """Makes the network."""
@@ -159,15 +162,17 @@ class Program:
       start: compiles the program and makes its first step. Returns `compile_seconds`
         (of another library, which compiles as it runs, those of its first step) and
         what XLA counted: `xla_flops` and `memory_bytes` of a device.
-      run: makes one step, and returns when it is finished.
+      run: makes its steps, and returns when they are finished.
       num_parameters: number of the network's parameters.
       method: method of which it is a program.
+      num_steps: steps of a run.
     """
 
     start: Callable[[], Mapping[str, float | None]]
     run: Callable[[], None]
     num_parameters: int
     method: str
+    num_steps: int = 1
 
 
 def measure(
@@ -184,7 +189,7 @@ def measure(
     Args:
       setting: network and batch of all methods.
       names: names from `METHODS`; `independent_unrolled` is for one device.
-      num_steps: timed steps of each method in each of `ROUNDS` rounds.
+      num_steps: timed steps of each method in each of `ROUNDS` rounds, at least.
       others: makes programs of another library, which take part in the turns.
       input_rates: images per second that the pipeline gives, `from_memory` and
         `from_files`.
@@ -209,7 +214,8 @@ def measure(
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(ROUNDS):
         for name, program in programs.items():
-            seconds[name] += [_seconds(program.run) for _ in range(num_steps)]
+            for _ in range(math.ceil(num_steps / program.num_steps)):
+                seconds[name].append(_seconds(program.run) / program.num_steps)
     matmul = arithmetic.matmul_flops_per_second(jnp.dtype(setting.dtype))
     if jax.default_backend() != "cpu":
         matmul *= setting.devices
@@ -266,20 +272,25 @@ def _program(
     tasks: Sequence[tasks_lib.Task],
     batch: tasks_lib.Batch,
 ) -> Program:
-    if setting.devices == 1:
-        model = setting.model()
-        step, optimizer = METHODS[name].create(model, tasks)
-        mapped = jax.jit(step, donate_argnums=0)
-    else:
-        model = setting.model(parallel.AXIS)
-        step, optimizer = METHODS[name].create(model, tasks, parallel.AXIS)
+    axis = (parallel.AXIS,) if setting.devices > 1 else ()
+    model = setting.model(*axis)
+    step, optimizer = METHODS[name].create(model, tasks, *axis)
+    if setting.steps_per_dispatch > 1:
+        step = steps.scan_steps(step)
+    if axis:
         mapped = parallel.map_step(step, jax.devices()[: setting.devices])
+    else:
+        mapped = jax.jit(step, donate_argnums=0)
     state = steps.create_train_state(model, optimizer, jax.random.key(0))
     num_parameters = sum(x.size for x in jax.tree.leaves(state.params))
     if setting.devices > 1:
         n = setting.devices
         state = jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *x.shape)), state)
         batch = {k: v.reshape(n, -1, *v.shape[1:]) for k, v in batch.items()}
+    if setting.steps_per_dispatch > 1:
+        # After the axis of devices.
+        copies = [batch] * setting.steps_per_dispatch
+        batch = jax.tree.map(lambda *x: np.stack(x, len(axis)), *copies)
     compiled: jax.stages.Compiled
 
     def start() -> Mapping[str, float | None]:
@@ -301,7 +312,7 @@ def _program(
         state, metrics = compiled(state, batch)
         jax.block_until_ready(metrics)
 
-    return Program(start, run, num_parameters, name)
+    return Program(start, run, num_parameters, name, setting.steps_per_dispatch)
 
 
 def _seconds(run: Callable[[], None]) -> float:

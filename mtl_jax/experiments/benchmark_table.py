@@ -11,6 +11,7 @@ SETTING = {
     "dtype": lambda row: row["dtype"],
     "remat": lambda row: "yes" if row["remat"] else "no",
     "devices": lambda row: str(row["devices"]),
+    "steps a call": lambda row: str(row["steps_per_dispatch"]),
 }
 _COLUMNS = {
     "#P": lambda row: f"{row['parameters']:,}",

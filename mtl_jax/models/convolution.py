@@ -270,7 +270,8 @@ def _canonical_convolution(x: jax.Array, gradient: jax.Array) -> jax.Array:
         dimension_numbers=LAYOUT,
         preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
     ).reshape(inputs, 3, columns + 2, columns, outputs)
-    kernel_gradient = sum(kernels[:, :, i : i + 3, i] for i in range(columns))
+    parts = [kernels[:, :, i : i + 3, i] for i in range(columns)]
+    kernel_gradient = functools.reduce(jnp.add, parts)
     return kernel_gradient.transpose(1, 2, 0, 3).astype(gradient.dtype)
 
 

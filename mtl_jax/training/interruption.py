@@ -25,8 +25,8 @@ def noticed() -> Iterator[Callable[[int], signal.Signals | None]]:
     passed on to it as SIGTERM.
 
     Yields:
-      `(step)`, which every process calls after every step. It returns the signal after
-      which all of them stop at this step, or None.
+      `(number)`, which every process calls after its first, second ... dispatch. It
+      returns the signal after which all of them stop at this dispatch, or None.
     """
     is_one_of_several = jax.process_count() > 1
     noted: list[signal.Signals] = []
@@ -41,9 +41,9 @@ def noticed() -> Iterator[Callable[[int], signal.Signals | None]]:
         if is_one_of_several:
             signal.raise_signal(signal.SIGTERM)
 
-    def asked(step: int) -> signal.Signals | None:
+    def asked(number: int) -> signal.Signals | None:
         if is_one_of_several:
-            if not multihost_utils.reached_preemption_sync_point(step):
+            if not multihost_utils.reached_preemption_sync_point(number):
                 return None
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             return noted[0] if noted else signal.SIGTERM

@@ -4,10 +4,11 @@ import dataclasses
 import functools
 import itertools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
+import jax
 import numpy as np
 import tqdm
 
@@ -62,6 +63,7 @@ class Training:
       skips_nonfinite: whether a step that is not finite is undone; see
         `step.skip_nonfinite`.
       accumulate: microbatches of a step; see `step.sequential_step`.
+      steps_per_dispatch: steps that the devices make by one call.
     """
 
     model: nn.Module
@@ -78,6 +80,16 @@ class Training:
     patience: int = 0
     skips_nonfinite: bool = False
     accumulate: int = 1
+    steps_per_dispatch: int = 1
+
+    @property
+    def pauses(self) -> list[int]:
+        """Numbers whose multiples are steps that end a dispatch.
+
+        An epoch, a checkpoint or a log of the interference follows them.
+        """
+        every = self.steps_per_epoch, self.checkpoint_every, self.interference_every
+        return [number for number in every if number]
 
 
 def fit(
@@ -108,7 +120,7 @@ def fit(
       Interrupted: if a signal asked the process to end; the last step is saved.
     """
     per_epoch, every = training.steps_per_epoch, training.checkpoint_every
-    train_step = _train_step(training)
+    make_steps = _train_steps(training)
     log_interference = _interference_log(training, log)
     evaluate = parallel.map_evaluation(
         steps.evaluation_step(training.model, training.tasks, training.view)
@@ -117,24 +129,26 @@ def fit(
     state = parallel.replicate(state)
     watch, pending = Watch(training.tasks, checkpoints, position), None
     with interruption.noticed() as asked, _progress(training, done) as progress:
-        for step in range(done + 1, training.num_epochs * per_epoch + 1):
+        # JAX's preemption service counts from 1, without gaps.
+        for number, (first, step) in enumerate(_dispatches(training, done), 1):
             epoch = (step - 1) // per_epoch + 1
-            if (step - 1) % per_epoch == 0:
+            if (first - 1) % per_epoch == 0:
                 watch.begin_epoch()
-            batch = parallel.shard(next(batches))
-            log_interference(step, epoch, state, batch)
-            state, metrics = train_step(state, batch)
-            # One step late, so that the next is under way meanwhile.
+            size = step - first + 1
+            shares = [parallel.shard(next(batches)) for _ in range(size)]
+            log_interference(first, epoch, state, shares[0])
+            state, metrics = make_steps(state, shares)
+            # One dispatch late, so that the next is under way meanwhile.
             if pending:
-                watch.add(step - 1, parallel.unreplicate(pending))
-            pending = metrics
-            progress.update()
-            stop = asked(step)
+                watch.add(*_in_host_memory(*pending))
+            pending = first, size, metrics
+            progress.update(size)
+            stop = asked(number)
             ends_epoch = step % per_epoch == 0
             is_due = stop or (every and step % every == 0)
             if not (ends_epoch or is_due):
                 continue
-            watch.add(step, parallel.unreplicate(pending))
+            watch.add(*_in_host_memory(*pending))
             pending = None
             if ends_epoch:
                 summary = watch.summary(training.batch_size)
@@ -175,9 +189,26 @@ def fit(
     say_spikes(watch.spikes)
 
 
-def _train_step(
+def _dispatches(training: Training, done: int) -> Iterator[tuple[int, int]]:
+    """The first and the last step of each dispatch, after so many steps.
+
+    Where a pause is too near for a dispatch of full size, each step has its own. So
+    there are two programs to compile at the most.
+    """
+    size = training.steps_per_dispatch
+    while done < training.num_epochs * training.steps_per_epoch:
+        is_whole = all(done // n == (done + size - 1) // n for n in training.pauses)
+        after = done + (size if is_whole else 1)
+        yield done + 1, after
+        done = after
+
+
+def _train_steps(
     training: Training,
-) -> Callable[[TrainState, parallel.HostBatch], tuple[TrainState, steps.Metrics]]:
+) -> Callable[
+    [TrainState, Sequence[parallel.HostBatch]], tuple[TrainState, steps.Metrics]
+]:
+    """Makes `(state, batches) -> (state, metrics)`, with metrics [K] of K > 1 steps."""
     step = steps.train_step(
         training.model,
         training.tasks,
@@ -186,9 +217,27 @@ def _train_step(
         augment=training.augment,
         accumulate=training.accumulate,
     )
-    return parallel.map_step(
-        steps.skip_nonfinite(step) if training.skips_nonfinite else step
-    )
+    if training.skips_nonfinite:
+        step = steps.skip_nonfinite(step)
+    one, several = parallel.map_step(step), parallel.map_step(steps.scan_steps(step))
+
+    def make(state: TrainState, batches: Sequence[parallel.HostBatch]):
+        if len(batches) == 1:
+            return one(state, batches[0])
+        # After the axis of devices.
+        return several(state, jax.tree.map(lambda *x: np.stack(x, 1), *batches))
+
+    return make
+
+
+def _in_host_memory(
+    first: int, size: int, metrics: steps.Metrics
+) -> tuple[int, Sequence[Mapping[str, np.ndarray]]]:
+    """The first step of a dispatch, and the metrics of each of its steps."""
+    found = parallel.unreplicate(metrics)
+    if size == 1:
+        return first, [found]
+    return first, [{k: v[i] for k, v in found.items()} for i in range(size)]
 
 
 def _apply(

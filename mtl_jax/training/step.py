@@ -221,6 +221,19 @@ def skip_nonfinite(step: TrainStep) -> TrainStep:
     return guarded
 
 
+def scan_steps(step: TrainStep) -> TrainStep:
+    """Makes one program of several steps, one after the other.
+
+    Args:
+      step: such as `train_step` makes.
+
+    Returns:
+      `steps(state, batches)`, with a leading axis [K] of the batches' arrays and of the
+      metrics of K steps.
+    """
+    return lambda state, batches: lax.scan(step, state, batches)
+
+
 def interference_step(
     model: nn.Module,
     tasks: Sequence[Task],

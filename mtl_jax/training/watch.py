@@ -46,7 +46,8 @@ class Watch:
         vars(self).update(position or {})
         self._tasks = tasks
         self._checkpoints = checkpoints
-        self._times = [time.perf_counter()]
+        self._seconds: list[float] = []
+        self._since = time.perf_counter()
 
     def position(self) -> dict[str, Any]:
         """What a checkpoint holds of the watch, as JSON values."""
@@ -60,21 +61,34 @@ class Watch:
 
     def begin_epoch(self) -> None:
         """Forgets the steps of the epoch before."""
-        self.steps, self._times = [], [time.perf_counter()]
+        self.steps, self._seconds = [], []
+        self._since = time.perf_counter()
 
     def score(self, score: float | None) -> None:
         """Takes the score of a validation."""
         is_best = score is not None and (self.best is None or score > self.best)
         self.best, self.stale = (score, 0) if is_best else (self.best, self.stale + 1)
 
-    def add(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
-        """Takes the metrics of a step, in host memory; those of a skipped one are 0.
+    def add(self, first: int, metrics: Sequence[Mapping[str, np.ndarray]]) -> None:
+        """Takes the metrics, in host memory, of the steps of a dispatch.
+
+        Those of a skipped step are 0.
+
+        Args:
+          first: number of the first step.
+          metrics: of each step.
 
         Raises:
           NotFinite: if one of the losses is not, or the last of `MAX_SKIPPED` steps in
             a row was undone.
         """
-        self._times.append(time.perf_counter())
+        now = time.perf_counter()
+        self._seconds += [(now - self._since) / len(metrics)] * len(metrics)
+        self._since = now
+        for step, found in enumerate(metrics, first):
+            self._add(step, found)
+
+    def _add(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
         is_skipped = bool(metrics.get("skipped"))
         self.skipped = self.skipped + 1 if is_skipped else 0
         if what := self._not_finite(step, metrics):
@@ -113,7 +127,7 @@ class Watch:
 
     def seconds_per_step(self) -> float:
         """The median over the steps that this process has seen."""
-        return float(np.median(np.diff(self._times)))
+        return float(np.median(self._seconds))
 
     def summary(self, batch_size: int) -> dict[str, float | None]:
         """Means over the epoch, and speed; null for a task without labels.

@@ -184,7 +184,9 @@ def _train_network(
         patience=config.patience,
         skips_nonfinite=config.on_nonfinite == "skip",
         accumulate=config.accumulate,
+        steps_per_dispatch=config.steps_per_dispatch,
     )
+    _check_dispatch(training)
     checkpoints = Checkpoints(folder)
     latest = checkpoints.latest()
     pretrained = load_pretrained(config) if latest is None else None
@@ -243,6 +245,16 @@ def _train_network(
                 metadata,
                 stored.get("watch"),
             )
+
+
+def _check_dispatch(training: Training) -> None:
+    """Refuses dispatches that no pause leaves room for."""
+    if training.steps_per_dispatch > (most := min(training.pauses)):
+        raise UserError(
+            f"config.steps_per_dispatch is {training.steps_per_dispatch}, but after "
+            f"every {most} steps an epoch, a checkpoint or a log of the interference "
+            f"follows; make it at most {most}."
+        )
 
 
 def _initial_state(

@@ -142,7 +142,7 @@ def test_floors():
 def test_a_measurement_beside_torch_and_its_table(monkeypatch):
     torch_steps = pytest.importorskip("mtl_jax.experiments.torch_steps")
     monkeypatch.setitem(arithmetic.MATRIX, "cpu", 256)
-    setting = benchmark.Setting("vgg13", 1 / 16, 32, 2, "float32")
+    setting = benchmark.Setting("vgg13", 1 / 16, 32, 2, "float32", steps_per_dispatch=2)
     rates = {"from_memory": 100.0, "from_files": 50.0}
     rows = benchmark.measure(setting, ["vanilla"], 1, torch_steps.programs, rates)
     assert [row["method"] for row in rows] == [
@@ -169,7 +169,8 @@ def test_a_measurement_beside_torch_and_its_table(monkeypatch):
     common, _, header, rule, line = benchmark_table.table([row]).splitlines()
     assert header.count("|") == rule.count("|") == line.count("|")
     assert common == (
-        "encoder vgg13 x 0.0625, pixels 32, batch 2, dtype float32, remat no, devices 1"
+        "encoder vgg13 x 0.0625, pixels 32, batch 2, dtype float32, remat no, "
+        "devices 1, steps a call 2"
     )
     assert "| vanilla | 68,376 |" in line
     # What differs is a column.
