@@ -9,7 +9,8 @@ python scripts/prepare_data.py --dataset=synthetic_fundus --data_dir=demo/data \
   --image_size=96 --num_images=240,60,100 --glaucoma_fraction=0.4 \
   --example=demo/photographs
 echo "== training"
-python scripts/train.py --config=configs/synthetic.py --workdir=demo/run --resume
+python scripts/train.py --config=configs/synthetic.py --workdir=demo/run --resume \
+  --config.steps_per_dispatch=10
 echo "== prediction"
 python scripts/predict.py --workdir=demo/run --images=demo/photographs/images \
   --output=demo/predictions
