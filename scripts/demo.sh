@@ -10,7 +10,7 @@ python scripts/prepare_data.py --dataset=synthetic_fundus --data_dir=demo/data \
   --example=demo/photographs
 echo "== training"
 python scripts/train.py --config=configs/synthetic.py --workdir=demo/run --resume \
-  --config.steps_per_dispatch=10
+  --config.steps_per_dispatch=10 --config.evaluation.point=peak
 echo "== prediction"
 python scripts/predict.py --workdir=demo/run --images=demo/photographs/images \
   --output=demo/predictions
