@@ -283,7 +283,7 @@ def _program(
         mapped = jax.jit(step, donate_argnums=0)
     state = steps.create_train_state(model, optimizer, jax.random.key(0))
     num_parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    if setting.devices > 1:
+    if axis:
         n = setting.devices
         state = jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *x.shape)), state)
         batch = {k: v.reshape(n, -1, *v.shape[1:]) for k, v in batch.items()}

@@ -133,7 +133,10 @@ def _convolve_columns(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _num_columns(width: int, outputs: int, takes_ynnpack: bool) -> int:
-    """The most columns to compute at once, as channels of one."""
+    """The most columns to compute at once, as channels of one.
+
+    With `takes_ynnpack` they have more channels than XLA leaves to Eigen.
+    """
     most_channels = 32 if takes_ynnpack else EIGEN_CHANNELS
     limit = max(most_channels // outputs, 1)
     return max(n for n in range(1, limit + 1) if width % n == 0)
@@ -257,7 +260,8 @@ def _canonical_convolution(x: jax.Array, gradient: jax.Array) -> jax.Array:
         return jnp.flip(exchanged, (0, 1)).swapaxes(2, 3)
     b, h, w, inputs = x.shape
     outputs = gradient.shape[-1]
-    # The images are channels here. Eigen is fast with 8 to 16, YNNPACK has more anyway.
+    # The images are channels here. With fewer than eight, Eigen is slow even if it has
+    # all cores. With more than 16, XLA takes YNNPACK, which needs no more outputs.
     takes_ynnpack = machine.num_cores() == 1 or b < 8
     columns = _num_columns(w, outputs, takes_ynnpack) if b <= EIGEN_CHANNELS else 1
     # N columns of the gradient meet the N + 2 of the image that any of them meets.

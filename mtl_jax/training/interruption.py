@@ -1,4 +1,4 @@
-"""Ends a training after a step when its process is told to end."""
+"""Ends a training after a dispatch of steps when its process is told to end."""
 
 import contextlib
 import os

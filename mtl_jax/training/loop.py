@@ -84,9 +84,10 @@ class Training:
 
     @property
     def pauses(self) -> list[int]:
-        """Numbers whose multiples are steps that end a dispatch.
+        """Numbers of steps after which no dispatch may go on.
 
-        An epoch, a checkpoint or a log of the interference follows them.
+        After each multiple of them an epoch ends, a checkpoint is saved, or the
+        interference is logged.
         """
         every = self.steps_per_epoch, self.checkpoint_every, self.interference_every
         return [number for number in every if number]
@@ -176,6 +177,7 @@ def fit(
                 "watch": watch.position(),
             }
             checkpoints.save(saved, batches, record, validation.get("score"))
+            watch.restart_clock()
             if stop:
                 checkpoints.wait()
                 raise Interrupted(

@@ -47,6 +47,7 @@ class Watch:
         self._tasks = tasks
         self._checkpoints = checkpoints
         self._seconds: list[float] = []
+        self._compiling: int | None = None
         self._since = time.perf_counter()
 
     def position(self) -> dict[str, Any]:
@@ -61,7 +62,13 @@ class Watch:
 
     def begin_epoch(self) -> None:
         """Forgets the steps of the epoch before."""
+        if self._seconds:
+            self._compiling = 0
         self.steps, self._seconds = [], []
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leaves out the time since the last step, which something else took."""
         self._since = time.perf_counter()
 
     def score(self, score: float | None) -> None:
@@ -83,6 +90,8 @@ class Watch:
             a row was undone.
         """
         now = time.perf_counter()
+        if self._compiling is None:
+            self._compiling = len(metrics)
         self._seconds += [(now - self._since) / len(metrics)] * len(metrics)
         self._since = now
         for step, found in enumerate(metrics, first):
@@ -126,8 +135,11 @@ class Watch:
                 self.spikes.setdefault(task.name, []).append(step)
 
     def seconds_per_step(self) -> float:
-        """The median over the steps that this process has seen."""
-        return float(np.median(self._seconds))
+        """The median over the epoch's steps, each the mean of its dispatch.
+
+        The first dispatch of a process, which compiles, counts only if it is alone.
+        """
+        return float(np.median(self._seconds[self._compiling :] or self._seconds))
 
     def summary(self, batch_size: int) -> dict[str, float | None]:
         """Means over the epoch, and speed; null for a task without labels.

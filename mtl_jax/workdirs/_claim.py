@@ -18,8 +18,15 @@ from mtl_jax.training import parallel
 from mtl_jax.training.checkpoints import Checkpoints
 from mtl_jax.workdirs import _portable
 
-# What was trained so far would be the same. Data may have moved to another folder.
-_CHANGEABLE = ("checkpoint_every", "data.data_dir", "on_nonfinite", "patience")
+# What was trained so far would be the same, but for rounding. Data may have moved to
+# another folder.
+_CHANGEABLE = (
+    "checkpoint_every",
+    "data.data_dir",
+    "on_nonfinite",
+    "patience",
+    "steps_per_dispatch",
+)
 
 
 class InUse(UserError):

@@ -248,12 +248,12 @@ def _train_network(
 
 
 def _check_dispatch(training: Training) -> None:
-    """Refuses dispatches that no pause leaves room for."""
+    """Refuses dispatches that are longer than what is between two pauses."""
     if training.steps_per_dispatch > (most := min(training.pauses)):
         raise UserError(
-            f"config.steps_per_dispatch is {training.steps_per_dispatch}, but after "
-            f"every {most} steps an epoch, a checkpoint or a log of the interference "
-            f"follows; make it at most {most}."
+            f"config.steps_per_dispatch is {training.steps_per_dispatch}, but an epoch "
+            "ends, a checkpoint is saved or the interference is logged whenever the "
+            f"number of steps is a multiple of {most}; make it at most {most}."
         )
 
 

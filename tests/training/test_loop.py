@@ -29,6 +29,7 @@ from mtl_jax.data.folds import Fold
 from mtl_jax.errors import Interrupted, UserError
 from mtl_jax.evaluation import calibrate, evaluate
 from mtl_jax.training import interruption, loop
+from mtl_jax.training import watch as watch_module
 from mtl_jax.training.checkpoints import Checkpoints
 from mtl_jax.training.watch import Watch, say_spikes
 
@@ -95,6 +96,26 @@ def test_summary_of_an_epoch(tmp_path):
     assert summary["train/images_per_second"] * summary[
         "train/seconds_per_step"
     ] == pytest.approx(4)
+
+
+def test_seconds_per_step(tmp_path, monkeypatch):
+    """Neither compiling nor saving counts, unless an epoch has nothing else."""
+    now = 0.0
+    monkeypatch.setattr(watch_module.time, "perf_counter", lambda: now)
+    watch = Watch(tasks.build(), Checkpoints(tmp_path))
+    good = {"loss": np.full(4, 0.5), "num_labels": np.full(4, 4)}
+    found = []
+    for seconds in (90, 6, 9, 12, 12):
+        now += seconds
+        watch.add(1, [good] * 3)
+        found.append(watch.seconds_per_step())
+        now += 100  # A save.
+        watch.restart_clock()
+    assert found == [30, 2, 2.5, 3, 3.5]
+    watch.begin_epoch()
+    now += 15
+    watch.add(1, [good] * 3)
+    assert watch.seconds_per_step() == 5
 
 
 @pytest.mark.parametrize("loss", [np.nan, np.inf, -np.inf])
@@ -238,10 +259,12 @@ def interrupt(monkeypatch):
 
 
 def test_several_steps_per_dispatch(glaucoma_run, interrupt, tmp_path):
-    """Of the three steps of an epoch, the first two are one dispatch."""
+    """At first, two of the three steps of an epoch are one dispatch, later all."""
     workdir, config = tmp_path / "run", copy.deepcopy(glaucoma_run.config)
     config.steps_per_dispatch = 2
     interrupt(config, workdir, 4, signal.SIGTERM)
+    # A run may go on with another number.
+    config.steps_per_dispatch = 3
     workdirs.train(config, workdir, resume=True)
     a, b = (saved(w, 18, "model") for w in (workdir, glaucoma_run.workdir))
     assert a.keys() == b.keys()
@@ -291,7 +314,9 @@ def test_dispatches(size, per_epoch, every):
 def test_more_steps_per_dispatch_than_fit(glaucoma_run, tmp_path):
     config = copy.deepcopy(glaucoma_run.config)
     config.steps_per_dispatch = STEPS_PER_EPOCH + 1
-    with pytest.raises(UserError, match="dispatch is 4, but after every 3 .* most 3"):
+    with pytest.raises(
+        UserError, match="dispatch is 4, but .* multiple of 3; .* most 3"
+    ):
         workdirs.train(config, tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
