@@ -103,15 +103,15 @@ def excess_mtl(
     def weights_fn(per_elt_updates, state, *, active, **extra_args):
         del extra_args
         _task_axis.check_num_tasks(_task_axis.num_tasks(per_elt_updates), num_tasks)
-        squared = jax.tree.map(
-            lambda leaf: jnp.square(_task_axis.widened(leaf)),
-            _task_axis.of_active(active, per_elt_updates),
+        gradients = jax.tree.map(
+            _task_axis.widened, _task_axis.of_active(active, per_elt_updates)
         )
-        squares = jax.tree.map(jnp.add, state.squares, squared)
+        squares = jax.tree.map(lambda s, g: s + g * g, state.squares, gradients)
+        # As g^2 / sqrt(S), XLA would store the squares for both uses on a CPU.
         risks = sum(
-            (square / jnp.sqrt(total + _EPS)).sum(tuple(range(1, total.ndim)))
-            for square, total in zip(
-                jax.tree.leaves(squared), jax.tree.leaves(squares), strict=True
+            (g * (g / jnp.sqrt(s + _EPS))).sum(tuple(range(1, g.ndim)))
+            for g, s in zip(
+                jax.tree.leaves(gradients), jax.tree.leaves(squares), strict=True
             )
         )
         active = jnp.broadcast_to(True if active is None else active, (num_tasks,))

@@ -1,5 +1,6 @@
 """GradDrop: each element of the update has one sign, drawn by the tasks' majority."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -85,21 +86,34 @@ def graddrop(
         per_elt_updates = _task_axis.of_active(active, per_elt_updates)
 
         def of_leaf(leaf, uniform):
-            wide = _task_axis.widened(leaf)
-            size = _task_axis.total(jnp.abs(wide))
-            purity = _task_axis.total(wide) / jnp.where(size == 0, 1, size)
-            purity = (1 + purity) / 2
+            # One by one: of all rows at once XLA would store the parts on a CPU.
+            rows = [_task_axis.widened(leaf[k]) for k in range(n)]
+            positive, negative = _totals(rows)
+            size = positive - negative
+            purity = positive / jnp.where(size == 0, 1, size)
             purity = purity if f is None else f(purity)
-            is_kept = jnp.where(wide > 0, purity > uniform, purity < uniform)
-            leaked = 0 if shares is None else _task_axis.along(shares, leaf) * wide
-            kept = jnp.where(is_kept, wide, leaked)
-            return _task_axis.total(kept).astype(leaf.dtype)
+            of_positive, of_negative = 0, 0
+            if shares is not None:
+                of_positive, of_negative = _totals(
+                    [shares[k] * row for k, row in enumerate(rows)]
+                )
+            kept = jnp.where(purity > uniform, positive, of_positive)
+            kept += jnp.where(purity < uniform, negative, of_negative)
+            return kept.astype(leaf.dtype)
 
         uniforms = _uniforms(key, state.count, per_elt_updates)
         updates = jax.tree.map(of_leaf, per_elt_updates, uniforms)
         return updates, GradDropState(optax.safe_increment(state.count))
 
     return aggregating.Aggregator(init_fn, update_fn)
+
+
+def _totals(rows: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """The sums of what is positive in rows, and of what is negative."""
+    return (
+        functools.reduce(jnp.add, [jnp.maximum(row, 0) for row in rows]),
+        functools.reduce(jnp.add, [jnp.minimum(row, 0) for row in rows]),
+    )
 
 
 def _uniforms(key, count, updates):
