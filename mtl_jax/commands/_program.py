@@ -176,7 +176,7 @@ def _of_the_system(error: Exception) -> str | None:
         reason = str(error).partition("\n")[0].rstrip(".")
         return (
             f"The memory does not suffice ({reason}); lower config.batch_size or "
-            "config.model.width"
+            "config.model.width, and leave config.data.memory at host"
         )
     return None
 

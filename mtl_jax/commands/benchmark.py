@@ -67,6 +67,9 @@ DEVICES = flags.DEFINE_list(
 STEPS_PER_DISPATCH = flags.DEFINE_list(
     "steps_per_dispatch", ["1"], "Numbers of steps that one call makes."
 )
+MEMORY = flags.DEFINE_list(
+    "memory", ["host"], "host, device or both: where the images lie before a step."
+)
 TARGET = flags.DEFINE_string(
     "target",
     None,
@@ -80,7 +83,7 @@ OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
 # The compilation is timed too, so no programs are kept.
 flags.set_default(_compilation_cache.FOLDER, "")
 
-_OF_STEPS = (METHODS, DTYPES, REMAT, DEVICES, STEPS_PER_DISPATCH, TARGET)
+_OF_STEPS = (METHODS, DTYPES, REMAT, DEVICES, STEPS_PER_DISPATCH, MEMORY, TARGET)
 _ONE_DEVICE = (
     "--methods has independent_unrolled, a step for one device; leave it out with {}."
 )
@@ -192,6 +195,7 @@ def _time_steps() -> None:
     names = _flags.all_or_some(METHODS, benchmark.REGISTERED, benchmark.METHODS)
     _check_networks()
     _flags.check_list(DTYPES, ["float32", "bfloat16"])
+    _flags.check_list(MEMORY, ["host", "device"])
     if TARGET.value:
         _compile_steps(TARGET.value, names)
         return
@@ -214,13 +218,14 @@ def _settings(names: Sequence[str]) -> "list[benchmark.Setting]":
     from mtl_jax.experiments import benchmark
 
     settings = []
-    for encoder, size, batch, dtype, devices, dispatch in itertools.product(
+    for encoder, size, batch, dtype, devices, dispatch, memory in itertools.product(
         ENCODERS.value,
         _flags.whole_numbers(IMAGE_SIZES),
         _flags.whole_numbers(BATCH_SIZES),
         DTYPES.value,
         _flags.whole_numbers(DEVICES),
         _flags.whole_numbers(STEPS_PER_DISPATCH),
+        MEMORY.value,
     ):
         if min(batch, devices) < 1 or batch % devices:
             raise UserError(
@@ -241,6 +246,7 @@ def _settings(names: Sequence[str]) -> "list[benchmark.Setting]":
                 REMAT.value,
                 devices,
                 dispatch,
+                memory,
             )
         )
     if "independent_unrolled" in names and any(s.devices > 1 for s in settings):
@@ -294,7 +300,7 @@ def _compile_steps(target: str, names: Sequence[str]) -> None:
             "--compare times programs, and --target runs none; leave out one of them."
         )
     _refuse("--target says how many devices there are", DEVICES)
-    _refuse("--target compiles single steps", STEPS_PER_DISPATCH)
+    _refuse("--target compiles single steps", STEPS_PER_DISPATCH, MEMORY)
     targets = compilation.devices(target)
     results = []
     for setting, name in itertools.product(_settings(names), names):

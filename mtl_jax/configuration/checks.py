@@ -12,6 +12,7 @@ from mtl_jax.configuration.values import (
     BATCHES,
     DTYPES,
     HAVE_MU,
+    MEMORIES,
     NORMALIZE_INPUT,
     ON_NONFINITE,
     OPTIMIZERS,
@@ -29,6 +30,7 @@ from mtl_jax.training import views
 _CHOICES = {
     "data.batches": BATCHES,
     "data.folds": folds.KINDS,
+    "data.memory": MEMORIES,
     "data.pixel_origin": get_args(geometry.PixelOrigin),
     "model.encoder": ENCODERS,
     "model.norm": layers.NORMS,

@@ -78,6 +78,10 @@ def get_config() -> Config:
     # images that are annotated for it. per_task: each task has a batch of its own of
     # batch_size images, all annotated for it. An epoch has as many steps.
     config.data.batches = "shared"
+    # Where the training images lie, decoded. host: a step's batch is copied to the
+    # devices; device: all of them are copied to each device once, 5 bytes a pixel, and
+    # a step gathers its batch there.
+    config.data.memory = "host"
 
     config.model = ml_collections.ConfigDict()
     config.model.encoder = "vgg16"  # vgg13: the authors' program; resnet34

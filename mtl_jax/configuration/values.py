@@ -9,6 +9,7 @@ from mtl_jax import metrics
 # their use.
 STAGES = ("whole", "crop")
 BATCHES = ("shared", "per_task")
+MEMORIES = ("host", "device")
 OPTIMIZERS = ("adam", "adamw", "lion", "rmsprop", "sgd")
 # Those that keep a moving average of the gradients.
 HAVE_MU = ("adam", "adamw", "lion")

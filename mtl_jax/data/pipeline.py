@@ -15,7 +15,7 @@ import itertools
 import os
 import pathlib
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -450,7 +450,9 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
     return len(split) // batch_size
 
 
-def training_batches(split: Split, batch_size: int, seed: int) -> grain.DatasetIterator:
+def training_batches(
+    split: Split, batch_size: int, seed: int, places_only: bool = False
+) -> grain.DatasetIterator:
     """Returns endless batches, shuffled anew in every epoch.
 
     The remainder of an epoch is dropped. The order depends only on seed and epoch. Each
@@ -461,18 +463,29 @@ def training_batches(split: Split, batch_size: int, seed: int) -> grain.DatasetI
       split: the training split.
       batch_size: images of one batch, over all processes.
       seed: seed of the order.
+      places_only: whether a batch has nothing but the places of its examples in the
+        split, int32 [share] by the key `index`.
     """
     share = batch_size // jax.process_count()
     start = share * jax.process_index()
+    take = _taking(split, places_only)
     return iter(
         grain.MapDataset.range(len(split))
         .seed(seed)
         .shuffle()
         .batch(batch_size, drop_remainder=True)
         .repeat()
-        .map(lambda indices: split.take(indices[start : start + share]))
+        .map(lambda indices: take(indices[start : start + share]))
         .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     )
+
+
+def _taking(
+    split: Split, places_only: bool
+) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    if places_only:
+        return lambda indices: {"index": indices.astype(np.int32)}
+    return split.take
 
 
 def annotated_images(split: Split, tasks: Sequence[Task]) -> list[np.ndarray]:
@@ -486,7 +499,11 @@ def annotated_images(split: Split, tasks: Sequence[Task]) -> list[np.ndarray]:
 
 
 def per_task_batches(
-    split: Split, tasks: Sequence[Task], batch_size: int, seed: int
+    split: Split,
+    tasks: Sequence[Task],
+    batch_size: int,
+    seed: int,
+    places_only: bool = False,
 ) -> grain.DatasetIterator:
     """Returns endless batches with examples of each task's own.
 
@@ -501,10 +518,12 @@ def per_task_batches(
       tasks: in the order of the task axis, each with an image annotated for it.
       batch_size: images of each task in one batch, over all processes.
       seed: seed of the order.
+      places_only: as for `training_batches`.
     """
     share = batch_size // jax.process_count()
     start = share * jax.process_index()
     images = annotated_images(split, tasks)
+    take_records = _taking(split, places_only)
 
     def take(step: int) -> dict[str, np.ndarray]:
         places = step * batch_size + start + np.arange(share)
@@ -515,7 +534,7 @@ def per_task_batches(
             ],
             axis=1,
         )
-        batch = split.take(indices.ravel())
+        batch = take_records(indices.ravel())
         return {k: v.reshape(*indices.shape, *v.shape[1:]) for k, v in batch.items()}
 
     return iter(

@@ -42,6 +42,7 @@ class Setting:
       remat: whether the backward pass computes features anew, see `MultiTaskUNet`.
       devices: number of devices that share the batch.
       steps_per_dispatch: steps that one call makes.
+      memory: where the images lie, on the host or the device.
     """
 
     encoder: str
@@ -52,6 +53,7 @@ class Setting:
     remat: bool = False
     devices: int = 1
     steps_per_dispatch: int = 1
+    memory: str = "host"
 
     def model(self, axis_name: str | None = None) -> MultiTaskUNet:
         """Makes the network."""
@@ -275,28 +277,29 @@ def _program(
     axis = (parallel.AXIS,) if setting.devices > 1 else ()
     model = setting.model(*axis)
     step, optimizer = METHODS[name].create(model, tasks, *axis)
-    if setting.steps_per_dispatch > 1:
-        step = steps.scan_steps(step)
-    if axis:
-        mapped = parallel.map_step(step, jax.devices()[: setting.devices])
-    else:
-        mapped = jax.jit(step, donate_argnums=0)
+    step = steps.scan_steps(steps.from_records(step))
     state = steps.create_train_state(model, optimizer, jax.random.key(0))
     num_parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    records: tasks_lib.Batch = {}
+    if setting.memory == "device":
+        records = jax.tree.map(jnp.asarray, batch)
+        batch = {"index": np.arange(setting.batch_size)}
     if axis:
-        n = setting.devices
-        state = jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *x.shape)), state)
-        batch = {k: v.reshape(n, -1, *v.shape[1:]) for k, v in batch.items()}
-    if setting.steps_per_dispatch > 1:
-        # After the axis of devices.
-        copies = [batch] * setting.steps_per_dispatch
-        batch = jax.tree.map(lambda *x: np.stack(x, len(axis)), *copies)
+        devices = jax.devices()[: setting.devices]
+        mapped = parallel.map_step(step, devices)
+        state, records = parallel.replicate((state, records), devices)
+        batch = {k: v.reshape(len(devices), -1, *v.shape[1:]) for k, v in batch.items()}
+    else:
+        mapped = jax.jit(step, donate_argnums=0)
+    # After the axis of devices.
+    copies = [batch] * setting.steps_per_dispatch
+    batches = jax.tree.map(lambda *x: np.stack(x, len(axis)), *copies)
     compiled: jax.stages.Compiled
 
     def start() -> Mapping[str, float | None]:
         nonlocal compiled
         begin = time.perf_counter()
-        compiled = mapped.lower(state, batch).compile()
+        compiled = mapped.lower(state, batches, records).compile()
         seconds = time.perf_counter() - begin
         run()
         flops = hlo.flops(compiled)
@@ -309,7 +312,7 @@ def _program(
 
     def run() -> None:
         nonlocal state
-        state, metrics = compiled(state, batch)
+        state, metrics = compiled(state, batches, records)
         jax.block_until_ready(metrics)
 
     return Program(start, run, num_parameters, name, setting.steps_per_dispatch)

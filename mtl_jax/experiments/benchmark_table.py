@@ -12,6 +12,7 @@ SETTING = {
     "remat": lambda row: "yes" if row["remat"] else "no",
     "devices": lambda row: str(row["devices"]),
     "steps a call": lambda row: str(row["steps_per_dispatch"]),
+    "images on": lambda row: row["memory"],
 }
 _COLUMNS = {
     "#P": lambda row: f"{row['parameters']:,}",

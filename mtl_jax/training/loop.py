@@ -13,7 +13,7 @@ import numpy as np
 import tqdm
 
 from mtl_jax.errors import Interrupted
-from mtl_jax.tasks import Task
+from mtl_jax.tasks import Batch, Task
 from mtl_jax.training import interruption, parallel
 from mtl_jax.training import step as steps
 from mtl_jax.training.checkpoints import Checkpoints
@@ -97,6 +97,7 @@ def fit(
     training: Training,
     state: TrainState,
     batches: "grain.DatasetIterator",
+    records: parallel.HostBatch,
     checkpoints: Checkpoints,
     log: MetricLog,
     validate: Validate,
@@ -108,7 +109,9 @@ def fit(
     Args:
       training: how.
       state: where the training stands.
-      batches: of training images, as many as the state has seen behind it.
+      batches: of training images, as many as the state has seen behind it; or of their
+        places in `records`.
+      records: training images that stay on the devices; empty for none.
       checkpoints: to save to.
       log: gets the metrics of epochs and validations.
       validate: scores the network.
@@ -121,13 +124,13 @@ def fit(
       Interrupted: if a signal asked the process to end; the last step is saved.
     """
     per_epoch, every = training.steps_per_epoch, training.checkpoint_every
-    make_steps = _train_steps(training)
+    make_steps = parallel.map_step(steps.scan_steps(_train_step(training)))
     log_interference = _interference_log(training, log)
     evaluate = parallel.map_evaluation(
         steps.evaluation_step(training.model, training.tasks, training.view)
     )
     done = int(state.step)
-    state = parallel.replicate(state)
+    state, records = parallel.replicate((state, records))
     watch, pending = Watch(training.tasks, checkpoints, position), None
     with interruption.noticed() as asked, _progress(training, done) as progress:
         # JAX's preemption service counts from 1, without gaps.
@@ -135,15 +138,16 @@ def fit(
             epoch = (step - 1) // per_epoch + 1
             if (first - 1) % per_epoch == 0:
                 watch.begin_epoch()
-            size = step - first + 1
-            shares = [parallel.shard(next(batches)) for _ in range(size)]
-            log_interference(first, epoch, state, shares[0])
-            state, metrics = make_steps(state, shares)
+            shares = [parallel.shard(next(batches)) for _ in range(first, step + 1)]
+            log_interference(first, epoch, state, shares[0], records)
+            # After the axis of devices.
+            stacked = jax.tree.map(lambda *x: np.stack(x, 1), *shares)
+            state, metrics = make_steps(state, stacked, records)
             # One dispatch late, so that the next is under way meanwhile.
             if pending:
                 watch.add(*_in_host_memory(*pending))
-            pending = first, size, metrics
-            progress.update(size)
+            pending = first, metrics
+            progress.update(len(shares))
             stop = asked(number)
             ends_epoch = step % per_epoch == 0
             is_due = stop or (every and step % every == 0)
@@ -205,12 +209,8 @@ def _dispatches(training: Training, done: int) -> Iterator[tuple[int, int]]:
         done = after
 
 
-def _train_steps(
-    training: Training,
-) -> Callable[
-    [TrainState, Sequence[parallel.HostBatch]], tuple[TrainState, steps.Metrics]
-]:
-    """Makes `(state, batches) -> (state, metrics)`, with metrics [K] of K > 1 steps."""
+def _train_step(training: Training) -> Callable[..., Any]:
+    """Makes `(state, batch, records) -> (state, metrics)`."""
     step = steps.train_step(
         training.model,
         training.tasks,
@@ -221,24 +221,15 @@ def _train_steps(
     )
     if training.skips_nonfinite:
         step = steps.skip_nonfinite(step)
-    one, several = parallel.map_step(step), parallel.map_step(steps.scan_steps(step))
-
-    def make(state: TrainState, batches: Sequence[parallel.HostBatch]):
-        if len(batches) == 1:
-            return one(state, batches[0])
-        # After the axis of devices.
-        return several(state, jax.tree.map(lambda *x: np.stack(x, 1), *batches))
-
-    return make
+    return steps.from_records(step)
 
 
 def _in_host_memory(
-    first: int, size: int, metrics: steps.Metrics
+    first: int, metrics: steps.Metrics
 ) -> tuple[int, Sequence[Mapping[str, np.ndarray]]]:
     """The first step of a dispatch, and the metrics of each of its steps."""
     found = parallel.unreplicate(metrics)
-    if size == 1:
-        return first, [found]
+    size = len(found["loss"])
     return first, [{k: v[i] for k, v in found.items()} for i in range(size)]
 
 
@@ -265,28 +256,34 @@ def _progress(training: Training, done: int) -> tqdm.tqdm:
 
 def _interference_log(
     training: Training, log: MetricLog
-) -> Callable[[int, int, TrainState, parallel.HostBatch], None]:
+) -> Callable[[int, int, TrainState, parallel.HostBatch, Batch], None]:
     """Logs how tasks interfere, every `interference_every` steps.
 
     Returns:
-      `(step, epoch, state, batch)`, which does nothing at other steps.
+      `(step, epoch, state, batch, records)`, which does nothing at other steps.
     """
     tasks, every = training.tasks, training.interference_every
     measure = parallel.map_evaluation(
-        steps.interference_step(
-            training.model,
-            tasks,
-            axis_name=parallel.AXIS,
-            augment=training.augment,
-            accumulate=training.accumulate,
+        steps.from_records(
+            steps.interference_step(
+                training.model,
+                tasks,
+                axis_name=parallel.AXIS,
+                augment=training.augment,
+                accumulate=training.accumulate,
+            )
         )
     )
 
     def write(
-        step: int, epoch: int, state: TrainState, batch: parallel.HostBatch
+        step: int,
+        epoch: int,
+        state: TrainState,
+        batch: parallel.HostBatch,
+        records: Batch,
     ) -> None:
         if every and (step - 1) % every == 0:
-            found = parallel.unreplicate(measure(state, batch))
+            found = parallel.unreplicate(measure(state, batch, records))
             log.write(step, epoch, _interference_values(tasks, found))
 
     return write

@@ -19,7 +19,6 @@ import jax
 import numpy as np
 
 from mtl_jax.errors import Interrupted, UserError
-from mtl_jax.tasks import Batch
 
 AXIS = "batch"
 
@@ -199,30 +198,30 @@ def check_batch_size(batch_size: int, accumulate: int = 1) -> None:
 
 
 def map_step(
-    step: Callable[[T, Batch], R], devices: Sequence[jax.Device] | None = None
+    step: Callable[..., Any], devices: Sequence[jax.Device] | None = None
 ) -> Any:
-    """Maps `step(state, batch)` over the devices; the state given in is consumed.
+    """Maps `step(state, ...)` over the devices; the state given in is consumed.
 
     Args:
       step: with the axis `AXIS`.
       devices: all of this run by default, or those of a `--target` to compile for.
 
     Returns:
-      `(state, batch)` of a leading device axis, which has `lower`, too.
+      `(state, ...)` of a leading device axis, which has `lower`, too.
     """
     return jax.pmap(step, axis_name=AXIS, donate_argnums=0, devices=devices)
 
 
-def map_evaluation(function: Callable[[T, Batch], R]) -> Any:
-    """Maps `function(variables, batch)` over the devices; it has `lower`, too."""
+def map_evaluation(function: Callable[..., Any]) -> Any:
+    """Maps `function(variables, ...)` over the devices; it has `lower`, too."""
     return jax.pmap(function, axis_name=AXIS)
 
 
-def replicate(tree: Any) -> Any:
-    """Puts a copy on every local device, on a new leading axis."""
+def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
+    """Puts a copy on each device, all local ones by default, on a new leading axis."""
     # Named as in `map_step`: a state on another mesh would compile the step anew.
-    copy = jax.pmap(lambda _, x: x, axis_name=AXIS, in_axes=(0, None))
-    return copy(np.arange(jax.local_device_count()), tree)
+    copy = jax.pmap(lambda _, x: x, axis_name=AXIS, in_axes=(0, None), devices=devices)
+    return copy(np.arange(len(devices or jax.local_devices())), tree)
 
 
 @jax.jit

@@ -7,7 +7,7 @@ and task k is trained on the examples [:, k].
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import chex
 import flax.linen as nn
@@ -27,6 +27,8 @@ Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 Augment = Callable[[jax.Array, Batch, jax.Array], Batch]
 Optimizer = optim.SequentialOptimizer | optax.GradientTransformation
+
+R = TypeVar("R")
 
 
 def create_train_state(
@@ -221,17 +223,45 @@ def skip_nonfinite(step: TrainStep) -> TrainStep:
     return guarded
 
 
-def scan_steps(step: TrainStep) -> TrainStep:
+def from_records(step: Callable[[TrainState, Batch], R]) -> Callable[..., R]:
+    """Lets a step gather its batch from records that stay on the device.
+
+    Args:
+      step: such as `train_step` or `interference_step` makes.
+
+    Returns:
+      `step(state, batch, records)`, with records of arrays [n, ...]. A batch of the key
+      `index` alone, int [B] or [B, N], has the examples at these places; any other has
+      its own.
+    """
+
+    def gathered(state: TrainState, batch: Batch, records: Batch) -> R:
+        if "index" in batch:
+            places = batch["index"]
+            batch = {
+                k: v.at[places].get(mode="promise_in_bounds")
+                for k, v in records.items()
+            }
+        return step(state, batch)
+
+    return gathered
+
+
+def scan_steps(step: Callable[..., tuple[TrainState, Metrics]]) -> TrainStep:
     """Makes one program of several steps, one after the other.
 
     Args:
       step: such as `train_step` makes.
 
     Returns:
-      `steps(state, batches)`, with a leading axis [K] of the batches' arrays and of the
-      metrics of K steps.
+      `steps(state, batches, ...)`, with a leading axis [K] of the batches' arrays and
+      of the metrics of K steps. All steps have the same further arguments.
     """
-    return lambda state, batches: lax.scan(step, state, batches)
+
+    def steps(state: TrainState, batches: Batch, *others: Batch):
+        return lax.scan(lambda *carry: step(*carry, *others), state, batches)
+
+    return steps
 
 
 def interference_step(

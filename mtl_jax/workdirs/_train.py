@@ -205,12 +205,13 @@ def _train_network(
                 # The run is finished. Only check that its network can be read.
                 checkpoints.restore_model(latest, experiment.variable_shapes())
                 return
+        is_resident = config.data.memory == "device"
+        order = config.batch_size, config.seed, is_resident
         if is_per_task:
-            batches = pipeline.per_task_batches(
-                train, experiment.tasks, config.batch_size, config.seed
-            )
+            batches = pipeline.per_task_batches(train, experiment.tasks, *order)
         else:
-            batches = pipeline.training_batches(train, config.batch_size, config.seed)
+            batches = pipeline.training_batches(train, *order)
+        records = train.take(range(len(train))) if is_resident else {}
         state = _initial_state(config.seed, training, pretrained)
         if latest is not None:
             state = checkpoints.restore(latest, state, batches)
@@ -239,6 +240,7 @@ def _train_network(
                 training,
                 state,
                 batches,
+                records,
                 checkpoints,
                 log,
                 validate,

@@ -16,6 +16,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from denial import denied
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
+from mtl_jax import tasks
 from mtl_jax.data import building, pipeline
 from mtl_jax.data.folds import Fold
 from mtl_jax.errors import UserError
@@ -335,6 +336,25 @@ def test_order_depends_on_the_seed_alone(table, undecoded_table):
 
     assert order(table, 3) == order(table, 3) == order(undecoded_table, 3)
     assert order(table, 3) != order(table, 4)
+
+
+def test_batches_of_places_alone(table):
+    """Those of the same records in a split that is a part of another, too."""
+    part = table.subset([7, 2, 11, 5, 3, 0], "a part")
+    for split, make in (
+        (table, lambda *args: pipeline.training_batches(table, 4, 3, *args)),
+        (part, lambda *args: pipeline.training_batches(part, 4, 3, *args)),
+        (
+            part,
+            lambda *args: pipeline.per_task_batches(part, tasks.build(), 4, 3, *args),
+        ),
+    ):
+        records = split.take(range(len(split)))
+        for whole, places, _ in zip(make(), make(True), range(5), strict=False):
+            assert places.keys() == {"index"}
+            assert places["index"].dtype == np.int32
+            for key, values in whole.items():
+                np.testing.assert_array_equal(records[key][places["index"]], values)
 
 
 def test_what_is_not_installed_is_no_damage(builder, monkeypatch):

@@ -142,7 +142,9 @@ def test_floors():
 def test_a_measurement_beside_torch_and_its_table(monkeypatch):
     torch_steps = pytest.importorskip("mtl_jax.experiments.torch_steps")
     monkeypatch.setitem(arithmetic.MATRIX, "cpu", 256)
-    setting = benchmark.Setting("vgg13", 1 / 16, 32, 2, "float32", steps_per_dispatch=2)
+    setting = benchmark.Setting(
+        "vgg13", 1 / 16, 32, 2, "float32", steps_per_dispatch=2, memory="device"
+    )
     rates = {"from_memory": 100.0, "from_files": 50.0}
     rows = benchmark.measure(setting, ["vanilla"], 1, torch_steps.programs, rates)
     assert [row["method"] for row in rows] == [
@@ -170,7 +172,7 @@ def test_a_measurement_beside_torch_and_its_table(monkeypatch):
     assert header.count("|") == rule.count("|") == line.count("|")
     assert common == (
         "encoder vgg13 x 0.0625, pixels 32, batch 2, dtype float32, remat no, "
-        "devices 1, steps a call 2"
+        "devices 1, steps a call 2, images on device"
     )
     assert "| vanilla | 68,376 |" in line
     # What differs is a column.
@@ -207,6 +209,7 @@ def test_simulated_devices_share_a_batch(tmp_path):
     script = pathlib.Path(__file__).parents[2] / "scripts" / "benchmark.py"
     flags = ["--methods=vanilla", "--encoders=vgg13", "--width=0.0625", "--steps=1"]
     flags += ["--image_sizes=32", "--batch_sizes=16", "--devices=1,2"]
+    flags += ["--memory=device"]
     command = [sys.executable, script, *flags, f"--output={output}"]
     subprocess.run(command, check=True)
     one, two = json.loads(output.read_text())

@@ -88,7 +88,7 @@ def train(config, workdir, batches, pipe, cold):
         mapped, name = whole_map(step), names[-1]
         phases = iter(["compilation"])
 
-        def noted(state, batch):
+        def noted(state, batch, records):
             number = int(parallel.unreplicate(state.step)) + 1
             digest = hashlib.sha256()
             for key in sorted(batch):
@@ -96,7 +96,7 @@ def train(config, workdir, batches, pipe, cold):
             with batches.open("a") as file:
                 file.write(f"{name} {number} {digest.hexdigest()}\n")
             with phase(next(phases, "step")):
-                return mapped(state, batch)
+                return mapped(state, batch, records)
 
         return noted
 

@@ -39,6 +39,7 @@ def arguments(workdir, config):
         *((f"model.{k}", v) for k, v in config.model.items()),
         *((f"optimizer.{k}", v) for k, v in config.optimizer.items()),
         *((k, config[k]) for k in ("batch_size", "num_epochs", "validate_every")),
+        ("steps_per_dispatch", config.steps_per_dispatch),
     )
     return [
         sys.executable,
@@ -135,7 +136,8 @@ def test_a_run_goes_from_two_processes_to_one_and_back(config, compiled, tmp_pat
     assert_ended(start_two_processes(tmp_path / "run", config, compiled), 0)
     config.num_epochs = 2
     workdirs.train(config, tmp_path / "run", resume=True)
-    config.num_epochs = 3
+    config.num_epochs, config.steps_per_dispatch = 3, STEPS
+    config.data.memory = "device"
     assert_ended(start_two_processes(tmp_path / "run", config, compiled), 0)
     assert_same_losses(
         read_log(tmp_path / "run"), read_log(tmp_path / "reference"), 1e-5

@@ -263,8 +263,8 @@ def test_several_steps_per_dispatch(glaucoma_run, interrupt, tmp_path):
     workdir, config = tmp_path / "run", copy.deepcopy(glaucoma_run.config)
     config.steps_per_dispatch = 2
     interrupt(config, workdir, 4, signal.SIGTERM)
-    # A run may go on with another number.
-    config.steps_per_dispatch = 3
+    # A run may go on with another number, and with images on the device.
+    config.steps_per_dispatch, config.data.memory = 3, "device"
     workdirs.train(config, workdir, resume=True)
     a, b = (saved(w, 18, "model") for w in (workdir, glaucoma_run.workdir))
     assert a.keys() == b.keys()

@@ -3,6 +3,7 @@
 import csv
 import functools
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -294,6 +295,23 @@ def test_interference_of_gradients_on_own_batches(variables, batches, gradient_o
     np.testing.assert_allclose(
         found["cosine"], rows @ rows.T / np.outer(norms, norms), atol=1e-4
     )
+
+
+def test_batches_gathered_from_records(variables, batches):
+    """Of one batch for all tasks [B], and of each task's own [B, N], in any order."""
+    own, size = batches[0], len(batches[0][0]["image"])
+    records = {key: np.concatenate([one[key] for one in own]) for key in own[0]}
+    rng = np.random.default_rng(0)
+    optimizer = METHODS["independent"]()
+    step = steps.train_step(SmallNetwork(), tasks.build(), optimizer)
+    for shape in ((size,), (size, 4)):
+        index = rng.permutation(4 * size)[: math.prod(shape)].reshape(shape)
+        batch = {key: values[index] for key, values in records.items()}
+        expected = jax.jit(step)(start(optimizer, variables), batch)
+        found = jax.jit(steps.from_records(step))(
+            start(optimizer, variables), {"index": index}, records
+        )
+        assert_close((found[0].params, found[1]), (expected[0].params, expected[1]))
 
 
 @pytest.fixture
