@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mtl_jax import metrics, optim, tasks, workdirs
-from mtl_jax.data import pipeline
+from mtl_jax.data import batching, pipeline
 from mtl_jax.data.synthetic import renderer
 from mtl_jax.models import MultiTaskUNet
 from mtl_jax.training import step
@@ -118,7 +118,7 @@ def test_a_new_task(synthetic_data):
     assert set(state.params) >= {"head_disc", "head_cup", "head_rim"}
     train_step = jax.jit(step.sequential_step(model, built, optimizer))
     table = pipeline.open_split(pipeline.open_dataset(*synthetic_data), "train")
-    batches = pipeline.training_batches(table, batch_size=4, seed=0)
+    batches = batching.training_batches(table, batch_size=4, seed=0)
     history = []
     for _ in range(12):
         state, found = train_step(state, next(batches))

@@ -1,9 +1,4 @@
-"""From a TFDS data set on disk to batches of arrays.
-
-A `Split` returns the records at any indices as one batch. Grain shuffles
-indices rather than images, so that a few numbers are the position in the shuffled
-stream, and a checkpoint can hold them.
-"""
+"""From a TFDS data set on disk to arrays: a `Split` has the records of one split."""
 
 from __future__ import annotations
 
@@ -14,13 +9,10 @@ import hashlib
 import itertools
 import os
 import pathlib
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 from etils import epy
@@ -31,11 +23,9 @@ from mtl_jax.data import geometry, lookahead, schema
 from mtl_jax.data.field_of_view import Shape
 from mtl_jax.data.folds import Fold
 from mtl_jax.errors import UserError, no_access
-from mtl_jax.tasks import Task
 
 # Prediction on photographs needs none of them, and importing them takes 0.3 s.
 with epy.lazy_imports():
-    import grain
     import tensorflow_datasets as tfds
 
     from mtl_jax.data import building
@@ -54,17 +44,6 @@ _POSITIVE = "with glaucoma"
 
 # The splits that cross-validation merges and divides anew.
 TRAINING_SPLITS = ("train", "validation")
-
-# Limits of a container, a scheduler or systemd, in Linux: the groups of this process,
-# and the folder of all groups.
-GROUPS = pathlib.Path("/proc/self/cgroup")
-CGROUP = pathlib.Path("/sys/fs/cgroup")
-# By the controllers that `GROUPS` names, of version 2 and 1: the folder of the groups
-# in `CGROUP`, the file of a limit, and what `memory.stat` calls memory in use.
-_LIMITS = {
-    "": ("", "memory.max", "anon"),
-    "memory": ("memory", "memory.limit_in_bytes", "total_rss"),
-}
 
 # The decoded images of a split may take this share of the free memory.
 MEMORY_SHARE = 0.5
@@ -290,7 +269,7 @@ class Split:
         self._rows = np.arange(len(self._source))
         self._decoded: dict[str, np.ndarray] | None = None
         side = image_size(builder)
-        if len(self) * side * side * 5 < MEMORY_SHARE * _free_memory():
+        if len(self) * side * side * 5 < MEMORY_SHARE * machine.free_memory():
             self._decoded = self._decode(self._rows)
 
     def __len__(self) -> int:
@@ -436,153 +415,6 @@ def _frame(record: dict[str, Any]) -> geometry.Frame:
     return geometry.Frame(left, top, width, height, (rows, columns))
 
 
-def steps_per_epoch(split: Split, batch_size: int) -> int:
-    """Counts the full batches in one pass over a split.
-
-    Raises:
-      UserError: if the split is smaller than one batch.
-    """
-    if len(split) < batch_size:
-        raise UserError(
-            f"{split.name} has {len(split)} images, fewer than one batch of "
-            f"{batch_size}; lower config.batch_size."
-        )
-    return len(split) // batch_size
-
-
-def training_batches(
-    split: Split, batch_size: int, seed: int, places_only: bool = False
-) -> grain.DatasetIterator:
-    """Returns endless batches, shuffled anew in every epoch.
-
-    The remainder of an epoch is dropped. The order depends only on seed and epoch. Each
-    process receives its share of every batch. The iterator's `get_state` and
-    `set_state` save and restore its position.
-
-    Args:
-      split: the training split.
-      batch_size: images of one batch, over all processes.
-      seed: seed of the order.
-      places_only: whether a batch has nothing but the places of its examples in the
-        split, int32 [share] by the key `index`.
-    """
-    share = batch_size // jax.process_count()
-    start = share * jax.process_index()
-    take = _taking(split, places_only)
-    return iter(
-        grain.MapDataset.range(len(split))
-        .seed(seed)
-        .shuffle()
-        .batch(batch_size, drop_remainder=True)
-        .repeat()
-        .map(lambda indices: take(indices[start : start + share]))
-        .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
-    )
-
-
-def _taking(
-    split: Split, places_only: bool
-) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    if places_only:
-        return lambda indices: {"index": indices.astype(np.int32)}
-    return split.take
-
-
-def annotated_images(split: Split, tasks: Sequence[Task]) -> list[np.ndarray]:
-    """Finds the images of a split that each task can learn from.
-
-    Returns:
-      The indices of the images with all labels of the task, for each task.
-    """
-    labels = {"has_label": jnp.asarray(split.has_label())}
-    return [np.flatnonzero(task.is_labelled(labels)) for task in tasks]
-
-
-def per_task_batches(
-    split: Split,
-    tasks: Sequence[Task],
-    batch_size: int,
-    seed: int,
-    places_only: bool = False,
-) -> grain.DatasetIterator:
-    """Returns endless batches with examples of each task's own.
-
-    The arrays have a task axis after the axis of examples: the images are
-    [B, N, H, W, 3]. Each task passes through the images annotated for it, shuffled anew
-    in every pass. A batch may reach from one pass into the next, so a task needs no
-    more than one image. The order of a task depends only on the seed and its name, not
-    on the other tasks. Shares and positions are as in `training_batches`.
-
-    Args:
-      split: the training split.
-      tasks: in the order of the task axis, each with an image annotated for it.
-      batch_size: images of each task in one batch, over all processes.
-      seed: seed of the order.
-      places_only: as for `training_batches`.
-    """
-    share = batch_size // jax.process_count()
-    start = share * jax.process_index()
-    images = annotated_images(split, tasks)
-    take_records = _taking(split, places_only)
-
-    def take(step: int) -> dict[str, np.ndarray]:
-        places = step * batch_size + start + np.arange(share)
-        indices = np.stack(
-            [
-                _draw(mine, places, (seed, *task.name.encode()))
-                for task, mine in zip(tasks, images, strict=True)
-            ],
-            axis=1,
-        )
-        batch = take_records(indices.ravel())
-        return {k: v.reshape(*indices.shape, *v.shape[1:]) for k, v in batch.items()}
-
-    return iter(
-        grain.MapDataset.range(sys.maxsize)
-        .map(take)
-        .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
-    )
-
-
-def _draw(images: np.ndarray, places: np.ndarray, seed: tuple[int, ...]) -> np.ndarray:
-    """Returns the images at some places of endless passes, each in its own order.
-
-    Grain's shuffling takes 5 ms for each of a dozen images, and less for more.
-    """
-    passes, within = np.divmod(places, len(images))
-    orders = {
-        number: np.random.default_rng((number, *seed)).permutation(images)
-        for number in set(passes.tolist())
-    }
-    return np.array([orders[n][i] for n, i in zip(passes, within, strict=True)])
-
-
-def evaluation_batches(
-    split: Split, batch_size: int
-) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
-    """Passes once over a split in order.
-
-    Copies without labels fill up the last batch.
-
-    Yields:
-      The indices of the batch's records, without the copies; and the batch with the
-      additional key `weight` [B], 1 for a record and 0 for a copy.
-    """
-    for start in range(0, len(split), batch_size):
-        indices = list(range(start, min(start + batch_size, len(split))))
-        padding = batch_size - len(indices)
-        batch = split.take(indices + indices[-1:] * padding)
-        weight = np.arange(batch_size) < len(indices)
-        yield (
-            indices,
-            {
-                **batch,
-                "has_label": batch["has_label"] & weight[:, None],
-                "weight": weight.astype(np.float32),
-            },
-        )
-
-
 @contextlib.contextmanager
 def _readable(directory: pathlib.Path) -> Iterator[None]:
     """Turns the exceptions of readers on a data set into a `UserError`.
@@ -617,29 +449,3 @@ def _unreadable(directory: pathlib.Path) -> str | None:
         reason = no_access(error)
         return reason and f"{reason}: {path}"
     return None
-
-
-def _free_memory() -> int:
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
-        free = 4 << 30
-    return min([free, *_free_of_groups()])
-
-
-def _free_of_groups() -> Iterator[int]:
-    """Yields what is left of each limit on this process, or on a group around it."""
-    with contextlib.suppress(OSError):
-        for line in GROUPS.read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers not in _LIMITS:
-                continue
-            folder, limit, name = _LIMITS[controllers]
-            group = pathlib.PurePath(path.lstrip("/"))
-            for place in (CGROUP / folder / x for x in (group, *group.parents)):
-                # Without a limit there is no number, and a container does not see the
-                # groups around it.
-                with contextlib.suppress(OSError, ValueError, KeyError):
-                    lines = (place / "memory.stat").read_text().splitlines()
-                    used = dict(map(str.split, lines))[name]
-                    yield int((place / limit).read_text()) - int(used)

@@ -283,7 +283,7 @@ def _program(
     records: tasks_lib.Batch = {}
     if setting.memory == "device":
         records = jax.tree.map(jnp.asarray, batch)
-        batch = {"index": np.arange(setting.batch_size)}
+        batch = {"index": jnp.arange(setting.batch_size)}
     if axis:
         devices = jax.devices()[: setting.devices]
         mapped = parallel.map_step(step, devices)

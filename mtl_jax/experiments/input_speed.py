@@ -4,7 +4,7 @@ import contextlib
 import tempfile
 import time
 
-from mtl_jax.data import pipeline, synthetic
+from mtl_jax.data import batching, pipeline, synthetic
 
 # Drawn images, which are read again and again.
 NUM_IMAGES = 64
@@ -32,7 +32,7 @@ def images_per_second(image_size: int, batch_size: int) -> dict[str, float]:
 def _rate(split: pipeline.Split, batch_size: int) -> float:
     # Threads that still read would take time from the steps.
     with contextlib.closing(
-        pipeline.training_batches(split, batch_size, seed=0)
+        batching.training_batches(split, batch_size, seed=0)
     ) as batches:
         next(batches)
         start, count = time.perf_counter(), 0

@@ -8,7 +8,7 @@ import numpy as np
 
 from mtl_jax import metrics, tasks
 from mtl_jax.annotations import ANNOTATIONS, LABELS
-from mtl_jax.data import field_of_view, geometry, pipeline
+from mtl_jax.data import batching, field_of_view, geometry, pipeline
 from mtl_jax.errors import NotFinite
 from mtl_jax.inference import averaging, vcdr
 from mtl_jax.inference.averaging import Batch, Logits, Network
@@ -76,7 +76,7 @@ def cases(
     Raises:
       NotFinite: if the network's outputs are not finite.
     """
-    for indices, batch in pipeline.evaluation_batches(split, batch_size):
+    for indices, batch in batching.evaluation_batches(split, batch_size):
         outputs = averaging.outputs_of(network, batch)
         for logits in (outputs.logits, *outputs.members):
             _check_finite(logits, split)
@@ -327,7 +327,7 @@ def fit_vcdr_classifier(
       The classifier; None unless both classes have images with both masks.
     """
     ratios, labels = [], []
-    for indices, batch in pipeline.evaluation_batches(split, min(chunk, len(split))):
+    for indices, batch in batching.evaluation_batches(split, min(chunk, len(split))):
         for row in range(len(indices)):
             truth = truth_of(batch, row)
             ratio = cup_to_disc_ratio(truth, post.vcdr)

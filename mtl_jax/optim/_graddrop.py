@@ -87,7 +87,7 @@ def graddrop(
 
         def of_leaf(leaf, uniform):
             # One by one: of all rows at once XLA would store the parts on a CPU.
-            rows = [_task_axis.widened(leaf[k]) for k in range(n)]
+            rows = [_task_axis.widened(leaf[k]) for k in range(len(leaf))]
             positive, negative = _totals(rows)
             size = positive - negative
             purity = positive / jnp.where(size == 0, 1, size)

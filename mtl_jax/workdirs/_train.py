@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 
 from mtl_jax import configuration, metrics, tasks, weights
-from mtl_jax.data import pipeline
+from mtl_jax.data import batching, pipeline
 from mtl_jax.errors import UserError
 from mtl_jax.inference import scoring
 from mtl_jax.inference.vcdr import VcdrClassifier
@@ -114,7 +114,7 @@ def _of_labelled_tasks(
       UserError: if there is no other task, or the others are no tasks for the config.
     """
     chosen = tasks.build(config.tasks)
-    images = pipeline.annotated_images(train, chosen)
+    images = batching.annotated_images(train, chosen)
     labelled = {t.name for t, mine in zip(chosen, images, strict=True) if len(mine)}
     left_out = ", ".join(name for name in config.tasks if name not in labelled)
     if not left_out:
@@ -167,7 +167,7 @@ def _train_network(
             f"config.patience is {config.patience}, but there are no validation images "
             f"beside {train.name}; set it to 0."
         )
-    steps_per_epoch = pipeline.steps_per_epoch(train, config.batch_size)
+    steps_per_epoch = batching.steps_per_epoch(train, config.batch_size)
     is_per_task = config.data.batches == "per_task"
     training = Training(
         model=experiment.model.clone(axis_name=parallel.AXIS),
@@ -208,9 +208,9 @@ def _train_network(
         is_resident = config.data.memory == "device"
         order = config.batch_size, config.seed, is_resident
         if is_per_task:
-            batches = pipeline.per_task_batches(train, experiment.tasks, *order)
+            batches = batching.per_task_batches(train, experiment.tasks, *order)
         else:
-            batches = pipeline.training_batches(train, *order)
+            batches = batching.training_batches(train, *order)
         records = train.take(range(len(train))) if is_resident else {}
         state = _initial_state(config.seed, training, pretrained)
         if latest is not None:

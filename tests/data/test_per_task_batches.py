@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtl_jax import tasks
-from mtl_jax.data import pipeline
+from mtl_jax.data import batching, pipeline
 
 pytest_plugins = ("training_fixtures",)
 
@@ -55,7 +55,7 @@ def test_each_task_passes_through_its_own_images_equally_often(
     table, images, batch_size
 ):
     split, count = annotated_for(table, images), 9
-    batches = pipeline.per_task_batches(split, TASKS, batch_size, seed=0)
+    batches = batching.per_task_batches(split, TASKS, batch_size, seed=0)
     found = orders(batches, table, count)
     assert found.shape == (count, batch_size, 4)
     for k, mine in enumerate(images):
@@ -71,7 +71,7 @@ def test_each_task_passes_through_its_own_images_equally_often(
 @given(images=labels)
 def test_arrays_are_those_of_the_records(table, images):
     split = annotated_for(table, images)
-    batches = pipeline.per_task_batches(split, TASKS, 3, seed=1)
+    batches = batching.per_task_batches(split, TASKS, 3, seed=1)
     batch = next(batches)
     indices = orders([batch], table, 1)[0]
     assert set(batch) == set(pipeline.TRAINING_KEYS)
@@ -87,19 +87,19 @@ def test_the_order_of_a_task_depends_on_its_images_and_the_seed_alone(
     table, images, seed, others
 ):
     found = orders(
-        pipeline.per_task_batches(annotated_for(table, images), TASKS, 4, seed),
+        batching.per_task_batches(annotated_for(table, images), TASKS, 4, seed),
         table,
         5,
     )
     cup = tasks.build(["cup"])
     changed = annotated_for(table, [*others[:2], images[2], others[3]])
-    alone = orders(pipeline.per_task_batches(changed, cup, 4, seed), table, 5)
+    alone = orders(batching.per_task_batches(changed, cup, 4, seed), table, 5)
     np.testing.assert_array_equal(found[..., 2], alone[..., 0])
 
 
 def test_seeds_tasks_and_passes_have_different_orders(table):
     first, other = (
-        orders(pipeline.per_task_batches(table, TASKS, N, seed), table, 3)
+        orders(batching.per_task_batches(table, TASKS, N, seed), table, 3)
         for seed in (0, 1)
     )
     streams = [
@@ -111,12 +111,12 @@ def test_seeds_tasks_and_passes_have_different_orders(table):
 @given(images=labels, taken=st.integers(0, 9))
 def test_a_position_can_be_saved_and_restored(table, images, taken):
     split = annotated_for(table, images)
-    batches = pipeline.per_task_batches(split, TASKS, 4, seed=2)
+    batches = batching.per_task_batches(split, TASKS, 4, seed=2)
     for _ in range(taken):
         next(batches)
     state = batches.get_state()
     expected = [next(batches) for _ in range(3)]
-    other = pipeline.per_task_batches(split, TASKS, 4, seed=2)
+    other = batching.per_task_batches(split, TASKS, 4, seed=2)
     next(other)
     other.set_state(state)
     for batch in expected:
@@ -128,12 +128,12 @@ def test_a_position_can_be_saved_and_restored(table, images, taken):
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_share_each_tasks_batch(table, processes, monkeypatch):
     split = annotated_for(table, [range(3), range(13), [7], range(5, 9)])
-    whole = next(pipeline.per_task_batches(split, TASKS, 8, seed=3))
+    whole = next(batching.per_task_batches(split, TASKS, 8, seed=3))
     monkeypatch.setattr(jax, "process_count", lambda: processes)
     shares = []
     for index in range(processes):
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
-        shares.append(next(pipeline.per_task_batches(split, TASKS, 8, seed=3)))
+        shares.append(next(batching.per_task_batches(split, TASKS, 8, seed=3)))
     for key in pipeline.TRAINING_KEYS:
         assert {len(share[key]) for share in shares} == {8 // processes}
         joined = np.concatenate([share[key] for share in shares])
@@ -143,9 +143,9 @@ def test_processes_share_each_tasks_batch(table, processes, monkeypatch):
 def test_a_task_that_needs_several_annotations_has_images_with_all_of_them(table):
     rim = tasks.Task("rim", "rim", "segmentation", ("disc", "cup"), None, "purple")
     split = annotated_for(table, [[0], [1, 2, 3], [3, 4, 1], [5]])
-    (images,) = pipeline.annotated_images(split, [rim])
+    (images,) = batching.annotated_images(split, [rim])
     np.testing.assert_array_equal(images, [1, 3])
-    found = orders(pipeline.per_task_batches(split, [rim], 4, seed=0), table, 3)
+    found = orders(batching.per_task_batches(split, [rim], 4, seed=0), table, 3)
     assert collections.Counter(found.ravel()) == {1: 6, 3: 6}
 
 
@@ -165,5 +165,5 @@ def test_a_part_of_a_split_is_asked_for_its_own_labels(table):
     split = annotated_for(table, [[0], [1, 2, 3], [3, 4, 1], [5]])
     part = split.subset([5, 3, 1], "part")
     np.testing.assert_array_equal(part.has_label(), split.has_label()[[5, 3, 1]])
-    images = pipeline.annotated_images(part, tasks.build(["glaucoma", "disc", "fovea"]))
+    images = batching.annotated_images(part, tasks.build(["glaucoma", "disc", "fovea"]))
     assert [list(indices) for indices in images] == [[], [1, 2], [0]]

@@ -16,8 +16,8 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from denial import denied
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
-from mtl_jax import tasks
-from mtl_jax.data import building, pipeline
+from mtl_jax import machine, tasks
+from mtl_jax.data import batching, building, pipeline
 from mtl_jax.data.folds import Fold
 from mtl_jax.errors import UserError
 
@@ -314,8 +314,8 @@ def test_types_are_those_of_the_batch(table):
 def test_each_epoch_has_each_image_at_most_once(table, batch_size):
     places = index_of(table)
     steps = N // batch_size
-    assert pipeline.steps_per_epoch(table, batch_size) == steps
-    batches = pipeline.training_batches(table, batch_size, seed=0)
+    assert batching.steps_per_epoch(table, batch_size) == steps
+    batches = batching.training_batches(table, batch_size, seed=0)
     epochs = [np.concatenate(take_indices(batches, places, steps)) for _ in range(4)]
     for epoch in epochs:
         assert len(set(epoch)) == steps * batch_size
@@ -324,7 +324,7 @@ def test_each_epoch_has_each_image_at_most_once(table, batch_size):
 
 def test_every_image_comes_in_some_epoch(table):
     places = index_of(table)
-    batches = pipeline.training_batches(table, 4, seed=0)
+    batches = batching.training_batches(table, 4, seed=0)
     assert set(np.ravel(take_indices(batches, places, 3 * 12))) == set(range(N))
 
 
@@ -332,7 +332,7 @@ def test_order_depends_on_the_seed_alone(table, undecoded_table):
     places = index_of(table)
 
     def order(table, seed):
-        return take_indices(pipeline.training_batches(table, 4, seed), places, 7)
+        return take_indices(batching.training_batches(table, 4, seed), places, 7)
 
     assert order(table, 3) == order(table, 3) == order(undecoded_table, 3)
     assert order(table, 3) != order(table, 4)
@@ -342,11 +342,11 @@ def test_batches_of_places_alone(table):
     """Those of the same records in a split that is a part of another, too."""
     part = table.subset([7, 2, 11, 5, 3, 0], "a part")
     for split, make in (
-        (table, lambda *args: pipeline.training_batches(table, 4, 3, *args)),
-        (part, lambda *args: pipeline.training_batches(part, 4, 3, *args)),
+        (table, lambda *args: batching.training_batches(table, 4, 3, *args)),
+        (part, lambda *args: batching.training_batches(part, 4, 3, *args)),
         (
             part,
-            lambda *args: pipeline.per_task_batches(part, tasks.build(), 4, 3, *args),
+            lambda *args: batching.per_task_batches(part, tasks.build(), 4, 3, *args),
         ),
     ):
         records = split.take(range(len(split)))
@@ -391,15 +391,15 @@ def test_a_limit_decides_whether_images_are_kept(
     said = "" if used is None else f"anon {used}\ntotal_rss {used}\n"
     path.with_name("memory.stat").write_text(f"{said}file 123\n")
     (tmp_path / "groups").write_text(f"7:cpu,cpuacct:/c\n{group}\n")
-    monkeypatch.setattr(pipeline, "GROUPS", tmp_path / "groups")
-    monkeypatch.setattr(pipeline, "CGROUP", tmp_path)
+    monkeypatch.setattr(machine, "GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
     assert (pipeline.open_split(builder, "train")._decoded is not None) == decodes
 
 
 def test_decoding_on_the_fly_gives_the_same_batches(table, undecoded_table):
     assert undecoded_table._decoded is None
     assert table._decoded is not None
-    a, b = (pipeline.training_batches(t, 4, 1) for t in (table, undecoded_table))
+    a, b = (batching.training_batches(t, 4, 1) for t in (table, undecoded_table))
     for _ in range(4):
         assert_same_batch(next(a), next(b))
 
@@ -407,12 +407,12 @@ def test_decoding_on_the_fly_gives_the_same_batches(table, undecoded_table):
 @pytest.mark.parametrize("taken", [0, 1, 4, 6])
 def test_position_can_be_saved_and_restored(table, taken):
     """In the middle of an epoch, at its end, and before the first batch."""
-    batches = pipeline.training_batches(table, 4, seed=2)
+    batches = batching.training_batches(table, 4, seed=2)
     for _ in range(taken):
         next(batches)
     state = batches.get_state()
     expected = [next(batches) for _ in range(5)]
-    other = pipeline.training_batches(table, 4, seed=2)
+    other = batching.training_batches(table, 4, seed=2)
     next(other)
     other.set_state(state)
     for batch in expected:
@@ -423,14 +423,14 @@ def test_a_split_smaller_than_a_batch_is_refused(table):
     with pytest.raises(
         UserError, match=r"train has 13 images.*batch of 14.*batch_size"
     ):
-        pipeline.steps_per_epoch(table, 14)
+        batching.steps_per_epoch(table, 14)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 5, 13, 20])
 def test_evaluation_has_every_image_once(table, batch_size):
     whole = table.take(range(N))
     seen = []
-    for indices, batch in pipeline.evaluation_batches(table, batch_size):
+    for indices, batch in batching.evaluation_batches(table, batch_size):
         count = len(indices)
         assert all(len(values) == batch_size for values in batch.values())
         assert batch["weight"].dtype == np.float32
@@ -444,16 +444,16 @@ def test_evaluation_has_every_image_once(table, batch_size):
 
 def test_evaluation_leaves_the_decoded_images_as_they_are(table):
     before = {key: value.copy() for key, value in table.take(range(N)).items()}
-    list(pipeline.evaluation_batches(table, 5))
+    list(batching.evaluation_batches(table, 5))
     assert_same_batch(table.take(range(N)), before)
 
 
 READ = """
 import json, sys
-from mtl_jax.data import building, pipeline
+from mtl_jax.data import batching, building, pipeline
 from mtl_jax.data.folds import Fold
 table = pipeline.open_split(pipeline.open_dataset(*sys.argv[1:]), "train")
-next(pipeline.training_batches(table, 4, 0))
+next(batching.training_batches(table, 4, 0))
 table.native(0, ["disc", "fovea"])
 print(json.dumps([name for name in sys.modules if name.startswith("tensorflow")]))
 """

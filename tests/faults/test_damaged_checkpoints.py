@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from mtl_jax import workdirs
-from mtl_jax.data import pipeline
+from mtl_jax.data import batching, pipeline
 from mtl_jax.errors import UserError
 from mtl_jax.training import checkpoints
 from mtl_jax.training.state import TrainState
@@ -66,7 +66,7 @@ def resume(tiny_run):
     def resume(workdir, step=None):
         opened = checkpoints.Checkpoints(workdir)
         step = opened.latest() if step is None else step
-        batches = pipeline.training_batches(train, tiny_run.config.batch_size, 1)
+        batches = batching.training_batches(train, tiny_run.config.batch_size, 1)
         state = opened.restore(step, target, batches)
         key = jax.random.key_data(state.key)
         tree = (state.params, state.batch_stats, state.opt_state, state.step, key)

@@ -24,7 +24,7 @@ from run_files import (
 from training_fixtures import BATCH_SIZE, STEPS_PER_EPOCH, write_photographs
 
 from mtl_jax import configuration, tasks, workdirs
-from mtl_jax.data import folder, pipeline
+from mtl_jax.data import batching, folder, pipeline
 from mtl_jax.data.folds import Fold
 from mtl_jax.errors import Interrupted, UserError
 from mtl_jax.evaluation import calibrate, evaluate
@@ -515,7 +515,7 @@ def epoch_indices(table, epochs):
     """The training images of each step, by their index in the split."""
     everything = table.take(range(len(table)))["image"]
     places = {image.tobytes(): i for i, image in enumerate(everything)}
-    batches = pipeline.training_batches(table, BATCH_SIZE, 0)
+    batches = batching.training_batches(table, BATCH_SIZE, 0)
     return [
         {places[image.tobytes()] for image in next(batches)["image"]}
         for _ in range(epochs * STEPS_PER_EPOCH)
