@@ -98,27 +98,12 @@ def evaluate(
         check_fingerprint(builder, network, dataset)
     # Another data set's images were not divided for this run.
     fold = network.experiment.fold if is_own else None
-    post = network.post
-    opened = pipeline.open_split(builder, split, fold, post.pixel_origin)
+    opened = pipeline.open_split(builder, split, fold, network.post.pixel_origin)
     if not is_portable:
         check_folds(folders, network, dataset, split)
     if is_own:
         network = workdirs.fit_missing_classifier(network, folders[0], builder, fold)
-    rows, sources, traced = [], [], {}
-    for case in scoring.cases(
-        network.outputs,
-        opened,
-        network.batch_size,
-        network.classifier,
-        resolution,
-        post,
-        network.calibration,
-    ):
-        rows.append(scoring.score_case(case, post))
-        sources.append(case.details["source"])
-        if resolution == "model":
-            traced[case.details["image_id"]] = _outlines(case.prediction)
-    rows, by_source = _by_source(rows, sources)
+    rows, by_source, traced = _score(network, opened, resolution)
     summary = {
         **_summarize(rows),
         "num_parameters": network.num_parameters,
@@ -133,15 +118,16 @@ def evaluate(
         **_arrangement(network, rows),
         **({"by_source": by_source} if by_source else {}),
     }
-    parts = [
-        "" if is_own else f"{dataset.replace('/', '-')}-",
-        f"{split}-{resolution}",
-        "" if checkpoint == "best" else f"-checkpoint{network.checkpoint}",
-        "" if len(folders) == 1 else f"-average{len(folders)}-{_digest(folders)}",
-        "-tta" if network.is_flipped else "",
-        "" if calibrated else "-uncalibrated",
-    ]
-    output = output or folders[0] / "evaluation" / "".join(parts)
+    if output is None:
+        parts = [
+            "" if is_own else f"{dataset.replace('/', '-')}-",
+            f"{split}-{resolution}",
+            "" if checkpoint == "best" else f"-checkpoint{network.checkpoint}",
+            "" if len(folders) == 1 else f"-average{len(folders)}-{_digest(folders)}",
+            "-tta" if network.is_flipped else "",
+            "" if calibrated else "-uncalibrated",
+        ]
+        output = folders[0] / "evaluation" / "".join(parts)
     with files.whole_directory(output, folders) as folder:
         files.write_json(folder / "metrics.json", summary)
         write_csv(folder / "per_image.csv", rows)
@@ -150,6 +136,34 @@ def evaluate(
         if draw is not None:
             draw(folder, network, opened, rows)
     return output, summary
+
+
+def _score(
+    network: workdirs.TrainedNetwork,
+    split: pipeline.Split,
+    resolution: scoring.Resolution,
+) -> tuple[list[Row], dict[str, Any], dict[str, Any]]:
+    """Predicts on all photographs of a split, and compares with what is annotated.
+
+    Returns:
+      The rows of the photographs, the metrics of each source if there are several, and
+      the outlines of the photographs at model resolution, by name.
+    """
+    rows, sources, traced = [], [], {}
+    for case in scoring.cases(
+        network.outputs,
+        split,
+        network.batch_size,
+        network.classifier,
+        resolution,
+        network.post,
+        network.calibration,
+    ):
+        rows.append(scoring.score_case(case, network.post))
+        sources.append(case.details["source"])
+        if resolution == "model":
+            traced[case.details["image_id"]] = _outlines(case.prediction)
+    return *_by_source(rows, sources), traced
 
 
 def _trained_on(
