@@ -218,6 +218,16 @@ def test_preferences_of_the_tasks(name):
     configuration.check(make(fields))
 
 
+def test_a_run_outlives_fields_that_only_say_how_it_is_made():
+    text = json.loads(configuration.to_json(make()))
+    del text["data"]["memory"], text["steps_per_dispatch"]
+    older = configuration.from_json(json.dumps(text))
+    assert configuration.differences(older, make()) == []
+    text["data"] = 3
+    with pytest.raises(UserError):
+        configuration.check(configuration.from_json(json.dumps(text)))
+
+
 def test_a_run_outlives_methods_that_are_registered_later():
     """It lacks their fields; its own method's are missed."""
     text = json.loads(configuration.to_json(make({"method.name": "cagrad"})))

@@ -8,7 +8,8 @@ import ml_collections
 from flax import traverse_util
 
 from mtl_jax import files, methods
-from mtl_jax.configuration.values import Config
+from mtl_jax.configuration.defaults import get_config
+from mtl_jax.configuration.values import EXECUTION, Config
 from mtl_jax.errors import UserError
 
 
@@ -22,7 +23,8 @@ def from_json(text: str, path: pathlib.Path | None = None) -> Config:
 
     Absent fields of methods that were registered since get their defaults. Those of the
     run's own method do not, since the run does not say what it was trained with. Nor do
-    those of a method that its own method names, as `cr_mogm` does.
+    those of a method that its own method names, as `cr_mogm` does. Absent fields of
+    `EXECUTION` get their defaults, too.
 
     Args:
       text: text of a config.
@@ -46,6 +48,12 @@ def from_json(text: str, path: pathlib.Path | None = None) -> Config:
         for name, field in methods.fields().items():
             if not any(one and name in one.fields for one in own):
                 method.setdefault(name, field.default)
+    defaults = flatten(get_config())
+    for name in EXECUTION:
+        group, _, field = name.rpartition(".")
+        values = fields.get(group) if group else fields
+        if isinstance(values, dict):
+            values.setdefault(field, defaults[name])
     try:
         return ml_collections.ConfigDict(fields)
     except (AttributeError, ValueError) as error:

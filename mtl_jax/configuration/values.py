@@ -16,6 +16,8 @@ HAVE_MU = ("adam", "adamw", "lion")
 SCHEDULES = ("constant", "cosine", "linear")
 ON_NONFINITE = ("stop", "skip")
 NORMALIZE_INPUT = ("auto", "on", "off")
+# Fields that say how a run is made, and nothing of what comes of it.
+EXECUTION = ("data.memory", "steps_per_dispatch")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 Config = ml_collections.ConfigDict

@@ -296,6 +296,19 @@ class Split:
             return {key: values[rows] for key, values in self._decoded.items()}
         return self._decode(rows)
 
+    def whole(self) -> dict[str, np.ndarray]:
+        """Returns all records, as `take` does.
+
+        Raises:
+          UserError: if they do not fit into memory.
+        """
+        if self._decoded is None:
+            raise UserError(
+                f"{self.name} does not fit into the memory as a whole; set "
+                "config.data.memory to 'host'."
+            )
+        return self.take(range(len(self)))
+
     def image_ids(self) -> list[str]:
         """Returns the names of all images."""
         return [self._record(i)["image_id"].decode() for i in range(len(self))]

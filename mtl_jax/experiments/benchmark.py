@@ -272,7 +272,7 @@ def _program(
     name: str,
     setting: Setting,
     tasks: Sequence[tasks_lib.Task],
-    batch: tasks_lib.Batch,
+    batch: Mapping[str, Any],
 ) -> Program:
     axis = (parallel.AXIS,) if setting.devices > 1 else ()
     model = setting.model(*axis)
@@ -283,7 +283,7 @@ def _program(
     records: tasks_lib.Batch = {}
     if setting.memory == "device":
         records = jax.tree.map(jnp.asarray, batch)
-        batch = {"index": jnp.arange(setting.batch_size)}
+        batch = {"index": np.arange(setting.batch_size, dtype=np.int32)}
     if axis:
         devices = jax.devices()[: setting.devices]
         mapped = parallel.map_step(step, devices)

@@ -202,7 +202,7 @@ def _is_ours(path: pathlib.Path, kind: str, config: configuration.Config) -> boo
         ) from error
     differing = configuration.differences(config, their_config)
     # Data may have moved, and the others train nothing else.
-    free = {"checkpoint_every", "data.data_dir", "data.memory", "steps_per_dispatch"}
+    free = {"checkpoint_every", "data.data_dir", *configuration.EXECUTION}
     fields = [field for field in differing if field not in free]
     if kind != their_kind or fields:
         what = f"its kind is {their_kind}"

@@ -99,6 +99,8 @@ def graddrop(
                 )
             kept = jnp.where(purity > uniform, positive, of_positive)
             kept += jnp.where(purity < uniform, negative, of_negative)
+            # The purity of what is not finite would drop it.
+            kept = jnp.where(jnp.isfinite(size), kept, jnp.nan)
             return kept.astype(leaf.dtype)
 
         uniforms = _uniforms(key, state.count, per_elt_updates)

@@ -97,7 +97,7 @@ def fit(
     training: Training,
     state: TrainState,
     batches: "grain.DatasetIterator",
-    records: parallel.HostBatch,
+    records: Batch,
     checkpoints: Checkpoints,
     log: MetricLog,
     validate: Validate,
@@ -111,7 +111,8 @@ def fit(
       state: where the training stands.
       batches: of training images, as many as the state has seen behind it; or of their
         places in `records`.
-      records: training images that stay on the devices; empty for none.
+      records: training images that stay on the devices, see `parallel.place`; empty for
+        none.
       checkpoints: to save to.
       log: gets the metrics of epochs and validations.
       validate: scores the network.
@@ -130,7 +131,7 @@ def fit(
         steps.evaluation_step(training.model, training.tasks, training.view)
     )
     done = int(state.step)
-    state, records = parallel.replicate((state, records))
+    state = parallel.replicate(state)
     watch, pending = Watch(training.tasks, checkpoints, position), None
     with interruption.noticed() as asked, _progress(training, done) as progress:
         # JAX's preemption service counts from 1, without gaps.

@@ -13,12 +13,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from mtl_jax.errors import Interrupted, UserError
+from mtl_jax.tasks import Batch
 
 AXIS = "batch"
 
@@ -37,9 +38,6 @@ _handlers: list[Any] = []
 
 # A batch in host memory.
 HostBatch = Mapping[str, np.ndarray]
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @contextlib.contextmanager
@@ -222,6 +220,23 @@ def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
     # Named as in `map_step`: a state on another mesh would compile the step anew.
     copy = jax.pmap(lambda _, x: x, axis_name=AXIS, in_axes=(0, None), devices=devices)
     return copy(np.arange(len(devices or jax.local_devices())), tree)
+
+
+def place(arrays: HostBatch) -> Batch:
+    """Copies arrays to every local device, on a new leading axis, as `replicate` does.
+
+    No device has a second copy meanwhile, as `replicate` needs.
+    """
+    mesh = jax.sharding.Mesh(jax.local_devices(), (AXIS,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
+    return {
+        key: jax.make_array_from_callback(
+            (mesh.size, *values.shape),
+            sharding,
+            lambda _, values=values: values[np.newaxis],
+        )
+        for key, values in arrays.items()
+    }
 
 
 @jax.jit

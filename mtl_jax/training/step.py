@@ -247,7 +247,9 @@ def from_records(step: Callable[[TrainState, Batch], R]) -> Callable[..., R]:
     return gathered
 
 
-def scan_steps(step: Callable[..., tuple[TrainState, Metrics]]) -> TrainStep:
+def scan_steps(
+    step: Callable[..., tuple[TrainState, Metrics]],
+) -> Callable[..., tuple[TrainState, Metrics]]:
     """Makes one program of several steps, one after the other.
 
     Args:
@@ -258,10 +260,10 @@ def scan_steps(step: Callable[..., tuple[TrainState, Metrics]]) -> TrainStep:
       of the metrics of K steps. All steps have the same further arguments.
     """
 
-    def steps(state: TrainState, batches: Batch, *others: Batch):
+    def several(state: TrainState, batches: Batch, *others: Batch):
         return lax.scan(lambda *carry: step(*carry, *others), state, batches)
 
-    return steps
+    return several
 
 
 def interference_step(

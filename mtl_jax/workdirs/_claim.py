@@ -23,10 +23,9 @@ from mtl_jax.workdirs import _portable
 _CHANGEABLE = (
     "checkpoint_every",
     "data.data_dir",
-    "data.memory",
     "on_nonfinite",
     "patience",
-    "steps_per_dispatch",
+    *configuration.EXECUTION,
 )
 
 

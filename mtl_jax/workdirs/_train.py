@@ -187,6 +187,8 @@ def _train_network(
         steps_per_dispatch=config.steps_per_dispatch,
     )
     _check_dispatch(training)
+    is_resident = config.data.memory == "device"
+    records = train.whole() if is_resident else {}
     checkpoints = Checkpoints(folder)
     latest = checkpoints.latest()
     pretrained = load_pretrained(config) if latest is None else None
@@ -205,13 +207,12 @@ def _train_network(
                 # The run is finished. Only check that its network can be read.
                 checkpoints.restore_model(latest, experiment.variable_shapes())
                 return
-        is_resident = config.data.memory == "device"
         order = config.batch_size, config.seed, is_resident
         if is_per_task:
             batches = batching.per_task_batches(train, experiment.tasks, *order)
         else:
             batches = batching.training_batches(train, *order)
-        records = train.take(range(len(train))) if is_resident else {}
+        records = parallel.place(records)
         state = _initial_state(config.seed, training, pretrained)
         if latest is not None:
             state = checkpoints.restore(latest, state, batches)

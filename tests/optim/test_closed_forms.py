@@ -246,6 +246,14 @@ def test_what_graddrop_leaks():
         update([1.0, 0.0])
 
 
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_graddrop_does_not_drop_what_is_not_finite(value):
+    tx = optim.graddrop(KEY)
+    gradients = np.float32([[1.0, value], [-2.0, 1.0], [1.0, 1.0]])
+    updates, _ = tx.update(gradients, tx.init(None))
+    assert np.isfinite(updates).tolist() == [True, False]
+
+
 # The mean, a network of minima and maxima, and a loop of them.
 @pytest.mark.parametrize("tasks", [2, 5, 20])
 def test_the_trimmed_mean_is_that_of_sorted_values(tasks):

@@ -28,7 +28,7 @@ from mtl_jax.data import batching, folder, pipeline
 from mtl_jax.data.folds import Fold
 from mtl_jax.errors import Interrupted, UserError
 from mtl_jax.evaluation import calibrate, evaluate
-from mtl_jax.training import interruption, loop
+from mtl_jax.training import interruption, loop, parallel
 from mtl_jax.training import watch as watch_module
 from mtl_jax.training.checkpoints import Checkpoints
 from mtl_jax.training.watch import Watch, say_spikes
@@ -258,15 +258,9 @@ def interrupt(monkeypatch):
     return train
 
 
-def test_several_steps_per_dispatch(glaucoma_run, interrupt, tmp_path):
-    """At first, two of the three steps of an epoch are one dispatch, later all."""
-    workdir, config = tmp_path / "run", copy.deepcopy(glaucoma_run.config)
-    config.steps_per_dispatch = 2
-    interrupt(config, workdir, 4, signal.SIGTERM)
-    # A run may go on with another number, and with images on the device.
-    config.steps_per_dispatch, config.data.memory = 3, "device"
-    workdirs.train(config, workdir, resume=True)
-    a, b = (saved(w, 18, "model") for w in (workdir, glaucoma_run.workdir))
+def assert_same_training(workdir, other, step):
+    """Compares two runs, but for rounding."""
+    a, b = (saved(w, step, "model") for w in (workdir, other))
     assert a.keys() == b.keys()
     for (path, ours), theirs in zip(
         jax.tree.leaves_with_path(a), jax.tree.leaves(b), strict=True
@@ -275,13 +269,57 @@ def test_several_steps_per_dispatch(glaucoma_run, interrupt, tmp_path):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if not name.endswith(("conv/bias", "norm/mean")):
             np.testing.assert_allclose(ours, theirs, atol=1e-5, err_msg=name)
-    rows, expected = (metric_lines(w, TIMES) for w in (workdir, glaucoma_run.workdir))
+    rows, expected = (metric_lines(w, TIMES) for w in (workdir, other))
     assert [row.keys() for row in rows] == [row.keys() for row in expected]
     name = "train/loss_glaucoma"
     losses, theirs = (
         [r[name] for r in lines if name in r] for lines in (rows, expected)
     )
     assert losses == pytest.approx(theirs, rel=1e-5)
+
+
+def test_several_steps_per_dispatch(glaucoma_run, interrupt, tmp_path):
+    """At first, two of the three steps of an epoch are one dispatch, later all."""
+    workdir, config = tmp_path / "run", copy.deepcopy(glaucoma_run.config)
+    config.steps_per_dispatch = 2
+    interrupt(config, workdir, 4, signal.SIGTERM)
+    # A run may go on with another number, and with images on the device.
+    config.steps_per_dispatch, config.data.memory = 3, "device"
+    workdirs.train(config, workdir, resume=True)
+    assert_same_training(workdir, glaucoma_run.workdir, 18)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"data.batches": "per_task", "data.fold": "1", "interference_every": 2},
+    ],
+)
+def test_images_on_the_device(make_config, tmp_path, monkeypatch, fields):
+    """A step gets places of images, and does as one that gets images."""
+    seen, shard = set(), parallel.shard
+
+    def note(batch):
+        seen.add(frozenset(batch))
+        return shard(batch)
+
+    monkeypatch.setattr(parallel, "shard", note)
+    config = make_config(fields, tasks=("glaucoma",), num_epochs=2, validate_every=1)
+    for config.data.memory in ("host", "device"):
+        seen.clear()
+        workdirs.train(config, tmp_path / config.data.memory)
+        is_places = [keys == {"index"} for keys in seen if "weight" not in keys]
+        assert is_places == [config.data.memory == "device"]
+    assert_same_training(tmp_path / "device", tmp_path / "host", 6)
+
+
+def test_images_that_do_not_fit_as_a_whole(make_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "MEMORY_SHARE", 0.0)
+    config = make_config({"data.memory": "device"})
+    with pytest.raises(UserError, match="split train does not fit .* to 'host'"):
+        workdirs.train(config, tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
 
 
 @given(
