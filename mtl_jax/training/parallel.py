@@ -225,7 +225,7 @@ def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
 def place(arrays: HostBatch) -> Batch:
     """Copies arrays to every local device, on a new leading axis, as `replicate` does.
 
-    No device has a second copy meanwhile, as `replicate` needs.
+    Unlike `replicate`, it needs no second copy on a device meanwhile.
     """
     mesh = jax.sharding.Mesh(jax.local_devices(), (AXIS,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))

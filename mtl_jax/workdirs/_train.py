@@ -188,6 +188,7 @@ def _train_network(
     )
     _check_dispatch(training)
     is_resident = config.data.memory == "device"
+    # They may be too many, which is to be said before anything is written.
     records = train.whole() if is_resident else {}
     checkpoints = Checkpoints(folder)
     latest = checkpoints.latest()

@@ -306,11 +306,12 @@ def test_images_on_the_device(make_config, tmp_path, monkeypatch, fields):
 
     monkeypatch.setattr(parallel, "shard", note)
     config = make_config(fields, tasks=("glaucoma",), num_epochs=2, validate_every=1)
-    for config.data.memory in ("host", "device"):
+    for memory in ("host", "device"):
+        config.data.memory = memory
         seen.clear()
-        workdirs.train(config, tmp_path / config.data.memory)
+        workdirs.train(config, tmp_path / memory)
         is_places = [keys == {"index"} for keys in seen if "weight" not in keys]
-        assert is_places == [config.data.memory == "device"]
+        assert is_places == [memory == "device"]
     assert_same_training(tmp_path / "device", tmp_path / "host", 6)
 
 
