@@ -118,14 +118,14 @@ def affine():
     return {"params": {"scale": scale, "bias": bias}}
 
 
-def test_batch_norm_no_average_trains_by_the_batch(features, affine):
-    actual = layers.BatchNormNoAverage().apply(affine, features, train=True)
+def test_batch_norm_without_averages_trains_by_the_batch(features, affine):
+    actual = layers.BatchNorm(None).apply(affine, features, train=True)
     expected = normalised(features, (0, 1, 2), **affine["params"])
     np.testing.assert_allclose(actual, expected, atol=1e-4)
 
 
-def test_batch_norm_no_average_evaluates_each_image_by_itself(features, affine):
-    norm = layers.BatchNormNoAverage()
+def test_batch_norm_without_averages_evaluates_each_image_by_itself(features, affine):
+    norm = layers.BatchNorm(None)
     actual = norm.apply(affine, features, train=False)
     expected = normalised(features, (1, 2), **affine["params"])
     np.testing.assert_allclose(actual, expected, atol=1e-4)
@@ -138,7 +138,7 @@ def test_batch_norm_no_average_evaluates_each_image_by_itself(features, affine):
 
 
 @pytest.mark.parametrize("ratio", [1, 100, 1000])
-def test_batch_norm_no_average_is_as_exact_as_pytorchs(ratio):
+def test_batch_norm_without_averages_is_as_exact_as_pytorchs(ratio):
     """Output and gradient, at means of so many deviations, against float64."""
     torch = pytest.importorskip(
         "torch", reason="PyTorch, whose rounding errors ours are held to, is missing"
@@ -158,15 +158,15 @@ def test_batch_norm_no_average_is_as_exact_as_pytorchs(ratio):
         return [*maps, *(one.grad.numpy() for one in inputs[1:])]
 
     @jax.jit
-    def by_ours(x, scale, bias):
+    def by_ours(x, scale, bias, cotangent):
         def apply(x, scale, bias):
             variables = {"params": {"scale": scale, "bias": bias}}
-            return layers.BatchNormNoAverage().apply(variables, x, train=True)
+            return layers.BatchNorm(None).apply(variables, x, train=True)
 
         y, pull_back = jax.vjp(apply, x, scale, bias)
         return y, *pull_back(cotangent)
 
-    ours = by_ours(x, **params)
+    ours = by_ours(x, **params, cotangent=cotangent)
     theirs, exact = by_torch(torch.float32), by_torch(torch.float64)
     np.testing.assert_allclose(
         exact[0], normalised(x.astype(np.float64), (0, 1, 2), **params), atol=1e-6
@@ -177,30 +177,88 @@ def test_batch_norm_no_average_is_as_exact_as_pytorchs(ratio):
         assert error <= 2 * usual
 
 
-def test_batch_norm_no_average_survives_constant_features(affine):
+def test_batch_norm_without_averages_survives_constant_features(affine):
     def loss(x):
-        return layers.BatchNormNoAverage().apply(affine, x, train=True).sum()
+        return layers.BatchNorm(None).apply(affine, x, train=True).sum()
 
     x = jnp.full((2, 4, 4, 3), 7.3)
     assert np.isfinite(loss(x))
     assert np.isfinite(jax.grad(loss)(x)).all()
 
 
-def test_batch_norm_no_average_keeps_no_statistics(features):
-    variables = layers.BatchNormNoAverage().init(
-        jax.random.key(0), features, train=True
-    )
+def test_batch_norm_without_averages_keeps_no_statistics(features):
+    variables = layers.BatchNorm(None).init(jax.random.key(0), features, train=True)
     assert set(variables) == {"params"}
 
 
-def test_batch_norm_no_average_shares_statistics_over_a_mapped_axis(features, affine):
-    norm = layers.BatchNormNoAverage(axis_name="devices")
+def test_batch_norm_without_averages_shares_statistics_over_a_mapped_axis(
+    features, affine
+):
+    norm = layers.BatchNorm(None, axis_name="devices")
     halves = features.reshape(2, 2, *features.shape[1:])
     actual = jax.vmap(lambda x: norm.apply(affine, x, train=True), axis_name="devices")(
         halves
     )
     expected = normalised(features, (0, 1, 2), **affine["params"])
     np.testing.assert_allclose(actual.reshape(features.shape), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 8, 8), (2, 3, 5, 6), (2, 4, 4, 16)], ids=str)
+@pytest.mark.parametrize("bias", [0.0, 1.5])
+def test_batch_norm_with_averages_is_flaxs(shape, bias):
+    """Of x + shift: values, gradients and averages in training, and evaluation."""
+    channels = shape[-1]
+    x = 2 * random_array(*shape) + random_array(channels, seed=1)
+    shift = bias * random_array(channels, seed=2)
+    variables = {
+        "params": {
+            "scale": random_array(channels, seed=3),
+            "bias": random_array(channels, seed=4),
+        },
+        "batch_stats": {
+            "mean": random_array(channels, seed=5),
+            "var": random_array(channels, seed=6) ** 2,
+        },
+    }
+    cotangent = random_array(*shape, seed=7)
+
+    def run(apply):
+        def train(params, x, shift):
+            variables_ = {**variables, "params": params}
+            return apply(variables_, x, shift, True, mutable=["batch_stats"])
+
+        y, pull_back, updated = jax.vjp(
+            train, variables["params"], x, shift, has_aux=True
+        )
+        return y, pull_back(cotangent), updated, apply(variables, x, shift, False)
+
+    ours = layers.BatchNorm(0.9)
+    theirs = nn.BatchNorm(momentum=0.9, epsilon=layers.EPSILON)
+
+    def by_flax(variables, x, shift, train, **options):
+        return theirs.apply(
+            variables, x + shift, use_running_average=not train, **options
+        )
+
+    def by_ours(variables, x, shift, train, **options):
+        return ours.apply(variables, x, shift, train=train, **options)
+
+    found, expected = jax.jit(run, static_argnums=0)(by_ours), run(by_flax)
+    # A shift of what has its mean taken away has no gradient but rounding.
+    np.testing.assert_array_equal(found[1][2], 0)
+    np.testing.assert_allclose(expected[1][2], 0, atol=1e-5)
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5),
+        found,
+        expected,
+    )
+
+
+def test_batch_norm_begins_as_flaxs():
+    x = random_array(2, 4, 4, 3)
+    ours = layers.BatchNorm(0.9).init(jax.random.key(0), x, train=True)
+    theirs = nn.BatchNorm(False).init(jax.random.key(0), x)
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
 def dropped(x, key, rate=0.8, train=True):
