@@ -166,7 +166,7 @@ def test_a_process_with_jax_alone(form, written, photographs, compiled, tmp_path
         found = np.load(f"{name}.npz")
         assert {*found} == {*ours}
         for key in found:
-            np.testing.assert_allclose(found[key], ours[key][:count], atol=1e-6)
+            np.testing.assert_allclose(found[key], ours[key][:count], atol=5e-6)
 
 
 def test_onnx_states_opset_and_shapes(written, photographs):
