@@ -255,7 +255,8 @@ def _sum_of_moved(products: jax.Array, axis: int) -> jax.Array:
 def _canonical_convolution(x: jax.Array, gradient: jax.Array) -> jax.Array:
     """Weight gradient [3, 3, Cin, Cout] as a convolution in canonical layout."""
     if gradient.shape[-1] < min(x.shape[-1], 64):
-        # Few outputs do not fill vector instructions, so the images exchange roles.
+        # Few outputs do not fill vector instructions, so the images exchange roles. Of
+        # more outputs, the result that is then transposed is large.
         exchanged = _canonical_convolution(gradient, x)
         return jnp.flip(exchanged, (0, 1)).swapaxes(2, 3)
     b, h, w, inputs = x.shape

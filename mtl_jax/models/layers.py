@@ -122,16 +122,19 @@ class BatchNorm(nn.Module):
     ) -> jax.Array:
         """Normalises x + shift, [B, H, W, C] and [C].
 
-        Where x has its own mean taken away, the shift has no effect, and its gradient
-        is 0. Adding it, and summing its gradient, would take time.
+        Where x has its own mean taken away, the shift matters to the running mean
+        alone, and its gradient is 0. Adding it, and summing its gradient, would take
+        time.
         """
         channels = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
         axis_name = None if self.is_initializing() else self.axis_name
         if self.momentum is None:
-            # Rounding errors are then no larger than PyTorch's, even if the mean is
-            # many deviations.
+            # If the mean is many deviations, E[x^2] - E[x]^2 is a difference of nearly
+            # equal numbers. So a first pass subtracts nearly all of the mean. The
+            # output does not depend on the number that it subtracts, which therefore
+            # needs no gradient.
             def normalise(x, axis_name=None):
                 x = x.astype(jnp.float32)
                 x -= lax.stop_gradient(_means([x], axis_name)[0])
@@ -165,8 +168,8 @@ def _normalise(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalised [B, H, W, C], mean [C] and variance [C], in float32.
 
-    The last two are not differentiated. The gradient reads its two arrays twice, once
-    for the means and once for the result.
+    Gradients of the last two are taken as 0. The gradient reads its two arrays twice,
+    once for the means and once for the result.
     """
     return _normalise_forward(x, scale, bias, axis_name)[0]
 
@@ -192,7 +195,7 @@ def _normalise_backward(axis_name, residuals, gradients):
     of_gradient, of_product = _shared(own, axis_name)
     factor = inverse * scale
     slope = factor * jnp.square(inverse) * (of_product - mean * of_gradient)
-    # A difference at last: XLA would compute a product anew wherever it is read.
+    # A last product XLA would fuse into every reader, and compute there anew.
     x_gradient = factor * gradient - (slope * (wide - mean) + factor * of_gradient)
     return x_gradient.astype(x.dtype), scale_gradient, bias_gradient
 
@@ -201,7 +204,7 @@ _normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
 def _means(arrays: list[jax.Array], axis_name: str | None = None) -> list[jax.Array]:
-    """Means [C] over images and pixels, [B, H, W, C], of all devices with a name."""
+    """Means [C] over images and pixels, and the devices of `axis_name` if given."""
     return _shared([_sum(x) / (x.size // x.shape[-1]) for x in arrays], axis_name)
 
 

@@ -6,8 +6,8 @@ import pytest
 from mtl_jax.models import convolution
 
 # Narrow ones compute some columns at once, also for the weight gradient of at most 16
-# images. Where 16 or 17 channels become 8, images exchange roles. The kernels of the
-# fourth and of the last are larger than the images.
+# images. Where there are fewer outputs than inputs, images exchange roles. The kernels
+# of the fourth and of the last three are larger than the images.
 SHAPES = [
     (2, 8, 8, 3, 5),
     (1, 6, 10, 4, 4),
@@ -19,6 +19,8 @@ SHAPES = [
     (1, 2, 32, 1, 1),
     (8, 4, 6, 8, 8),
     (17, 4, 4, 3, 5),
+    (2, 4, 4, 24, 16),
+    (2, 2, 4, 128, 63),
     (3, 4, 1, 9, 20),
 ]
 # Whose weight gradient is Winograd's: in blocks of rows, of one row, of two images, and

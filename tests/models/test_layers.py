@@ -261,6 +261,36 @@ def test_batch_norm_begins_as_flaxs():
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
+@pytest.mark.parametrize("norm", ["batch", "batch_no_average", "group", "none"])
+def test_a_layer_in_bfloat16_is_near_float32(norm):
+    x = random_array(2, 16, 16, 3).astype(jnp.bfloat16)
+
+    def run(dtype):
+        layer = layers.ConvNorm(8, norm=norm, relu=False, dtype=dtype)
+        variables = layer.init(jax.random.key(0), x, train=True)
+
+        def train(x):
+            y, updated = layer.apply(variables, x, train=True, mutable=["batch_stats"])
+            return layers.upsample(y), updated
+
+        y, pull_back, updated = jax.vjp(train, x.astype(dtype), has_aux=True)
+        assert y.dtype == dtype
+        return (
+            y,
+            updated,
+            pull_back(jnp.cos(jnp.arange(y.size)).reshape(y.shape).astype(dtype)),
+        )
+
+    def close(one, other):
+        assert np.linalg.norm(one - other) < 0.03 * np.linalg.norm(other)
+
+    with_few_bits = run(jnp.bfloat16)
+    assert with_few_bits[2][0].dtype == jnp.bfloat16
+    jax.tree.map(
+        close, *(jax.tree.map(np.float32, t) for t in (with_few_bits, run(jnp.float32)))
+    )
+
+
 def dropped(x, key, rate=0.8, train=True):
     return layers.Dropout(rate).apply({}, x, train=train, rngs={"dropout": key})
 
