@@ -155,7 +155,7 @@ def get_config() -> Config:
     # memory. Statistics of norm = "batch" are those of a microbatch.
     config.accumulate = 1
     # Steps that the devices make by one call. Several are faster where a call takes
-    # long for its step, as on CPUs. The answer to a signal waits for the last of them;
+    # long for its step. The answer to a signal waits for the last of them;
     # epochs, checkpoints and logs do not.
     config.steps_per_dispatch = 1
     # --resume goes on to a larger number. The schedules cosine and linear then follow
