@@ -11,6 +11,14 @@ from jax import lax
 # Bytes of a block that a CPU multiplies at once.
 _BLOCK = 2**17
 
+# On a CPU, few tasks have their products summed in so many rows of so many columns, for
+# a group of so many tasks by another. XLA computes a group on one core, without waiting
+# for others, and keeps a row of the one in registers.
+_ROWS, _COLUMNS, _GROUP = 24, 8, 8
+
+# So many blocks have a sum of their own: a longer one would round more.
+_CHUNK = 128
+
 
 def num_tasks(updates: optax.Updates, params: optax.Params | None = None) -> int | None:
     """Length of the task axis.
@@ -74,8 +82,11 @@ def _inner_products(*trees: optax.Updates) -> jax.Array:
         matrices = [leaf.reshape(len(leaf), -1) for leaf in leaves]
         if matrices[0].nbytes < 2 * _BLOCK:
             return _product(*matrices)
+        few = len(leaves[0]) <= 2 * _GROUP
         return lax.platform_dependent(
-            *matrices, cpu=_product_in_blocks, default=_product
+            *matrices,
+            cpu=_product_in_columns if few else _product_in_blocks,
+            default=_product,
         )
 
     products = jax.tree.leaves(jax.tree.map(of_leaf, *trees))
@@ -122,6 +133,63 @@ def _product_in_blocks(*matrices: jax.Array) -> jax.Array:
 
     rest = _product(*(matrix[:, whole:] for matrix in matrices))
     return lax.scan(add, rest, jnp.arange(0, whole, columns))[0]
+
+
+def _product_in_columns(*matrices: jax.Array) -> jax.Array:
+    """As `_product`, by sums in columns, for which a CPU reads while it computes.
+
+    The blocks are small: a CPU fetches the next ones before they are asked for, and a
+    matrix product of so few rows takes longer to arrange its operands than to multiply.
+    """
+    n, size = matrices[0].shape
+    block = _ROWS * _COLUMNS
+    whole = size // block * block
+    groups = [slice(k, k + _GROUP) for k in range(0, n, _GROUP)]
+    is_symmetric = len(matrices) == 1
+    pairs = [
+        (a, b) for a in groups for b in groups if a.start <= b.start or not is_symmetric
+    ]
+
+    def add(totals, start):
+        first, *others = (
+            jnp.split(
+                widened(lax.dynamic_slice_in_dim(matrix, start, block, axis=1)),
+                _ROWS,
+                axis=1,
+            )
+            for matrix in matrices
+        )
+        second = others[0] if others else first
+
+        def added(total, a, b):
+            # To the total one by one: sums of a few products of the smallest gradients
+            # may be no normal numbers.
+            products = (x[a, None] * y[b] for x, y in zip(first, second, strict=True))
+            return functools.reduce(jnp.add, products, total)
+
+        return [
+            added(total, a, b) for total, (a, b) in zip(totals, pairs, strict=True)
+        ], None
+
+    def of_blocks(start, num_blocks):
+        zeros = jnp.zeros((n, n, _COLUMNS), accumulator(matrices[0]))
+        starts = start + block * jnp.arange(num_blocks)
+        totals, _ = lax.scan(add, [zeros[a, b] for a, b in pairs], starts)
+        return [total.sum(-1) for total in totals]
+
+    def of_chunk(totals, start):
+        return jax.tree.map(jnp.add, totals, of_blocks(start, _CHUNK)), None
+
+    num_chunks, num_blocks = divmod(whole // block, _CHUNK)
+    chunks = block * _CHUNK * jnp.arange(num_chunks)
+    totals = of_blocks(num_chunks * _CHUNK * block, num_blocks)
+    totals, _ = lax.scan(of_chunk, totals, chunks)
+    product = _product(*(matrix[:, whole:] for matrix in matrices))
+    for total, (a, b) in zip(totals, pairs, strict=True):
+        product = product.at[a, b].add(total)
+        if is_symmetric and a != b:
+            product = product.at[b, a].add(total.T)
+    return product
 
 
 def norms_and_cosines(gram: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -17,6 +17,7 @@ from optim_problems import (
 from scipy.optimize import nnls
 
 from mtl_jax import optim
+from mtl_jax.optim import _task_axis
 
 SEEDS = st.integers(0, 2**31 - 1)
 FACTORS = np.array([1.0, 2.0, -3.0])
@@ -175,3 +176,37 @@ def test_nash_mtl():
         np.testing.assert_allclose(
             as_vector(updates), np.float64(state) @ matrix, atol=1e-5
         )
+
+
+@pytest.mark.parametrize("tasks", [1, 4, 11, 16, 17])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_inner_products_of_leaves_larger_than_a_cache(tasks, dtype):
+    # Not a multiple of any block, and beside a leaf that is no block.
+    rng = np.random.default_rng(tasks)
+    first, second = (
+        {
+            "large": jnp.asarray(rng.standard_normal((tasks, 300_001)), dtype),
+            "small": jnp.asarray(rng.standard_normal((tasks, 3, 5)), dtype),
+        }
+        for _ in range(2)
+    )
+
+    def expected(first, second):
+        rows = (
+            np.concatenate(
+                [np.asarray(tree[key], np.float64).reshape(tasks, -1) for key in tree],
+                axis=1,
+            )
+            for tree in (first, second)
+        )
+        return np.einsum("jp,kp->jk", *rows)
+
+    # The squares of the norms are 3e5; a sum of float32 may lose 1e-5 of them.
+    np.testing.assert_allclose(
+        jax.jit(_task_axis.gram)(first), expected(first, first), atol=3
+    )
+    np.testing.assert_allclose(
+        jax.jit(_task_axis.inner_products)(first, second),
+        expected(first, second),
+        atol=3,
+    )
