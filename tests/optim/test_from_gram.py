@@ -181,11 +181,14 @@ def test_nash_mtl():
 @pytest.mark.parametrize("tasks", [1, 4, 11, 16, 17])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_inner_products_of_leaves_larger_than_a_cache(tasks, dtype):
-    # Not a multiple of any block, and beside a leaf that is no block.
+    # Many chunks of blocks, less than a chunk, and less than a block; all with a rest.
     rng = np.random.default_rng(tasks)
     first, second = (
         {
             "large": jnp.asarray(rng.standard_normal((tasks, 300_001)), dtype),
+            "medium": jnp.asarray(
+                rng.standard_normal((tasks, 150_001 // tasks)), dtype
+            ),
             "small": jnp.asarray(rng.standard_normal((tasks, 3, 5)), dtype),
         }
         for _ in range(2)
@@ -201,7 +204,7 @@ def test_inner_products_of_leaves_larger_than_a_cache(tasks, dtype):
         )
         return np.einsum("jp,kp->jk", *rows)
 
-    # The squares of the norms are 3e5; a sum of float32 may lose 1e-5 of them.
+    # The squares of the norms are 3e5; sums in float32 may lose 1e-5 of them.
     np.testing.assert_allclose(
         jax.jit(_task_axis.gram)(first), expected(first, first), atol=3
     )
