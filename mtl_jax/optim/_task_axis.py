@@ -11,10 +11,9 @@ from jax import lax
 # Bytes of a block that a CPU multiplies at once.
 _BLOCK = 2**17
 
-# On a CPU, the products of few tasks are summed in so many rows of so many columns, for
-# a group of so many tasks by another. XLA would split a larger group over two cores,
-# which takes more than twice as long.
-_ROWS, _COLUMNS, _GROUP = 24, 8, 8
+# On a CPU, the products of up to so many tasks are summed in so many rows of so many
+# columns. XLA would split those of more tasks over two cores, which takes longer.
+_FEW, _ROWS, _COLUMNS = 8, 24, 8
 
 # So many blocks have a sum of their own: a longer one would round more.
 _CHUNK = 128
@@ -82,7 +81,7 @@ def _inner_products(*trees: optax.Updates) -> jax.Array:
         matrices = [leaf.reshape(len(leaf), -1) for leaf in leaves]
         if matrices[0].nbytes < 2 * _BLOCK:
             return _product(*matrices)
-        few = len(leaves[0]) <= 2 * _GROUP
+        few = len(leaves[0]) <= _FEW
         return lax.platform_dependent(
             *matrices,
             cpu=_product_in_columns if few else _product_in_blocks,
@@ -143,14 +142,9 @@ def _product_in_columns(*matrices: jax.Array) -> jax.Array:
     """
     n, size = matrices[0].shape
     block = _ROWS * _COLUMNS
-    whole = size // block * block
-    groups = [slice(k, k + _GROUP) for k in range(0, n, _GROUP)]
-    is_symmetric = len(matrices) == 1
-    pairs = [
-        (a, b) for a in groups for b in groups if a.start <= b.start or not is_symmetric
-    ]
+    num_chunks, num_blocks = divmod(size // block, _CHUNK)
 
-    def add(totals, start):
+    def add(total, start):
         rows = [
             jnp.split(
                 widened(lax.dynamic_slice_in_dim(matrix, start, block, axis=1)),
@@ -159,37 +153,23 @@ def _product_in_columns(*matrices: jax.Array) -> jax.Array:
             )
             for matrix in matrices
         ]
-
-        def added(total, a, b):
-            # To the total one by one: sums of a few products of the smallest gradients
-            # may be no normal numbers.
-            of_rows = zip(rows[0], rows[-1], strict=True)
-            products = (x[a, None] * y[b] for x, y in of_rows)
-            return functools.reduce(jnp.add, products, total)
-
-        return [
-            added(total, a, b) for total, (a, b) in zip(totals, pairs, strict=True)
-        ], None
+        # To the total one by one: sums of a few products of the smallest gradients may
+        # be no normal numbers.
+        products = (x[:, None] * y for x, y in zip(rows[0], rows[-1], strict=True))
+        return functools.reduce(jnp.add, products, total), None
 
     def of_blocks(start, num_blocks):
         zeros = jnp.zeros((n, n, _COLUMNS), accumulator(matrices[0]))
         starts = start + block * jnp.arange(num_blocks)
-        totals, _ = lax.scan(add, [zeros[a, b] for a, b in pairs], starts)
-        return [total.sum(-1) for total in totals]
+        return lax.scan(add, zeros, starts)[0].sum(-1)
 
-    def of_chunk(totals, start):
-        return jax.tree.map(jnp.add, totals, of_blocks(start, _CHUNK)), None
+    def add_chunk(total, start):
+        return total + of_blocks(start, _CHUNK), None
 
-    num_chunks, num_blocks = divmod(whole // block, _CHUNK)
     chunks = block * _CHUNK * jnp.arange(num_chunks)
-    totals = of_blocks(num_chunks * _CHUNK * block, num_blocks)
-    totals, _ = lax.scan(of_chunk, totals, chunks)
-    product = _product(*(matrix[:, whole:] for matrix in matrices))
-    for total, (a, b) in zip(totals, pairs, strict=True):
-        product = product.at[a, b].add(total)
-        if is_symmetric and a != b:
-            product = product.at[b, a].add(total.T)
-    return product
+    rest = of_blocks(num_chunks * _CHUNK * block, num_blocks)
+    rest += _product(*(matrix[:, size // block * block :] for matrix in matrices))
+    return lax.scan(add_chunk, rest, chunks)[0]
 
 
 def norms_and_cosines(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
