@@ -135,11 +135,7 @@ def _product_in_blocks(*matrices: jax.Array) -> jax.Array:
 
 
 def _product_in_columns(*matrices: jax.Array) -> jax.Array:
-    """As `_product`, by sums in columns, for which a CPU reads while it computes.
-
-    The blocks are small: a CPU fetches the next ones before they are asked for, and a
-    matrix product of so few rows takes longer to arrange its operands than to multiply.
-    """
+    """As `_product`, by sums in columns of blocks that fit the first cache of a CPU."""
     n, size = matrices[0].shape
     block = _ROWS * _COLUMNS
     num_chunks, num_blocks = divmod(size // block, _CHUNK)
