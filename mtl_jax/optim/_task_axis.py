@@ -11,12 +11,12 @@ from jax import lax
 # Bytes of a block that a CPU multiplies at once.
 _BLOCK = 2**17
 
-# On a CPU, the products of up to so many tasks are summed in so many rows of so many
-# columns. XLA would split those of more tasks over two cores, which takes longer.
-_FEW, _ROWS, _COLUMNS = 8, 24, 8
+# On a CPU, so many rows of a block are multiplied at once, for a group of so many tasks
+# by another. XLA would split larger groups over two cores, which takes longer.
+_ROWS, _GROUP = 12, 8
 
 # So many blocks have a sum of their own: a longer one would round more.
-_CHUNK = 128
+_CHUNK = 256
 
 
 def num_tasks(updates: optax.Updates, params: optax.Params | None = None) -> int | None:
@@ -81,7 +81,7 @@ def _inner_products(*trees: optax.Updates) -> jax.Array:
         matrices = [leaf.reshape(len(leaf), -1) for leaf in leaves]
         if matrices[0].nbytes < 2 * _BLOCK:
             return _product(*matrices)
-        few = len(leaves[0]) <= _FEW
+        few = len(leaves[0]) <= 2 * _GROUP
         return lax.platform_dependent(
             *matrices,
             cpu=_product_in_columns if few else _product_in_blocks,
@@ -137,10 +137,16 @@ def _product_in_blocks(*matrices: jax.Array) -> jax.Array:
 def _product_in_columns(*matrices: jax.Array) -> jax.Array:
     """As `_product`, by sums in columns of blocks that fit the first cache of a CPU."""
     n, size = matrices[0].shape
-    block = _ROWS * _COLUMNS
+    columns = 16 if n <= _GROUP // 2 else 8
+    block = _ROWS * columns
     num_chunks, num_blocks = divmod(size // block, _CHUNK)
+    groups = [slice(k, k + _GROUP) for k in range(0, n, _GROUP)]
+    is_symmetric = len(matrices) == 1
+    pairs = [
+        (a, b) for a in groups for b in groups if a.start <= b.start or not is_symmetric
+    ]
 
-    def add(total, start):
+    def add(totals, start):
         rows = [
             jnp.split(
                 widened(lax.dynamic_slice_in_dim(matrix, start, block, axis=1)),
@@ -149,15 +155,28 @@ def _product_in_columns(*matrices: jax.Array) -> jax.Array:
             )
             for matrix in matrices
         ]
-        # To the total one by one: sums of a few products of the smallest gradients may
-        # be no normal numbers.
-        products = (x[:, None] * y for x, y in zip(rows[0], rows[-1], strict=True))
-        return functools.reduce(jnp.add, products, total), None
+
+        def added(total, a, b):
+            # To the total one by one: sums of a few products of the smallest gradients
+            # may be no normal numbers.
+            of_rows = zip(rows[0], rows[-1], strict=True)
+            products = (x[a, None] * y[b] for x, y in of_rows)
+            return functools.reduce(jnp.add, products, total)
+
+        return [
+            added(total, a, b) for total, (a, b) in zip(totals, pairs, strict=True)
+        ], None
 
     def of_blocks(start, num_blocks):
-        zeros = jnp.zeros((n, n, _COLUMNS), accumulator(matrices[0]))
+        zeros = jnp.zeros((n, n, columns), accumulator(matrices[0]))
         starts = start + block * jnp.arange(num_blocks)
-        return lax.scan(add, zeros, starts)[0].sum(-1)
+        totals, _ = lax.scan(add, [zeros[a, b] for a, b in pairs], starts)
+        product = zeros[..., 0]
+        for (a, b), total in zip(pairs, totals, strict=True):
+            product = product.at[a, b].set(total.sum(-1))
+            if is_symmetric:
+                product = product.at[b, a].set(total.sum(-1).T)
+        return product
 
     def add_chunk(total, start):
         return total + of_blocks(start, _CHUNK), None
