@@ -11,9 +11,9 @@ from jax import lax
 # Bytes of a block that a CPU multiplies at once.
 _BLOCK = 2**17
 
-# On a CPU, so many rows of a block are multiplied at once, for a group of so many tasks
-# by another. XLA would split larger groups over two cores, which takes longer.
-_ROWS, _GROUP = 12, 8
+# Up to so many tasks' products are sums in columns on a CPU, so many products at once.
+# XLA would split more over two cores, which takes longer.
+_FEW, _AT_ONCE = 16, 72
 
 # So many blocks have a sum of their own: a longer one would round more.
 _CHUNK = 256
@@ -81,7 +81,7 @@ def _inner_products(*trees: optax.Updates) -> jax.Array:
         matrices = [leaf.reshape(len(leaf), -1) for leaf in leaves]
         if matrices[0].nbytes < 2 * _BLOCK:
             return _product(*matrices)
-        few = len(leaves[0]) <= 2 * _GROUP
+        few = len(leaves[0]) <= _FEW
         return lax.platform_dependent(
             *matrices,
             cpu=_product_in_columns if few else _product_in_blocks,
@@ -137,54 +137,67 @@ def _product_in_blocks(*matrices: jax.Array) -> jax.Array:
 def _product_in_columns(*matrices: jax.Array) -> jax.Array:
     """As `_product`, by sums in columns of blocks that fit the first cache of a CPU."""
     n, size = matrices[0].shape
-    columns = 16 if n <= _GROUP // 2 else 8
-    block = _ROWS * columns
-    num_chunks, num_blocks = divmod(size // block, _CHUNK)
-    groups = [slice(k, k + _GROUP) for k in range(0, n, _GROUP)]
     is_symmetric = len(matrices) == 1
-    pairs = [
-        (a, b) for a in groups for b in groups if a.start <= b.start or not is_symmetric
-    ]
+    # XLA stores a block only if it has many users. What it does not store it multiplies
+    # element by element.
+    num_rows = 12 if is_symmetric else 18
+    columns = 16 if is_symmetric and n <= 4 else 8
+    block = num_rows * columns
+    num_chunks, num_blocks = divmod(size // block, _CHUNK)
+
+    # Task i is multiplied by tasks i, i + 1, ... around the circle. If these are of its
+    # own tree, half of the circle has all pairs.
+    num_partners = n // 2 + 1 if is_symmetric else n
+    step = _AT_ONCE // num_partners
+    groups = [slice(k, k + step) for k in range(0, n, step)]
 
     def add(totals, start):
         rows = [
             jnp.split(
                 widened(lax.dynamic_slice_in_dim(matrix, start, block, axis=1)),
-                _ROWS,
+                num_rows,
                 axis=1,
             )
             for matrix in matrices
         ]
 
-        def added(total, a, b):
+        def added(total, tasks):
             # To the total one by one: sums of a few products of the smallest gradients
             # may be no normal numbers.
-            of_rows = zip(rows[0], rows[-1], strict=True)
-            products = (x[a, None] * y[b] for x, y in of_rows)
+            products = (
+                x[tasks, None] * _around(y)[tasks, :num_partners]
+                for x, y in zip(rows[0], rows[-1], strict=True)
+            )
             return functools.reduce(jnp.add, products, total)
 
-        return [
-            added(total, a, b) for total, (a, b) in zip(totals, pairs, strict=True)
-        ], None
+        return list(map(added, totals, groups)), None
 
     def of_blocks(start, num_blocks):
-        zeros = jnp.zeros((n, n, columns), accumulator(matrices[0]))
+        zeros = jnp.zeros((n, num_partners, columns), accumulator(matrices[0]))
         starts = start + block * jnp.arange(num_blocks)
-        totals, _ = lax.scan(add, [zeros[a, b] for a, b in pairs], starts)
-        product = zeros[..., 0]
-        for (a, b), total in zip(pairs, totals, strict=True):
-            product = product.at[a, b].set(total.sum(-1))
-            if is_symmetric:
-                product = product.at[b, a].set(total.sum(-1).T)
-        return product
+        totals, _ = lax.scan(add, [zeros[tasks] for tasks in groups], starts)
+        return jnp.concatenate(totals).sum(-1)
 
     def add_chunk(total, start):
         return total + of_blocks(start, _CHUNK), None
 
     chunks = block * _CHUNK * jnp.arange(num_chunks)
-    rest = of_blocks(num_chunks * _CHUNK * block, num_blocks)
-    rest += _product(*(matrix[:, size // block * block :] for matrix in matrices))
-    return lax.scan(add_chunk, rest, chunks)[0]
+    total = of_blocks(num_chunks * _CHUNK * block, num_blocks)
+    total, _ = lax.scan(add_chunk, total, chunks)
+    tasks = jnp.arange(n)
+    partners = _around(tasks)[:, :num_partners]
+    product = jnp.zeros((n, n), total.dtype).at[tasks[:, None], partners].set(total)
+    if is_symmetric:
+        product = product.at[partners, tasks[:, None]].set(total)
+    rest = (matrix[:, size // block * block :] for matrix in matrices)
+    return product + _product(*rest)
+
+
+def _around(values: jax.Array) -> jax.Array:
+    """[N, N + 1, ...] of [N, ...], with values[(i + k) % N] at [i, k]."""
+    n, *shape = values.shape
+    copies = jnp.broadcast_to(values, (n + 1, n, *shape))
+    return copies.reshape(n, n + 1, *shape)
 
 
 def norms_and_cosines(gram: jax.Array) -> tuple[jax.Array, jax.Array]:

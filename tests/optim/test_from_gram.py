@@ -178,7 +178,7 @@ def test_nash_mtl():
         )
 
 
-@pytest.mark.parametrize("tasks", [1, 4, 8, 9])
+@pytest.mark.parametrize("tasks", [1, 2, 4, 9, 16, 17])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_inner_products_of_leaves_larger_than_a_cache(tasks, dtype):
     # Many chunks of blocks, less than a chunk, and less than a block; all with a rest.
