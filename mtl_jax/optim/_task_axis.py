@@ -11,12 +11,15 @@ from jax import lax
 # Bytes of a block that a CPU multiplies at once.
 _BLOCK = 2**17
 
-# Up to so many tasks' products are sums in columns on a CPU, so many products at once.
-# XLA would split more over two cores, which takes longer.
-_FEW, _AT_ONCE = 16, 72
+# Up to so many tasks' products are sums in columns on a CPU. Those of more would take
+# seconds to compile.
+_FEW = 16
 
-# So many blocks have a sum of their own: a longer one would round more.
-_CHUNK = 256
+# Pairs of tasks in one loop: XLA would split more over two cores, which takes longer.
+_AT_ONCE = 72
+
+# So many rows have a sum of their own: a longer one would round more.
+_CHUNK = 3072
 
 
 def num_tasks(updates: optax.Updates, params: optax.Params | None = None) -> int | None:
@@ -138,12 +141,13 @@ def _product_in_columns(*matrices: jax.Array) -> jax.Array:
     """As `_product`, by sums in columns of blocks that fit the first cache of a CPU."""
     n, size = matrices[0].shape
     is_symmetric = len(matrices) == 1
-    # XLA stores a block only if it has many users. What it does not store it multiplies
-    # element by element.
+    # Each row is a user of the block. XLA (jax 0.10) stores what has so many users, and
+    # multiplies element by element what it does not store.
     num_rows = 12 if is_symmetric else 18
     columns = 16 if is_symmetric and n <= 4 else 8
     block = num_rows * columns
-    num_chunks, num_blocks = divmod(size // block, _CHUNK)
+    num_chunks = -(-size // (_CHUNK * columns))
+    num_blocks = size // (num_chunks * block)
 
     # Task i is multiplied by tasks i, i + 1, ... around the circle. If these are of its
     # own tree, half of the circle has all pairs.
@@ -151,7 +155,16 @@ def _product_in_columns(*matrices: jax.Array) -> jax.Array:
     step = _AT_ONCE // num_partners
     groups = [slice(k, k + step) for k in range(0, n, step)]
 
-    def add(totals, start):
+    # They vary over the devices of a `jax.shard_map` as the matrices do.
+    zeros = functools.reduce(
+        jnp.add,
+        [
+            jnp.zeros_like(matrix, accumulator(matrix), (n, num_partners, columns))
+            for matrix in matrices
+        ],
+    )
+
+    def add_block(sums, start):
         rows = [
             jnp.split(
                 widened(lax.dynamic_slice_in_dim(matrix, start, block, axis=1)),
@@ -161,40 +174,39 @@ def _product_in_columns(*matrices: jax.Array) -> jax.Array:
             for matrix in matrices
         ]
 
-        def added(total, tasks):
-            # To the total one by one: sums of a few products of the smallest gradients
-            # may be no normal numbers.
+        def added(sums, group):
+            # One by one: sums of a few products of the smallest gradients may be no
+            # normal numbers.
             products = (
-                x[tasks, None] * _around(y)[tasks, :num_partners]
+                x[group, None] * _around(y)[group, :num_partners]
                 for x, y in zip(rows[0], rows[-1], strict=True)
             )
-            return functools.reduce(jnp.add, products, total)
+            return functools.reduce(jnp.add, products, sums)
 
-        return list(map(added, totals, groups)), None
+        return list(map(added, sums, groups)), None
 
-    def of_blocks(start, num_blocks):
-        zeros = jnp.zeros((n, num_partners, columns), accumulator(matrices[0]))
-        starts = start + block * jnp.arange(num_blocks)
-        totals, _ = lax.scan(add, [zeros[tasks] for tasks in groups], starts)
-        return jnp.concatenate(totals).sum(-1)
+    def add_chunk(total, starts):
+        sums, _ = lax.scan(add_block, [zeros[group] for group in groups], starts)
+        return total + jnp.concatenate(sums).sum(-1), None
 
-    def add_chunk(total, start):
-        return total + of_blocks(start, _CHUNK), None
+    starts = block * jnp.arange(num_chunks * num_blocks).reshape(num_chunks, num_blocks)
+    total, _ = lax.scan(add_chunk, zeros.sum(-1), starts)
 
-    chunks = block * _CHUNK * jnp.arange(num_chunks)
-    total = of_blocks(num_chunks * _CHUNK * block, num_blocks)
-    total, _ = lax.scan(add_chunk, total, chunks)
-    tasks = jnp.arange(n)
-    partners = _around(tasks)[:, :num_partners]
-    product = jnp.zeros((n, n), total.dtype).at[tasks[:, None], partners].set(total)
+    rest = _product(*(matrix[:, starts.size * block :] for matrix in matrices))
+    tasks = jnp.arange(n)[:, None]
+    partners = _around(jnp.arange(n))[:, :num_partners]
+    product = jnp.zeros_like(rest).at[tasks, partners].set(total)
     if is_symmetric:
-        product = product.at[partners, tasks[:, None]].set(total)
-    rest = (matrix[:, size // block * block :] for matrix in matrices)
-    return product + _product(*rest)
+        product = product.at[partners, tasks].set(total)
+    return product + rest
 
 
 def _around(values: jax.Array) -> jax.Array:
-    """[N, N + 1, ...] of [N, ...], with values[(i + k) % N] at [i, k]."""
+    """[N, N + 1, ...] of [N, ...], with values[(i + k) % N] at [i, k].
+
+    Each row of the copies begins one element later. An array of indices or `jnp.roll`
+    would take longer.
+    """
     n, *shape = values.shape
     copies = jnp.broadcast_to(values, (n + 1, n, *shape))
     return copies.reshape(n, n + 1, *shape)

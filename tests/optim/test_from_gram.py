@@ -7,6 +7,8 @@ import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 from optim_problems import (
     TASKS,
     as_matrix,
@@ -205,11 +207,38 @@ def test_inner_products_of_leaves_larger_than_a_cache(tasks, dtype):
         return np.einsum("jp,kp->jk", *rows)
 
     # The squares of the norms are 3e5; sums in float32 may lose 1e-5 of them.
-    np.testing.assert_allclose(
-        jax.jit(_task_axis.gram)(first), expected(first, first), atol=3
-    )
+    gram = np.asarray(jax.jit(_task_axis.gram)(first))
+    np.testing.assert_allclose(gram, expected(first, first), atol=3)
+    np.testing.assert_array_equal(gram, gram.T)
     np.testing.assert_allclose(
         jax.jit(_task_axis.inner_products)(first, second),
         expected(first, second),
         atol=3,
     )
+
+
+@pytest.mark.parametrize("place", [0, 10_000, -1])
+def test_what_is_not_finite_stays_with_its_task(place):
+    # Part of a matrix that a CPU takes block by block, and its rest.
+    gradients = jnp.ones((5, 20_001)).at[3, place].set(jnp.nan)
+    gram = np.asarray(jax.jit(_task_axis.gram)(gradients))
+    np.testing.assert_array_equal(np.isnan(gram[:, 3]), True)
+    np.testing.assert_array_equal(np.isnan(gram[3]), True)
+    others = np.delete(np.delete(gram, 3, 0), 3, 1)
+    np.testing.assert_allclose(others, 20_001, rtol=1e-6)
+
+
+def test_inner_products_of_what_varies_over_a_mesh():
+    mesh = jax.make_mesh((1,), ("devices",), (AxisType.Auto,))
+    gradients = jnp.ones((5, 20_000))
+
+    @functools.partial(
+        jax.shard_map, mesh=mesh, in_specs=(P(None, "devices"), P()), out_specs=P()
+    )
+    def products(sharded, replicated):
+        found = _task_axis.gram(sharded), _task_axis.inner_products(sharded, replicated)
+        return jax.lax.psum(found, "devices")
+
+    for found in jax.jit(products)(gradients, 2 * gradients):
+        assert found[0, 0] in (20_000, 40_000)
+        np.testing.assert_array_equal(found, found[0, 0])
