@@ -155,7 +155,7 @@ def _product_in_columns(*matrices: jax.Array) -> jax.Array:
     step = _AT_ONCE // num_partners
     groups = [slice(k, k + step) for k in range(0, n, step)]
 
-    # They vary over the devices of a `jax.shard_map` as the matrices do.
+    # Of the matrices' type: it says over which devices of a `jax.shard_map` they vary.
     zeros = functools.reduce(
         jnp.add,
         [
